@@ -1,0 +1,17 @@
+"""A run on disk: hidden states by layer, sample and token, with what made them."""
+
+from store.integrity import verify_run
+from store.reader import Run, UnfinishedRunWarning, open_run
+from store.schema import StoreError
+from store.writer import RunWriter, create_run, resume_run
+
+__all__ = [
+    "Run",
+    "RunWriter",
+    "StoreError",
+    "UnfinishedRunWarning",
+    "create_run",
+    "open_run",
+    "resume_run",
+    "verify_run",
+]

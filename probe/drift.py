@@ -1,0 +1,280 @@
+"""How far point tokens have drifted from the target: 1 - cosine, after a map to its space.
+
+Spaces of two widths have no cosine; a map makes one, and the map is part of the result. The
+ridge and Procrustes maps are fitted on gallery objects and scored on query objects, in the same
+way for every layer and model. The alignment projector was trained to make this very number
+small in the aligned model: no fair comparison, but the training objective seen from outside.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAPS = ("ridge", "procrustes", "none", "alignment")
+STRENGTHS = np.logspace(-6, 2, 17)  # against standardised features, whose mean variance is 1
+FOLDS = 5
+FIT_TOKENS = 2**16  # enough to fit a few thousand weights a target dim; more only takes time
+
+
+class Drift(NamedTuple):
+    """Drift of each query object (query_samples,), and what unrelated objects would give.
+
+    plain, random               : cosine as it stands, and with another object's target
+    centred, centred_random     : after taking off the gallery's mean token at each position,
+                                  which all objects share: 0 = none, about 1 = nothing left
+    """
+
+    plain: np.ndarray
+    random: np.ndarray
+    centred: np.ndarray
+    centred_random: np.ndarray
+
+
+def cosine_drift(
+    x: np.ndarray,
+    target: np.ndarray,
+    map: str = "ridge",
+    *,
+    gallery: np.ndarray | None = None,
+    query: np.ndarray | None = None,
+    projector: Callable | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Distance of each query object's tokens from its target: 1 - cosine, mean over tokens.
+
+    x       : (samples, tokens, dim)      target : (samples, tokens, target_dim)
+    map     : "ridge" or "procrustes", fitted on the gallery; "none", for equal dims;
+              "alignment", the trained `projector`, a function of x
+    gallery : rows or mask of the objects to fit on; the fitted maps need it
+    query   : rows or mask of the objects to score; the rest by default
+
+    Returns (query_samples,) in [0, 2], lower is closer: 0 none, 1 a right angle. Read it against
+    `drift_parts(...).random`: targets of unlike objects are alike, and so is any map's output.
+    """
+    parts = drift_parts(
+        x, target, map, gallery=gallery, query=query, projector=projector, seed=seed
+    )
+    return parts.plain
+
+
+def drift_parts(
+    x: np.ndarray,
+    target: np.ndarray,
+    map: str = "ridge",
+    *,
+    gallery: np.ndarray | None = None,
+    query: np.ndarray | None = None,
+    projector: Callable | None = None,
+    seed: int = 0,
+) -> Drift:
+    """`cosine_drift` with its random-pair control and its centred form; same arguments."""
+    _check(x, target, map, projector)
+    fit, score = _rows(len(x), gallery, query, map)
+    if map == "none":
+        mapped = np.asarray(x, np.float32)
+    elif map == "alignment":
+        mapped = _project(projector, x)
+    else:
+        weights = fit_map(x[fit], target[fit], map, seed=seed)
+        mapped = apply_map(x, weights)
+    if mapped.shape != target.shape:
+        raise ValueError(f"mapped tokens {mapped.shape} and target {target.shape} differ in shape")
+    target = np.asarray(target, np.float32)
+    # positions differ from one another far more than objects do: that part is not geometry
+    base = fit if len(fit) else score
+    mapped_mean, target_mean = mapped[base].mean(axis=0), target[base].mean(axis=0)
+    other = _partners(len(score), seed)
+    pairs = (
+        (mapped[score], target[score]),
+        (mapped[score] - mapped_mean, target[score] - target_mean),
+    )
+    drifts = [token_drift(a, to) for a, b in pairs for to in (b, b[other])]
+    return Drift(*drifts)
+
+
+def token_drift(mapped: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """1 - cosine, mean over tokens, of tokens in one space. Both (samples, tokens, dim)."""
+    scale = np.linalg.norm(mapped, axis=-1) * np.linalg.norm(target, axis=-1)
+    cosine = np.einsum("std,std->st", mapped, target)
+    # a token that is zero points nowhere: as far as one of a random direction
+    cosine = np.divide(cosine, scale, out=np.zeros_like(cosine), where=scale > 0)
+    return 1 - cosine.mean(axis=1, dtype=np.float64)
+
+
+class Map(NamedTuple):
+    """An affine map of tokens: (x - x_mean) @ weights + y_mean."""
+
+    x_mean: np.ndarray
+    weights: np.ndarray
+    y_mean: np.ndarray
+    strength: float
+
+
+def apply_map(x: np.ndarray, fitted: Map) -> np.ndarray:
+    """Tokens (samples, tokens, dim) in the target's space, float32."""
+    bias = fitted.y_mean - fitted.x_mean @ fitted.weights
+    return np.asarray(x, np.float32) @ fitted.weights.astype(np.float32) + bias.astype(np.float32)
+
+
+def fit_map(x: np.ndarray, target: np.ndarray, map: str = "ridge", *, seed: int = 0) -> Map:
+    """The map from x (samples, tokens, dim) to target (samples, tokens, target_dim).
+
+    Ridge standardises x and picks its strength by cross-validation over whole objects.
+    Procrustes is the best orthogonal map, semi-orthogonal where dims differ.
+    """
+    if len(x) < FOLDS:
+        raise ValueError(f"a map needs {FOLDS} gallery objects or more, there are {len(x)}")
+    folds = np.random.default_rng(seed).permutation(len(x)) % FOLDS
+    x, target = _some_tokens(x, target, seed)
+    moments = [_moments(x[folds == fold], target[folds == fold]) for fold in range(FOLDS)]
+    total = _added(moments)
+    if map == "procrustes":
+        cov, x_mean, y_mean = total.x_y, total.x_mean, total.y_mean
+        left, sizes, right = np.linalg.svd(cov, full_matrices=False)
+        scale = sizes.sum() / max(np.trace(total.x_x), np.finfo(np.float64).tiny)
+        return Map(x_mean, left @ right * scale, y_mean, 0.0)
+    errors = sum(
+        _validation_errors(_added([m for m in moments if m is not held]), held) for held in moments
+    )
+    strength = float(STRENGTHS[np.argmin(errors)])
+    weights = _ridge(total, np.array([strength]))[0]
+    return Map(total.x_mean, weights, total.y_mean, strength)
+
+
+class _Moments(NamedTuple):
+    """Means and central second moments of tokens: enough to fit and to score a linear map."""
+
+    count: int
+    x_mean: np.ndarray
+    y_mean: np.ndarray
+    x_x: np.ndarray
+    x_y: np.ndarray
+    y_y: float
+
+
+def _moments(x: np.ndarray, y: np.ndarray) -> _Moments:
+    x = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    y = y.reshape(-1, y.shape[-1]).astype(np.float64)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    x -= x_mean
+    y -= y_mean
+    return _Moments(len(x), x_mean, y_mean, x.T @ x, x.T @ y, float(np.vdot(y, y)))
+
+
+def _added(parts: list[_Moments]) -> _Moments:
+    """Moments of all tokens of several sets (Chan et al. 1979), stable far from the origin."""
+    count = sum(part.count for part in parts)
+    x_mean = sum(part.count * part.x_mean for part in parts) / count
+    y_mean = sum(part.count * part.y_mean for part in parts) / count
+    return _Moments(count, x_mean, y_mean, *_about(parts, x_mean, y_mean))
+
+
+def _about(
+    parts: list[_Moments], x_mean: np.ndarray, y_mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Second moments of several sets about given means."""
+    x_x, x_y, y_y = 0.0, 0.0, 0.0
+    for part in parts:
+        dx, dy = part.x_mean - x_mean, part.y_mean - y_mean
+        x_x = x_x + part.x_x + part.count * np.outer(dx, dx)
+        x_y = x_y + part.x_y + part.count * np.outer(dx, dy)
+        y_y = y_y + part.y_y + part.count * float(dy @ dy)
+    return x_x, x_y, y_y  # type: ignore[return-value]
+
+
+def _ridge(train: _Moments, strengths: np.ndarray) -> np.ndarray:
+    """Ridge weights (strengths, dim, target_dim), one decomposition for all strengths."""
+    spread, values, vectors, projected = _decomposed(train)
+    shrunk = projected / (values[:, None] + strengths[:, None, None])
+    return (vectors @ shrunk) / spread[:, None]
+
+
+def _decomposed(train: _Moments) -> tuple[np.ndarray, ...]:
+    """Spread of x, eigenvalues and vectors of its correlation, and x'y in that basis."""
+    spread = np.sqrt(np.diag(train.x_x) / train.count)
+    spread = np.where(spread > 1e-12 * spread.max(initial=0), spread, np.inf)  # constant: no weight
+    if np.isinf(spread).all():
+        raise ValueError("all features are constant over the gallery: no map can be fitted")
+    correlation = train.x_x / np.outer(spread, spread) / train.count
+    values, vectors = np.linalg.eigh(correlation)
+    projected = vectors.T @ (train.x_y / spread[:, None]) / train.count
+    return spread, np.maximum(values, 0), vectors, projected
+
+
+def _validation_errors(train: _Moments, held: _Moments) -> np.ndarray:
+    """Squared error on the held-out objects, (strengths,), from moments alone."""
+    spread, values, vectors, projected = _decomposed(train)
+    x_x, x_y, y_y = _about([held], train.x_mean, train.y_mean)
+    basis = vectors / spread[:, None]
+    own, cross = basis.T @ x_x @ basis, basis.T @ x_y
+    errors = np.empty(len(STRENGTHS))
+    for at, strength in enumerate(STRENGTHS):
+        weights = projected / (values[:, None] + strength)
+        errors[at] = np.vdot(weights, own @ weights) - 2 * np.vdot(weights, cross) + y_y
+    return errors
+
+
+def _some_tokens(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same number of tokens of each object, `FIT_TOKENS` at most, drawn with the seed."""
+    samples, tokens, _ = x.shape
+    keep = max(1, FIT_TOKENS // samples)
+    if keep >= tokens:
+        return x, y
+    draw = np.random.default_rng([seed, 2]).random((samples, tokens))
+    chosen = np.sort(draw.argsort(axis=1)[:, :keep], axis=1)[:, :, None]
+    return np.take_along_axis(x, chosen, axis=1), np.take_along_axis(y, chosen, axis=1)
+
+
+def _check(x: np.ndarray, target: np.ndarray, map: str, projector: Callable | None) -> None:
+    if map not in MAPS:
+        raise ValueError(f"map {map!r}: must be one of {', '.join(MAPS)}")
+    if x.ndim != 3 or target.ndim != 3 or x.shape[:2] != target.shape[:2]:
+        raise ValueError(
+            f"x {x.shape} and target {target.shape}: need (samples, tokens, dim), samples and "
+            "tokens the same"
+        )
+    if map == "none" and x.shape != target.shape:
+        raise ValueError(f"map 'none' needs equal dims, not {x.shape[2]} and {target.shape[2]}")
+    if (map == "alignment") != (projector is not None):
+        raise ValueError("map 'alignment' takes a projector, the others take none")
+    for name, tokens in (("x", x), ("target", target)):
+        if not np.isfinite(tokens).all():
+            bad = int((~np.isfinite(tokens)).any(axis=(1, 2)).argmax())
+            raise ValueError(f"{name} sample {bad} has values that are not finite")
+
+
+def _rows(
+    samples: int, gallery: np.ndarray | None, query: np.ndarray | None, map: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit on and rows to score, which share none."""
+    every = np.arange(samples)
+    if gallery is None and map in ("ridge", "procrustes"):
+        raise ValueError(f"map {map!r} is fitted: name the gallery objects to fit it on")
+    fit = every[:0] if gallery is None else every[gallery]
+    score = np.setdiff1d(every, fit) if query is None else every[query]
+    if shared := len(np.intersect1d(fit, score)):
+        raise ValueError(f"{shared} objects are in the gallery and in the query")
+    if len(score) < 2:
+        raise ValueError(f"{len(score)} query objects: drift needs 2 or more")
+    return fit, score
+
+
+def _partners(samples: int, seed: int) -> np.ndarray:
+    """Another object for each: one random cycle, so that none is paired with itself."""
+    order = np.random.default_rng([seed, 3]).permutation(samples)
+    partner = np.empty(samples, np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def _project(projector: Any, x: np.ndarray) -> np.ndarray:
+    """The trained projector's output, float32; a torch module is run without gradients."""
+    if not hasattr(projector, "parameters"):
+        return np.asarray(projector(x), np.float32)
+    import torch
+
+    like = next(projector.parameters())
+    with torch.no_grad():
+        tokens = torch.from_numpy(np.asarray(x, np.float32)).to(like.device, like.dtype)
+        return projector(tokens).float().cpu().numpy()

@@ -1,0 +1,167 @@
+"""Error bars and paired tests. The unit is the object: one value an object goes in."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+BLOCK = 1000  # resamples held at a time
+
+
+class Interval(NamedTuple):
+    """An estimate between its bounds; arrays where the values had leading axes."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Difference(NamedTuple):
+    """A paired difference, its bounds, and two p-values: alone, and over all rows at once."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    p_adjusted: np.ndarray
+
+
+def wilson(hits: np.ndarray | int, n: int, level: float = 0.95) -> Interval:
+    """Score interval of a share: hits out of n objects, n the same for all.
+
+    Stays within [0, 1] and holds its level for shares near 0 and 1, where the normal one fails
+    (Wilson 1927; Brown, Cai & DasGupta 2001).
+    """
+    from scipy.special import ndtri
+
+    share = np.asarray(hits) / n
+    if n < 1 or (share < 0).any() or (share > 1).any():
+        raise ValueError(f"hits={hits} of n={n}: need n of 1 or more, and hits from 0 to n")
+    z = ndtri((1 + level) / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, np.maximum(middle - half, 0), np.minimum(middle + half, 1))
+
+
+def bootstrap(
+    values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean over objects with its percentile interval. values : (..., samples).
+
+    For means only: a statistic of pairs of objects (CKA) wants the jackknife, since a resample
+    holds some objects twice. All leading rows share the resamples.
+    """
+    values = _checked(values)
+    means = _resampled_means(values, resamples, seed)  # (resamples, ...)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(values.mean(axis=-1), low, high)
+
+
+def paired_difference(
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    permutations: int = 5000,
+    seed: int = 0,
+    simultaneous: bool = False,
+) -> Difference:
+    """Mean of a - b over objects. a, b : (..., samples), the same objects in the same order.
+
+    p          : share of random sign flips with a difference as large, two-sided
+    p_adjusted : the same for the largest of all rows (Westfall & Young 1993), so that the
+                 chance of any false alarm over, say, all layers is the level itself
+    simultaneous : widen the bounds so that all rows are covered at once at `level`
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"a {a.shape} and b {b.shape} are not paired: shapes differ")
+    gaps = _checked(a - b)
+    mean = gaps.mean(axis=-1)
+    p, p_adjusted = _sign_flips(gaps, permutations, seed)
+    means = _resampled_means(gaps, resamples, seed)
+    if simultaneous:
+        low, high = _simultaneous_bounds(mean, means, level)
+    else:
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Difference(mean, low, high, p, p_adjusted)
+
+
+def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
+    """Exact two-sided p that two models are right equally often. Both (samples,) of bool.
+
+    Only objects that one gets right and the other wrong bear on it: under equality each is a
+    fair coin (McNemar 1947).
+    """
+    from scipy.special import bdtr
+
+    hits_a, hits_b = np.asarray(hits_a, bool), np.asarray(hits_b, bool)
+    if hits_a.shape != hits_b.shape or hits_a.ndim != 1:
+        raise ValueError(f"hits {hits_a.shape} and {hits_b.shape} are not paired")
+    only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def adjust_normal(z: np.ndarray, correlation: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Two-sided p of each of several normal statistics, adjusted for the largest of them.
+
+    z : (tests,)    correlation : (tests, tests) of the statistics under the null.
+    """
+    rng = np.random.default_rng(seed)
+    values, vectors = np.linalg.eigh(correlation)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    largest = np.abs(rng.standard_normal((20_000, len(z))) @ root.T).max(axis=1)
+    return (1 + (largest[:, None] >= np.abs(z)).sum(axis=0)) / (1 + len(largest))
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim < 1 or values.shape[-1] < 2:
+        raise ValueError(f"values {values.shape}: an interval needs 2 objects or more")
+    if not np.isfinite(values).all():
+        raise ValueError("values hold NaN or infinity: no interval can be given")
+    return values
+
+
+def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means of resamples of the objects with replacement: (resamples, ...)."""
+    rng = np.random.default_rng(seed)
+    samples = values.shape[-1]
+    rows = values.reshape(-1, samples)
+    means = np.empty((resamples, len(rows)))
+    for start in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - start)
+        counts = rng.multinomial(samples, np.full(samples, 1 / samples), size=size)
+        means[start : start + size] = counts @ rows.T / samples
+    return means.reshape(resamples, *values.shape[:-1])
+
+
+def _simultaneous_bounds(
+    mean: np.ndarray, means: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray]:
+    spread = means.std(axis=0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = np.where(spread > 0, np.abs(means - mean) / spread, 0.0)
+    width = np.quantile(scores.reshape(len(means), -1).max(axis=1), level)
+    return mean - width * spread, mean + width * spread
+
+
+def _sign_flips(gaps: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """p of each row alone and adjusted. A flip leaves squares alone, so |mean| / rms serves as t."""
+    rng = np.random.default_rng([seed, 1])
+    samples = gaps.shape[-1]
+    rows = gaps.reshape(-1, samples)
+    size = np.sqrt((rows**2).sum(axis=1))
+    unit = np.divide(rows, size[:, None], out=np.zeros_like(rows), where=size[:, None] > 0)
+    observed = np.abs(unit.sum(axis=1)) - 1e-12  # a flip that only reorders the sum is a tie
+    alone, largest = np.zeros(len(rows)), np.zeros(len(rows))
+    for start in range(0, permutations, BLOCK):
+        draws = min(BLOCK, permutations - start)
+        signs = rng.integers(0, 2, (draws, samples), dtype=np.int8) * 2.0 - 1.0
+        flipped = np.abs(signs @ unit.T)  # (draws, rows)
+        alone += (flipped >= observed).sum(axis=0)
+        largest += (flipped.max(axis=1, keepdims=True) >= observed).sum(axis=0)
+    shape = gaps.shape[:-1]
+    return tuple(((1 + count) / (1 + permutations)).reshape(shape) for count in (alone, largest))

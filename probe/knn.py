@@ -1,0 +1,204 @@
+"""Nearest-neighbour probes: does a layer keep like objects near each other?"""
+
+import importlib.util
+import warnings
+from typing import Any
+
+import numpy as np
+
+BACKENDS = ("faiss-gpu", "faiss-cpu", "torch")
+METRICS = ("cosine", "l2")
+SPARE = 16  # candidates beyond k: float32 search may order near neighbours otherwise than float64
+NEAR = 1e-5  # distances closer than this, of at most 2, are settled in float64
+BLOCK_BYTES = 2**28
+
+
+def knn_accuracy(
+    gallery: np.ndarray,
+    query: np.ndarray,
+    gallery_labels: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    k: int = 20,
+    metric: str = "cosine",
+    backend: str = "auto",
+) -> float:
+    """Share of queries whose label wins the vote of their k nearest gallery samples.
+
+    gallery : (gallery_samples, dim)    gallery_labels : (gallery_samples,), integers from 0
+    query   : (query_samples, dim)      query_labels   : (query_samples,)
+    k       : neighbours that vote, one vote each; equal votes go to the smaller label
+
+    Returns a share in [0, 1], higher is better. An object in both sets finds itself: split by
+    object first (`probe.splits`). Wu et al. 2018 (arXiv:1805.01978, section 3.4) weigh the votes
+    by similarity; these are plain.
+    """
+    hits = knn_hits(
+        gallery, query, gallery_labels, query_labels, k=k, metric=metric, backend=backend
+    )
+    return float(hits.mean())
+
+
+def knn_hits(
+    gallery: np.ndarray,
+    query: np.ndarray,
+    gallery_labels: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    k: int = 20,
+    metric: str = "cosine",
+    backend: str = "auto",
+) -> np.ndarray:
+    """Which queries `knn_accuracy` counts as right, (query_samples,) of bool: for paired tests."""
+    query_labels = np.asarray(query_labels)
+    if len(query_labels) != len(query):
+        raise ValueError(f"{len(query_labels)} query labels for {len(query)} queries")
+    predicted = knn_predict(gallery, gallery_labels, query, k, metric=metric, backend=backend)
+    return predicted == query_labels
+
+
+def knn_predict(
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    query: np.ndarray,
+    k: int,
+    metric: str = "cosine",
+    backend: str = "auto",
+) -> np.ndarray:
+    """Label that wins the vote of the k nearest gallery samples, for each query.
+
+    gallery : (gallery_samples, dim)    query : (query_samples, dim)
+    metric  : "cosine" or "l2"          backend : "faiss-gpu", "faiss-cpu", "torch" or "auto",
+    the first of these that is there; all give the same labels, (query_samples,).
+    """
+    gallery_labels = np.asarray(gallery_labels)
+    if gallery_labels.shape != (len(gallery),):
+        raise ValueError(f"{len(gallery_labels)} gallery labels for {len(gallery)} samples")
+    return vote(gallery_labels[nearest(gallery, query, k, metric=metric, backend=backend)])
+
+
+def vote(labels: np.ndarray) -> np.ndarray:
+    """Most frequent label of each row, the smaller one of equals. labels : (samples, k)."""
+    names, codes = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(labels), len(names)), np.int32)
+    np.add.at(counts, (np.arange(len(labels))[:, None], codes.reshape(labels.shape)), 1)
+    return names[counts.argmax(axis=1)]
+
+
+def nearest(
+    gallery: np.ndarray, query: np.ndarray, k: int, metric: str = "cosine", backend: str = "auto"
+) -> np.ndarray:
+    """Rows of the k gallery samples nearest to each query, nearest first: (query_samples, k).
+
+    The backend proposes some more than k in float32, float64 puts them in order, and equally
+    near ones come in the order of the gallery: so no backend, thread count or duplicate object
+    changes the answer.
+    """
+    gallery, query = _checked(gallery, query, k, metric)
+    backend = _pick(backend)
+    candidates = _search(gallery, query, min(k + SPARE, len(gallery)), backend)
+    rows = np.empty((len(query), k), np.int64)
+    step = max(1, BLOCK_BYTES // (candidates.shape[1] * gallery.shape[1] * 8))
+    for start in range(0, len(query), step):
+        block = slice(start, start + step)
+        rows[block] = _refine(gallery, query[block], candidates[block], k)
+    return rows
+
+
+def _checked(
+    gallery: np.ndarray, query: np.ndarray, k: int, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 rows, of unit length for cosine; ValueError for what cannot be compared."""
+    gallery, query = np.asarray(gallery, np.float64), np.asarray(query, np.float64)
+    if gallery.ndim != 2 or query.ndim != 2 or gallery.shape[1] != query.shape[1]:
+        raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"k={k} must be 1 to {len(gallery)}, the number of gallery samples")
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
+    for name, rows in (("gallery", gallery), ("query", query)):
+        if not np.isfinite(rows).all():
+            bad = int((~np.isfinite(rows)).any(axis=1).argmax())
+            raise ValueError(f"{name} sample {bad} has values that are not finite")
+    if metric == "l2":
+        # a common shift and scale change no order, and bring float32 to its best
+        gallery_mean = gallery.mean(axis=0)
+        scale = np.abs(gallery - gallery_mean).max() or 1.0
+        return (gallery - gallery_mean) / scale, (query - gallery_mean) / scale
+    return unit_rows(gallery, "gallery"), unit_rows(query, "query")
+
+
+def unit_rows(rows: np.ndarray, name: str = "rows") -> np.ndarray:
+    """Rows scaled to length 1; a row of zeros has no direction and is refused."""
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    if not length.all():
+        raise ValueError(f"{name} sample {int((length == 0).argmax())} is zero: it has no cosine")
+    return rows / length
+
+
+def _pick(backend: str) -> str:
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(f"backend {backend!r}: must be auto, {', '.join(BACKENDS)}")
+        return backend
+    if importlib.util.find_spec("faiss") is None:
+        return "torch"
+    return "faiss-gpu" if getattr(_faiss(), "get_num_gpus", int)() else "faiss-cpu"
+
+
+def _faiss() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the generated bindings
+        import faiss
+    return faiss
+
+
+def _search(gallery: np.ndarray, query: np.ndarray, count: int, backend: str) -> np.ndarray:
+    """Candidates by squared distance in float32, (query_samples, count), best first."""
+    near, far = np.ascontiguousarray(query, np.float32), np.ascontiguousarray(gallery, np.float32)
+    if backend == "torch":
+        return _search_torch(far, near, count)
+    faiss = _faiss()
+    index = faiss.IndexFlatL2(far.shape[1])
+    if backend == "faiss-gpu":
+        if not getattr(faiss, "get_num_gpus", int)():
+            raise ValueError("backend faiss-gpu: this faiss finds no GPU; use faiss-cpu or torch")
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    index.add(far)
+    return index.search(near, count)[1]
+
+
+def _search_torch(gallery: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    far = torch.from_numpy(gallery).to(device)
+    half_norm = (far * far).sum(dim=1) / 2
+    step = max(1, BLOCK_BYTES // (4 * len(far)))
+    found = []
+    for start in range(0, len(query), step):
+        near = torch.from_numpy(query[start : start + step]).to(device)
+        scores = near @ far.T - half_norm  # (queries, gallery_samples), higher is nearer
+        found.append(scores.topk(count, dim=1).indices.cpu().numpy())
+    return np.concatenate(found)
+
+
+def _refine(gallery: np.ndarray, query: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest of the candidates by float64 distance, then by row."""
+    candidates = np.sort(candidates, axis=1)  # a stable sort by distance then settles ties by row
+    distance = _distances(gallery[candidates], query)
+    order = distance.argsort(axis=1, kind="stable")
+    rows = np.take_along_axis(candidates, order, axis=1)[:, :k]
+    if candidates.shape[1] < len(gallery):
+        ranked = np.take_along_axis(distance, order, axis=1)
+        # more samples as near as the k-th than were proposed: only all of them can tell
+        for at in np.flatnonzero(ranked[:, -1] - ranked[:, k - 1] < NEAR):
+            every = _distances(gallery[None], query[at : at + 1])[0]
+            rows[at] = every.argsort(kind="stable")[:k]
+    return rows
+
+
+def _distances(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Squared distances, rounded so that equal rows tie however they were summed."""
+    gap = rows - query[:, None]
+    return np.einsum("qcd,qcd->qc", gap, gap).round(12)

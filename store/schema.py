@@ -1,0 +1,142 @@
+"""What a run store holds: names, dimensions, version, and the checks before one is made."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+STORE = "activations.zarr"
+COLUMNS = ("id", "label", "class_name", "split", "caption")
+SPLITS = ("gallery", "query")
+DTYPES = ("float16", "float32")
+RESERVED = ("points", "target", "probes", "attention")
+CHANNELS = ("x", "y", "z", "red", "green", "blue")
+CHUNK_BYTES = 4 * 2**20  # one layer of one chunk: big enough for a disk, small enough for a page
+MOST_SAMPLES = 128  # in a chunk; bounds what an interrupted capture has to do again
+
+
+class StoreError(ValueError):
+    """A store that cannot be read, or is asked for what it does not hold."""
+
+
+def chunk_samples(samples: int, tokens: int, dim: int, dtype: str) -> int:
+    """Samples in a chunk: a power of two, about `CHUNK_BYTES` per layer."""
+    fits = CHUNK_BYTES // (tokens * dim * np.dtype(dtype).itemsize)
+    bound = max(1, min(fits, MOST_SAMPLES, samples))
+    return 1 << (bound.bit_length() - 1)
+
+
+def digest(values: np.ndarray) -> str:
+    """SHA-256 of an array's values and shape; strings by their text, not their width."""
+    values = np.asarray(values)
+    content = hashlib.sha256(repr(values.shape).encode())
+    if values.dtype.kind in "OUT":
+        content.update(json.dumps([str(value) for value in values.ravel()]).encode())
+    else:
+        content.update(values.dtype.str.encode())
+        content.update(np.ascontiguousarray(values).data)
+    return content.hexdigest()
+
+
+def sample_columns(samples: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The table of samples as arrays (samples,): `COLUMNS`, then whatever else is given."""
+    if missing := [name for name in COLUMNS if name not in samples]:
+        raise ValueError(f"samples lack {', '.join(missing)}: they need {', '.join(COLUMNS)}")
+    table = {name: np.asarray(values) for name, values in samples.items()}
+    table["id"] = table["id"].astype(str)
+    table["label"] = table["label"].astype(np.int64)
+    count = len(table["id"])
+    for name, values in table.items():
+        if values.shape != (count,):
+            raise ValueError(f"samples column {name} has shape {values.shape}, expected ({count},)")
+    if count == 0:
+        raise ValueError("samples are empty: a run needs at least one")
+    if len(np.unique(table["id"])) < count:
+        names, counts = np.unique(table["id"], return_counts=True)
+        raise ValueError(f"sample id {names[counts.argmax()]} occurs {counts.max()} times")
+    if wrong := sorted(set(table["split"].astype(str)) - set(SPLITS)):
+        raise ValueError(f"split {wrong[0]!r}: samples are in {' or '.join(SPLITS)}")
+    return table
+
+
+def plan_attrs(
+    table: Mapping[str, np.ndarray],
+    *,
+    layers: Sequence[int],
+    variants: Sequence[str],
+    tokens: int,
+    dim: int,
+    target_dim: int,
+    points: np.ndarray | None,
+    dtype: str,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The root attributes of a store: all that has to agree before a capture may go on."""
+    layers, variants = [int(layer) for layer in layers], [str(name) for name in variants]
+    if not layers or layers != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError(f"layers {layers}: need distinct layers from 0 up, in order")
+    if not variants or len(set(variants)) < len(variants):
+        raise ValueError(f"variants {variants}: need distinct names")
+    if wrong := [n for n in variants if n in RESERVED or not n.replace("_", "").isalnum()]:
+        raise ValueError(f"variant {wrong[0]!r}: letters, digits and _, and none of {RESERVED}")
+    if min(tokens, dim, target_dim) < 1:
+        raise ValueError(f"tokens={tokens}, dim={dim}, target_dim={target_dim}: must be 1 or more")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: must be {' or '.join(DTYPES)}")
+    samples = len(table["id"])
+    digests = {f"samples.{name}": digest(values) for name, values in table.items()}
+    if points is not None:
+        if points.ndim != 3 or len(points) != samples or points.shape[2] != len(CHANNELS):
+            raise ValueError(f"points have shape {points.shape}, expected ({samples}, n, 6)")
+        digests["points"] = digest(points)
+    plan = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": False,
+        "samples": samples,
+        "layers": layers,
+        "variants": variants,
+        "tokens": int(tokens),
+        "dim": int(dim),
+        "target_dim": int(target_dim),
+        "points": None if points is None else list(points.shape[1:]),
+        "dtype": dtype,
+        "chunk": chunk_samples(samples, tokens, max(dim, target_dim), dtype),
+        "digests": digests,
+        "provenance": dict(provenance),
+    }
+    return json.loads(json.dumps(plan, default=str))  # as it will read back from the disk
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two plans, one clause each, nested keys written with dots."""
+    found = []
+    for key in dict.fromkeys([*stored, *asked]):
+        if not prefix and key == "complete":
+            continue
+        old, new = stored.get(key), asked.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            name = f"{prefix}{key}"
+            changed = name.startswith("digests.")
+            found.append(
+                f"{name.removeprefix('digests.')} have changed"
+                if changed
+                else f"{name} is {old!r} in the store and {new!r} now"
+            )
+    return found
+
+
+def check_version(attrs: Mapping[str, Any], name: str) -> None:
+    """Refuse a store of no known version, or of one written by a later program."""
+    version = attrs.get("schema_version")
+    if not isinstance(version, int):
+        raise StoreError(f"{name} is no run store: it does not say its schema version")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{name} has schema version {version}, and this program reads up to {SCHEMA_VERSION}: "
+            "update the program"
+        )

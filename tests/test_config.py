@@ -1,0 +1,85 @@
+"""Layer lists and command lines."""
+
+import pytest
+
+from train.cli import read_config
+from train.config import MODELS, STAGE2, parse_layers
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("4,8,...,32", [4, 8, 12, 16, 20, 24, 28, 32]),
+        ("4, 8, ..., 32", [4, 8, 12, 16, 20, 24, 28, 32]),
+        ("0", [0]),
+        ("4-8", [4, 5, 6, 7, 8]),
+        ("0,4-6,16,20,...,32", [0, 4, 5, 6, 16, 20, 24, 28, 32]),
+        ("32,1,1", [1, 32]),
+        ("all", list(range(33))),
+    ],
+)
+def test_layers_are_read_as_written(text, layers):
+    assert parse_layers(text, 32) == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [
+        ("40", "40"),
+        ("4,8..", "8.."),
+        ("4,8,...", "..."),
+        ("4,9,...,32", "..."),
+        ("4,8,...,40", "40"),
+        ("...,8", "..."),
+        ("8-4", "8-4"),
+        ("-1", "-1"),
+        ("four", "four"),
+        ("", "''"),
+    ],
+)
+def test_a_bad_layer_is_named_with_the_depth(text, bad):
+    with pytest.raises(ValueError, match="32") as error:
+        parse_layers(text, 32)
+    assert bad in str(error.value)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: minigpt3d\nsteps: 7\nalign_layer: 15\n")
+    config = read_config(STAGE2, arguments=["--config", str(file), "--steps", "9"])
+    assert (config.preset, config.steps, config.align_layer) == ("minigpt3d", 9, 15)
+    assert config.learning_rate == STAGE2["minigpt3d"].learning_rate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--align-wieght", "1"], "--align-weight"),
+        (["--steps", "many"], "--steps"),
+        (["--preset", "huge"], "nano"),
+        (["--config", "no-such-file.yaml"], "no-such-file.yaml"),
+        (["--align-weight", "0"], "--align-weight"),
+        (["--neighbours", "1;10"], "--neighbours"),
+    ],
+)
+def test_a_wrong_call_ends_with_code_2_and_names_the_flag(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_config(STAGE2, arguments=arguments)
+    assert stop.value.code == 2
+    written = capsys.readouterr()
+    assert said in written.out + written.err
+
+
+def test_an_unknown_key_in_a_config_file_ends_with_code_2(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("align_wieght: 0.2\n")
+    with pytest.raises(SystemExit) as stop:
+        read_config(STAGE2, arguments=["--config", str(file)])
+    assert stop.value.code == 2
+    written = capsys.readouterr()
+    assert "align-wieght" in written.out + written.err
+
+
+def test_the_nano_model_is_as_deep_as_the_published_one():
+    assert MODELS["nano"].llm_depth == MODELS["minigpt3d"].llm_depth == 32
+    assert MODELS["nano"].queries == MODELS["minigpt3d"].queries == 32

@@ -1,0 +1,279 @@
+"""A store gives back what went in, survives a kill, and refuses what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import store
+from store import StoreError, UnfinishedRunWarning
+
+ROOT = Path(__file__).parents[1]
+SAMPLES, TOKENS, DIM, TARGET_DIM, LAYERS = 300, 4, 8, 6, [0, 4, 8]
+
+
+def plan(**changes):
+    """What create_run takes, for a run of 300 samples in chunks of 128."""
+    number = np.arange(SAMPLES)
+    samples = {
+        "id": [f"object-{i:04d}" for i in number],
+        "label": number % 5,
+        "class_name": [f"class {i % 5}" for i in number],
+        "split": np.where(number < 200, "gallery", "query"),
+        "caption": [f"A shape, number {i} – żółw" for i in number],
+    }
+    points = np.random.default_rng(0).random((SAMPLES, 16, 6), np.float32)
+    values = {
+        "samples": samples,
+        "layers": LAYERS,
+        "variants": ["stage1", "aligned"],
+        "tokens": TOKENS,
+        "dim": DIM,
+        "target_dim": TARGET_DIM,
+        "points": points,
+        "provenance": {"seed": 0, "config": {"rate": 0.1}},
+    }
+    return values | changes
+
+
+def states(variant="stage1"):
+    rng = np.random.default_rng([7, len(variant)])
+    return rng.normal(size=(len(LAYERS), SAMPLES, TOKENS, DIM)).astype(np.float16)
+
+
+def targets():
+    return np.random.default_rng(9).normal(size=(SAMPLES, TOKENS, TARGET_DIM)).astype(np.float16)
+
+
+def fill(writer, pause=0.0):
+    """Capture everything that is still missing."""
+    for name in ["target", "stage1", "aligned"]:
+        for start in range(writer.done(name), SAMPLES, writer.chunk):
+            rows = slice(start, min(start + writer.chunk, SAMPLES))
+            if name == "target":
+                writer.append_target(rows, targets()[rows])
+            else:
+                writer.append(name, rows, states(name)[:, rows])
+            time.sleep(pause)
+    writer.finish()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    fill(store.create_run(path, **plan()))
+    return path
+
+
+def contents(path):
+    folder = path / "activations.zarr"
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_a_finished_store_gives_back_what_went_in(finished):
+    run = store.open_run(finished)
+    assert run.complete and run.variants == ["stage1", "aligned"] and run.layers == LAYERS
+    hidden = run.hidden("aligned")
+    assert hidden.dims == ("layer", "sample", "token", "dim")
+    np.testing.assert_array_equal(hidden, states("aligned"))
+    np.testing.assert_array_equal(run.target(), targets())
+    np.testing.assert_array_equal(run.points(), plan()["points"])
+    one = hidden.sel(layer=4, sample="object-0123")
+    np.testing.assert_array_equal(one, states("aligned")[1, 123])
+    assert one.label == 3 and one.split == "gallery" and one.class_name == "class 3"
+    assert run.samples().caption.values[7] == "A shape, number 7 – żółw"
+    assert store.verify_run(finished) == []
+
+
+def test_stock_xarray_opens_the_store(finished):
+    tree = xr.open_datatree(finished / "activations.zarr", engine="zarr")
+    np.testing.assert_array_equal(tree["/stage1"].ds.hidden, states())
+    assert list(tree["/stage1"].ds.layer.values) == LAYERS
+    assert tree.attrs["schema_version"] == 1 and tree.attrs["provenance"]["seed"] == 0
+    tree.close()
+
+
+def test_an_unfinished_store_gives_its_finished_samples_and_says_so(tmp_path):
+    writer = store.create_run(tmp_path / "run", **plan())
+    writer.append("stage1", slice(0, 128), states()[:, :128])
+    writer.append("stage1", slice(256, 300), states()[:, 256:])  # after a gap: does not count
+    assert writer.done("stage1") == 128
+    run = store.open_run(tmp_path / "run")
+    assert not run.complete
+    with pytest.warns(UnfinishedRunWarning, match="stage1 has 128 of 300 samples"):
+        hidden = run.hidden("stage1")
+    np.testing.assert_array_equal(hidden, states()[:, :128])
+    with pytest.raises(ValueError, match="target has 0 of 300 samples"):
+        writer.finish()
+    assert store.verify_run(tmp_path / "run") == []
+
+
+def test_a_killed_capture_resumes_to_the_same_bytes(tmp_path, finished):
+    script = (
+        "import sys; from tests.test_store import *\n"
+        "fill(store.create_run(sys.argv[1], **plan()), pause=0.1)"
+    )
+    path = tmp_path / "killed"
+    child = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT)
+    mark = path / "activations.zarr" / "stage1" / "hidden" / "c"
+    deadline = time.time() + 30
+    while not mark.exists() and time.time() < deadline:
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    writer = store.resume_run(path, **plan())
+    assert writer.done("target") == SAMPLES and writer.done("aligned") < SAMPLES
+    fill(writer)
+    assert contents(path) == contents(finished)
+
+
+def test_a_failed_creation_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("store.writer.consolidate", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.create_run(tmp_path / "run", **plan())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": [0, 4]}, r"layers is \[0, 4, 8\] in the store and \[0, 4\] now"),
+        ({"provenance": {"seed": 1, "config": {"rate": 0.1}}}, "provenance.seed is 0 .* 1 now"),
+        ({"points": np.zeros((SAMPLES, 16, 6))}, "points have changed"),
+        ({"dtype": "float32"}, "dtype is 'float16'"),
+    ],
+)
+def test_resuming_with_another_plan_is_refused(finished, change, message):
+    with pytest.raises(ValueError, match=message):
+        store.resume_run(finished, **plan(**change))
+
+
+def test_creating_over_a_run_is_refused_and_loses_nothing(finished):
+    before = contents(finished)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        store.create_run(finished, **plan())
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70000.0])
+def test_states_that_do_not_fit_are_refused_by_name(tmp_path, value):
+    writer = store.create_run(tmp_path / "run", **plan())
+    hidden = states().astype(np.float32)[:, :128]
+    hidden[1, 5, 2, 3] = value
+    with pytest.raises(ValueError, match="variant aligned, layer 4, sample object-0005"):
+        writer.append("aligned", slice(0, 128), hidden)
+    assert writer.done("aligned") == 0
+
+
+def test_rows_across_a_chunk_are_refused(tmp_path):
+    writer = store.create_run(tmp_path / "run", **plan())
+    with pytest.raises(ValueError, match=r"rows 0-100 do not fit: 300 samples .* chunks of 128"):
+        writer.append("stage1", slice(0, 100), states()[:, :100])
+    with pytest.raises(ValueError, match="no variant 'stage9'"):
+        writer.append("stage9", slice(0, 128), states()[:, :128])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": [4, 4]}, "layers"),
+        ({"variants": ["points"]}, "variant 'points'"),
+        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"points": np.zeros((3, 16, 6))}, r"points have shape \(3, 16, 6\)"),
+    ],
+)
+def test_a_plan_that_makes_no_store_is_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        store.create_run(tmp_path / "run", **plan(**change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_duplicate_ids_are_refused(tmp_path):
+    samples = plan()["samples"] | {"id": ["a", "b"] + ["c"] * 298}
+    with pytest.raises(ValueError, match="sample id c occurs 298 times"):
+        store.create_run(tmp_path / "run", **plan(samples=samples))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(StoreError, match=r"is no run: it holds no activations\.zarr"):
+        store.open_run(tmp_path)
+    with pytest.raises(StoreError, match="is no run: there is no such folder"):
+        store.open_run(tmp_path / "nowhere")
+
+
+def test_a_later_schema_is_refused(tmp_path):
+    store.create_run(tmp_path / "run", **plan())
+    file = tmp_path / "run" / "activations.zarr" / "zarr.json"
+    root = json.loads(file.read_text())
+    root["attributes"]["schema_version"] = 9
+    file.write_text(json.dumps(root))
+    with pytest.raises(StoreError, match="schema version 9, and this program reads up to 1"):
+        store.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+def test_verify_finds_a_damaged_chunk(tmp_path, damage):
+    path = tmp_path / "run"
+    fill(store.create_run(path, **plan()))
+    chunk = path / "activations.zarr" / "aligned" / "hidden" / "c" / "1" / "0" / "0" / "0"
+    if damage == "flip":
+        content = bytearray(chunk.read_bytes())
+        content[len(content) // 2] ^= 1
+        chunk.write_bytes(bytes(content))
+    else:
+        chunk.unlink()
+    problems = store.verify_run(path)
+    assert len(problems) == 1 and "aligned, layer 4, samples 0-127" in problems[0]
+
+
+def test_results_of_a_probe_replace_older_ones(tmp_path):
+    path = tmp_path / "run"
+    fill(store.create_run(path, **plan()))
+    run = store.open_run(path)
+    results = xr.Dataset(
+        {"mean": (("variant", "layer"), np.ones((2, 3)), {"long_name": "accuracy"})},
+        coords={"variant": ["stage1", "aligned"], "layer": LAYERS},
+        attrs={"seed": 3},
+    )
+    run.write_probe("knn", results)
+    run.write_probe("knn", results + 1)
+    back = run.probes("knn")
+    assert float(back["mean"].sel(variant="aligned", layer=4)) == 2
+    with pytest.raises(StoreError, match="no results of 'cka': it has knn"):
+        run.probes("cka")
+    with pytest.raises(ValueError, match="have 5 samples, the run has 300"):
+        run.write_probe("part", xr.Dataset({"x": ("sample", np.zeros(5))}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        xr.open_datatree(path / "activations.zarr", engine="zarr").close()
+
+
+def test_the_command_line_reports_and_fails_as_promised(finished, tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "store", *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    assert "300" in call("ls", finished.parent).stdout
+    assert "aligned" in call("info", finished).stdout
+    assert call("verify", finished).returncode == 0
+    wrong = call("verify", tmp_path)
+    assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -1,0 +1,160 @@
+"""Checkpoints: strict, atomic, and without code in them (safetensors and JSON)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from train.config import ModelConfig
+from train.models.minigpt3d import MiniGPT3D, build
+from train.models.pointbert import check_names
+
+SHIPPED = Path(__file__).parent / "checkpoints" / "nano-stage1"
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, then put it in the place of `folder`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        write(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(
+    folder: Path, model: MiniGPT3D, tokenizer: Tokenizer, config: ModelConfig, card: dict[str, Any]
+) -> None:
+    """Write a whole model: `model.safetensors` (half precision), tokenizer, sizes and its card.
+
+    card : what made it (command, commit, seed, data) and how good it is (metrics).
+    """
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+
+    def write(fresh: Path) -> None:
+        save_file(tensors, fresh / "model.safetensors")
+        tokenizer.save(str(fresh / "tokenizer.json"))
+        (fresh / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        (fresh / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+    replace_folder(folder, write)
+
+
+def load_model(folder: Path) -> tuple[MiniGPT3D, Tokenizer, ModelConfig]:
+    """Read what `save_model` wrote, in single precision, in eval mode.
+
+    Raises FileNotFoundError when a part is missing and ValueError when the tensors are not those
+    of the sizes in `config.json`.
+    """
+    if missing := [
+        name
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+        if not (folder / name).is_file()
+    ]:
+        raise FileNotFoundError(
+            f"checkpoint {folder}: no {', '.join(missing)}; give a folder written by "
+            "python -m train.stage1"
+        )
+    try:
+        config = ModelConfig(**json.loads((folder / "config.json").read_text()))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint {folder}: config.json is not a model's sizes: {error}") from None
+    model = build(config, branch_scale=config.llm_branch_scale)
+    load_strictly(model, read_tensors(folder / "model.safetensors"), str(folder))
+    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; ValueError when it is cut short or not one."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read as safetensors ({error}); copy it again") from None
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load exactly the tensors of `module`; ValueError names each misfit."""
+    wanted = module.state_dict()
+    check_names(f"checkpoint {source} is of another architecture", wanted, tensors)
+    module.load_state_dict({name: value.to(wanted[name].dtype) for name, value in tensors.items()})
+
+
+def train_only(module: nn.Module, wanted: Callable[[str], bool]) -> dict[str, int]:
+    """Let exactly the parameters whose name passes `wanted` learn; returns their sizes by name."""
+    trained = {}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(wanted(name))
+        if parameter.requires_grad:
+            trained[name] = parameter.numel()
+    if not trained:
+        raise ValueError(f"{type(module).__name__}: nothing would train")
+    return trained
+
+
+def save_trainer(folder: Path, module: nn.Module, optimizer: Any, step: int) -> None:
+    """Keep what training needs to go on after `step` steps, whole or not at all."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    by_identity = {id(p): name for name, p in trained.items()}
+    tensors = {f"model/{name}": trained[name].detach().contiguous() for name in trained}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{key}/{by_identity[id(parameter)]}"] = torch.as_tensor(value).contiguous()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / ".trainer.new"
+    save_file(tensors, fresh, metadata={"step": str(step)})
+    fresh.replace(folder / "trainer.safetensors")
+
+
+def load_trainer(folder: Path, module: nn.Module, optimizer: Any) -> int:
+    """Put back what `save_trainer` kept; returns the steps done, 0 where there is nothing."""
+    path = folder / "trainer.safetensors"
+    if not path.is_file():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = read_tensors(path)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    kept = {key.removeprefix("model/") for key in tensors if key.startswith("model/")}
+    if kept != trained.keys():
+        raise ValueError(
+            f"{path} holds another selection of weights ({len(kept ^ trained.keys())} tensors differ); "
+            "choose another --out"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[f"model/{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    return step

@@ -1,0 +1,89 @@
+"""Command lines of the recipes: a dataclass becomes flags; presets and files are its defaults."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+import yaml
+
+Config = TypeVar("Config")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the program with one sentence: code 2 for a wrong call, 1 for a job that failed."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def read_config(
+    presets: Mapping[str, Config], default: str = "nano", arguments: list[str] | None = None
+) -> Config:
+    """The config that the command line asks for: a preset, then `--config FILE`, then flags.
+
+    presets   : name -> config, all of one dataclass.
+    arguments : the command line, `sys.argv` when None.
+
+    Leaves the program with code 2 and a sentence on an unknown flag, key, preset or value.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--config", type=Path)
+    early, _ = first.parse_known_args(words)
+    from_file = _file_flags(early.config) if early.config else []
+    named, _ = first.parse_known_args(from_file)
+    preset = presets.get(early.preset or named.preset or default, presets[default])
+    try:
+        return tyro.cli(
+            type(preset),
+            default=preset,
+            args=[*from_file, *words],
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except ValueError as error:
+        fail(str(error), 2)
+
+
+def _file_flags(path: Path) -> list[str]:
+    """The settings of a YAML file as the flags they stand for."""
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fail(f"--config {path} can't be read: {' '.join(str(error).split())}", 2)
+    if not isinstance(settings, dict):
+        fail(f"--config {path}: wanted lines such as 'align_weight: 0.2'", 2)
+    flags = []
+    for key, value in settings.items():
+        flag = f"--{str(key).replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif value is not None and value is not False:
+            flags += [flag, str(value)]
+    return flags
+
+
+def run(main: Callable[[Any], None], config: Any) -> None:
+    """Run a recipe; a mistake of the user's ends as one sentence, not as a traceback.
+
+    What is wrong with the call or its input (ValueError, a missing or existing file) is code 2;
+    what fails on the way (disk full, no memory, a loss that is not finite) is code 1.
+    """
+    try:
+        main(config)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        fail(_sentence(error), 2)
+    except (OSError, FloatingPointError, MemoryError) as error:
+        fail(_sentence(error), 1)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from the last checkpoint", 130)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or 'while writing'}"
+    return " ".join(str(error).split()) or type(error).__name__

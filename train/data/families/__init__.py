@@ -1,0 +1,40 @@
+"""The families of procedural shapes, by theme; a family draws one object from a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from train.data.families import furniture
+from train.data.families.design import PALETTE, Design, Part
+
+Family = Callable[[np.random.Generator], Design]
+
+THEMES: dict[str, list[Family]] = {
+    "piece of furniture": [
+        furniture.chair,
+        furniture.table,
+        furniture.stool,
+        furniture.bench,
+        furniture.bed,
+        furniture.sofa,
+        furniture.bookshelf,
+        furniture.desk,
+        furniture.wardrobe,
+        furniture.lamp,
+        furniture.ladder,
+    ],
+}
+
+FAMILIES: dict[str, Family] = {
+    family.__name__.replace("_", " "): family for theme in THEMES.values() for family in theme
+}
+"""Class name -> family, in the order of the labels."""
+
+THEME_OF: dict[str, str] = {
+    family.__name__.replace("_", " "): theme for theme, group in THEMES.items() for family in group
+}
+"""Class name -> what kind of thing it is."""
+
+__all__ = ["FAMILIES", "PALETTE", "THEMES", "THEME_OF", "Design", "Family", "Part"]

@@ -1,0 +1,196 @@
+"""MiniGPT-3D: a point cloud becomes 32 tokens of a small language model that talks about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from train.config import ModelConfig
+from train.models import phi
+from train.models.pointbert import PointBERT
+from train.models.projector import ModalityProjector, PointMLP
+from train.models.qformer import QFormer
+from train.prompts import UNLABELLED, Batch
+
+OWNERS = {
+    "point_encoder": ("pc_encoder.", "point_encoder."),
+    "mlp": ("point_2_Qformer_proj.",),
+    "qformer": ("query_tokens", "Qformer."),
+    "projector": ("llama_proj.", "llama_proj2."),
+    "llm": ("llama_model.",),
+}
+"""Which part a published tensor belongs to, by how its name begins."""
+
+
+class MiniGPT3D(nn.Module):
+    """The five parts in a row; what trains is the recipe's choice.
+
+    point_encoder : (samples, points, 6) -> (samples, tokens, encoder width)
+    mlp           : -> (samples, tokens, Q-Former input)
+    qformer       : -> (samples, queries, Q-Former width), the target
+    projector     : -> (samples, queries, LLM width), layer 0 at the point tokens
+    llm           : `MiniGPTPhi`, bare or wrapped by peft
+    """
+
+    def __init__(
+        self,
+        *,
+        point_encoder: PointBERT,
+        mlp: PointMLP,
+        qformer: QFormer,
+        projector: ModalityProjector,
+        llm: nn.Module,
+    ):
+        super().__init__()
+        self.point_encoder = point_encoder
+        self.mlp = mlp
+        self.qformer = qformer
+        self.projector = projector
+        self.llm = llm
+
+    def train(self, mode: bool = True) -> MiniGPT3D:
+        """Set the mode of projector, MLP and LLM; encoder and Q-Former always evaluate.
+
+        The encoder's BatchNorm must keep its statistics. The published code also evaluates the
+        Q-Former, except for its LoRA dropout, which by accident it leaves on for ever: the frozen
+        target would then differ from call to call. Here it is off, in training too.
+        """
+        super().train(mode)
+        self.point_encoder.eval()
+        self.qformer.eval()
+        return self
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Clouds (samples, points, 6) as targets (samples, queries, Q-Former width)."""
+        return self.qformer(self.mlp(self.point_encoder(points)))
+
+    def embed(self, batch: Batch, target: Tensor) -> Tensor:
+        """What enters the LLM, (samples, tokens, LLM width): text, and at `point_mask` the cloud.
+
+        target : (samples, queries, Q-Former width)
+        """
+        self._check(batch, target)
+        text = self.llm.get_input_embeddings()(batch.input_ids)
+        points = self.projector(target).to(text.dtype)
+        return text.masked_scatter(batch.point_mask[..., None], points)
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        points: Tensor | None = None,
+        target: Tensor | None = None,
+        logits: bool = False,
+    ) -> CausalLMOutputWithPast:
+        """Next-token loss of a batch: the mean over all its labelled tokens.
+
+        points : (samples, points, 6), or
+        target : (samples, queries, Q-Former width), what `encode` made of them.
+        logits : also return (samples, tokens, vocabulary); without, `logits` is None and the head
+                 runs at the labelled tokens only, a small part of a sequence.
+
+        `loss` is None when nothing is labelled and logits were asked for.
+        """
+        if (points is None) == (target is None):
+            raise ValueError("give either points or target, exactly one of them")
+        target = self.encode(points) if target is None else target
+        llm = phi.bare(self.llm)
+        hidden = llm.model(
+            inputs_embeds=self.embed(batch, target),
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        every = llm.lm_head(hidden) if logits else None
+        follows = batch.labels[:, 1:]  # token t predicts token t + 1
+        counted = follows != UNLABELLED
+        if not counted.any():
+            if logits:
+                return CausalLMOutputWithPast(logits=every)
+            raise ValueError(f"a batch of {len(follows)} samples without one labelled token")
+        scores = llm.lm_head(hidden[:, :-1][counted]) if every is None else every[:, :-1][counted]
+        loss = F.cross_entropy(scores.float(), follows[counted])
+        return CausalLMOutputWithPast(loss=loss, logits=every)
+
+    def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load a whole model under its published names.
+
+        The published files each hold a part: merge Phi-2, BLIP-2, the encoder and the stages, in
+        this order, and load once. `alignment_projector.*` is not part of this model.
+
+        Raises ValueError that names every tensor missing, unexpected or mis-shaped, part by part;
+        the parts without a fault are loaded then, the others are as they were.
+        """
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in OWNERS}
+        problems = []
+        for key, value in state_dict.items():
+            owner = next((part for part, names in OWNERS.items() if key.startswith(names)), None)
+            if owner is None:
+                problems.append(f"unexpected {key}")
+            else:
+                parts[owner][key] = value
+        for part, tensors in parts.items():
+            try:
+                if part == "llm":
+                    phi.load_published(self.llm, tensors)
+                else:
+                    getattr(self, part).load_published(tensors)
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _check(self, batch: Batch, target: Tensor) -> None:
+        counts = batch.point_mask.sum(dim=1)
+        if len(target) != len(counts) or (counts != target.shape[1]).any():
+            raise ValueError(
+                f"{len(counts)} prompts with {counts.tolist()} point tokens for a target of shape "
+                f"{tuple(target.shape)}: (samples, queries, dim)"
+            )
+
+
+def build(
+    config: ModelConfig, seed: int = 0, branch_scale: float = 1.0, lora: bool = True
+) -> MiniGPT3D:
+    """A model of these sizes with random weights, the same for the same seed.
+
+    branch_scale : as in `phi.build_phi`.
+    lora         : with the LoRA of Q-Former and LLM, as from the published stage II on.
+
+    torch's own generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        llm = phi.build_phi(config, branch_scale=branch_scale)
+        if lora:
+            llm = phi.add_lora(
+                llm, config.llm_lora_rank, config.llm_lora_alpha, config.llm_lora_dropout
+            )
+        return MiniGPT3D(
+            point_encoder=PointBERT(
+                width=config.encoder_width,
+                depth=config.encoder_depth,
+                heads=config.encoder_heads,
+                groups=config.groups,
+                group_size=config.group_size,
+                patch_width=config.patch_width,
+            ),
+            mlp=PointMLP(config.encoder_width, config.mlp_width, config.qformer_input),
+            qformer=QFormer(
+                hidden_size=config.qformer_width,
+                layers=config.qformer_depth,
+                heads=config.qformer_heads,
+                intermediate_size=config.qformer_ffn,
+                encoder_width=config.qformer_input,
+                queries=config.queries,
+                lora_rank=config.qformer_lora_rank if lora else 0,
+                lora_dropout=config.qformer_lora_dropout,
+            ),
+            projector=ModalityProjector(
+                config.qformer_width, config.projector_width, config.llm_width
+            ),
+            llm=llm,
+        )
