@@ -160,6 +160,17 @@ def test_targets_and_point_tokens_are_those_of_the_published_code(step):
     assert_close(tokens.norm(dim=-1), arrays, meta, "pc_embeds_norms")
 
 
+def test_targets_in_double_precision_are_the_published_ones_to_nine_digits():
+    meta, arrays = golden("pointalign_step_spread")
+    model, _ = golden_model(meta)
+    some = meta["selected_queries"]
+    with torch.no_grad():
+        target = model.double().encode(golden_clouds(meta).double())
+        tokens = model.projector(target)
+    assert_close(target[:, some], arrays, meta, "qformer_selected_f64")
+    assert_close(tokens[:, some], arrays, meta, "pc_embeds_selected_f64")
+
+
 @pytest.mark.parametrize("kind", ["", "multi_"])
 def test_both_losses_of_pointalign_are_those_of_the_published_code(step, kind):
     meta, arrays, model, projector, target, batches = step
@@ -341,6 +352,16 @@ def test_the_short_prefix_has_the_point_tokens_of_every_conversation(model, batc
     for layer in layers:
         assert early[layer].shape == (len(points), 32, 48)
         torch.testing.assert_close(early[layer], full[layer], atol=1e-5, rtol=1e-5)
+
+
+def test_the_target_is_constant_from_the_moment_a_model_is_built(points):
+    model = build(TINY)
+    torch.nn.init.normal_(model.qformer.get_parameter(lora_of(model)))
+    assert torch.equal(model.encode(points), model.encode(points))
+
+
+def lora_of(model: MiniGPT3D) -> str:
+    return next(name for name, _ in model.qformer.named_parameters() if "lora_B" in name)
 
 
 def test_encoder_and_qformer_evaluate_while_the_rest_trains(model, points):

@@ -118,6 +118,12 @@ def test_branch_scale_is_the_first_weight_of_every_attention_norm():
         assert torch.equal(block.post_layernorm.weight, torch.full((32,), 0.2))
 
 
+def test_sharding_by_block_finds_the_blocks(tiny):
+    for model in (tiny, tiny.model, add_lora(tiny, 4, 8, 0.0)):
+        assert set(model._no_split_modules) == {"PhiBlock"}
+    assert {type(block).__name__ for block in tiny.model.layers} == {"PhiBlock"}
+
+
 def test_transformers_init_reaches_the_blocks(tiny):
     block = tiny.model.layers[0]
     assert block.self_attn.query_key_value.weight.std().item() == pytest.approx(0.02, rel=0.1)
@@ -148,7 +154,7 @@ def test_fuse_split_lays_out_q_k_v_head_by_head():
 
 
 def test_half_of_a_split_projection_is_an_error():
-    with pytest.raises(ValueError, match=r"q_proj\.bias is there without its k_proj and v_proj"):
+    with pytest.raises(ValueError, match=r"q_proj\.bias is there without a\.self_attn\.k_proj"):
         fuse_split({"a.self_attn.q_proj.bias": torch.zeros(4)}, heads=2)
 
 

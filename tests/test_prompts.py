@@ -235,7 +235,9 @@ def test_a_batch_moves_whole():
     assert batch.input_ids.device == batch.point_mask.device == torch.device("meta")
 
 
-@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")), st.text()), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(st.text(st.characters(codec="utf-8")), st.text()), min_size=1, max_size=4)
+)
 def test_labels_are_the_answers_and_nothing_else_whatever_is_said(turns):
     turns = [(question.replace("<", ""), answer.replace("<", "")) for question, answer in turns]
     encoded = encode_conversation(Bytes(), turns, context=10**6)

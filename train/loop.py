@@ -77,6 +77,7 @@ def fit(
 
     Raises FloatingPointError, with the step, when the loss is no longer finite.
     """
+    objective.to(accelerator.device)
     groups = parameter_groups(objective.named_parameters(), training.decay)
     optimizer = torch.optim.AdamW(groups, lr=training.schedule.start, betas=(0.9, 0.999), eps=1e-8)
     first = load_trainer(folder, objective, optimizer)

@@ -28,11 +28,7 @@ FORMATS = (
     "class folders of .txt clouds, <class>/train and <class>/test folders of .off meshes, or a "
     "modelnet40_test_*.dat pickle"
 )
-MODELNET40 = (
-    "airplane,bathtub,bed,bench,bookshelf,bottle,bowl,car,chair,cone,cup,curtain,desk,door,dresser,"
-    "flower pot,glass box,guitar,keyboard,lamp,laptop,mantel,monitor,night stand,person,piano,plant,"
-    "radio,range hood,sink,sofa,stairs,stool,table,tent,toilet,tv stand,vase,wardrobe,xbox"
-).split(",")
+MODELNET40 = ["airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone", "cup", "curtain", "desk", "door", "dresser", "flower pot", "glass box", "guitar", "keyboard", "lamp", "laptop", "mantel", "monitor", "night stand", "person", "piano", "plant", "radio", "range hood", "sink", "sofa", "stairs", "stool", "table", "tent", "toilet", "tv stand", "vase", "wardrobe", "xbox"]
 
 
 @dataclass
@@ -318,7 +314,7 @@ class _NumpyOnly(pickle.Unpickler):
         }
         # NumPy 2 renamed numpy.core to numpy._core; files of either are about.
         short = module.removeprefix("numpy._core.").removeprefix("numpy.core.")
-        if (short, name) not in allowed or short == module and "." in module:
+        if (short, name) not in allowed or (short == module and "." in module):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
         return allowed[short, name]
 

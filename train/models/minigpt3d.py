@@ -51,6 +51,7 @@ class MiniGPT3D(nn.Module):
         self.qformer = qformer
         self.projector = projector
         self.llm = llm
+        self.train()  # modules are born in training mode, the front's dropout would be on
 
     def train(self, mode: bool = True) -> MiniGPT3D:
         """Set the mode of projector, MLP and LLM; encoder and Q-Former always evaluate.
@@ -74,7 +75,7 @@ class MiniGPT3D(nn.Module):
         target : (samples, queries, Q-Former width)
         """
         self._check(batch, target)
-        text = self.llm.get_input_embeddings()(batch.input_ids)
+        text = phi.bare(self.llm).model.embed_tokens(batch.input_ids)
         points = self.projector(target).to(text.dtype)
         return text.masked_scatter(batch.point_mask[..., None], points)
 
@@ -95,9 +96,10 @@ class MiniGPT3D(nn.Module):
 
         `loss` is None when nothing is labelled and logits were asked for.
         """
-        if (points is None) == (target is None):
+        if points is not None and target is None:
+            target = self.encode(points)
+        elif points is not None or target is None:
             raise ValueError("give either points or target, exactly one of them")
-        target = self.encode(points) if target is None else target
         llm = phi.bare(self.llm)
         hidden = llm.model(
             inputs_embeds=self.embed(batch, target),
@@ -164,10 +166,10 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        llm = phi.build_phi(config, branch_scale=branch_scale)
+        llm: nn.Module = phi.build_phi(config, branch_scale=branch_scale)
         if lora:
             llm = phi.add_lora(
-                llm, config.llm_lora_rank, config.llm_lora_alpha, config.llm_lora_dropout
+                phi.bare(llm), config.llm_lora_rank, config.llm_lora_alpha, config.llm_lora_dropout
             )
         return MiniGPT3D(
             point_encoder=PointBERT(

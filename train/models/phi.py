@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -99,7 +100,7 @@ class FusedAttention(PhiAttention):
         )
 
 
-class Block(PhiDecoderLayer):
+class PhiBlock(PhiDecoderLayer):
     """y = x + RMSNorm(attention(h)) + mlp(h) with h = LayerNorm(x): both branches in parallel."""
 
     def __init__(self, config: PhiConfig, layer_idx: int):
@@ -107,7 +108,9 @@ class Block(PhiDecoderLayer):
         self.self_attn = FusedAttention(config, layer_idx)
         self.post_layernorm = RMSNorm(config.hidden_size)  # of the attention branch only
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs):
+    def forward(  # type: ignore[override]  # the rest goes to the attention as it comes
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs
+    ) -> Tensor:
         """hidden_states : (samples, tokens, dim), the residual stream; returns the same shape."""
         normed = self.input_layernorm(hidden_states)
         attended, _ = self.self_attn(normed, attention_mask=attention_mask, **kwargs)
@@ -116,9 +119,7 @@ class Block(PhiDecoderLayer):
 
 
 class MiniGPTPhi(PhiForCausalLM):
-    """transformers' Phi with `Block`; everything else (cache, generate, checkpointing) is stock."""
-
-    _no_split_modules = ("Block",)
+    """transformers' Phi with `PhiBlock`; the rest (cache, generate, checkpointing) is stock."""
 
     def __init__(self, config: PhiConfig):
         depth = config.num_hidden_layers
@@ -126,8 +127,10 @@ class MiniGPTPhi(PhiForCausalLM):
         super().__init__(config)
         config.num_hidden_layers = depth
         self.loss_type = "ForCausalLM"  # transformers reads it off the class name, which is ours
-        self.model.layers = nn.ModuleList(Block(config, index) for index in range(depth))
+        self.model.layers = nn.ModuleList(PhiBlock(config, index) for index in range(depth))
         self.post_init()
+        # Sharding by block looks for the class by this name, and the stock one is not here.
+        self._no_split_modules = self.model._no_split_modules = ["PhiBlock"]
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -185,7 +188,7 @@ def add_lora(llm: MiniGPTPhi, rank: int, alpha: int, dropout: float) -> PeftMode
 
 def bare(llm: nn.Module) -> MiniGPTPhi:
     """The model itself, without peft's wrapper where there is one; LoRA stays inside."""
-    return llm.get_base_model() if isinstance(llm, PeftModel) else llm
+    return cast(MiniGPTPhi, llm.get_base_model() if isinstance(llm, PeftModel) else llm)
 
 
 def trainable_norms(llm: nn.Module) -> list[str]:
@@ -214,7 +217,7 @@ def load_published(llm: nn.Module, state_dict: Mapping[str, Tensor], *, expect: 
     Raises ValueError, before anything is copied, that names keys missing, unexpected or mis-shaped.
     """
     names, own = published_names(llm), llm.state_dict()
-    heads = llm.config.num_attention_heads
+    heads = bare(llm).config.num_attention_heads
     given = fuse_split({_published(key): value for key, value in state_dict.items()}, heads)
     needed = _expected(names, expect)
     wanted = {key: own[ours] for key, ours in names.items() if key in needed or key in given}
@@ -232,10 +235,10 @@ def fuse_split(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
         if split is None:
             fused[key] = value
         elif split[2] == "q":
-            parts = [state.get(f"{split[1]}{part}_proj.{split[3]}") for part in "qkv"]
-            if any(part is None for part in parts):
-                raise ValueError(f"LLM: {key} is there without its k_proj and v_proj")
-            by_head = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]
+            names = [f"{split[1]}{part}_proj.{split[3]}" for part in "qkv"]
+            if absent := [name for name in names if name not in state]:
+                raise ValueError(f"LLM: {key} is there without {' and '.join(absent)}")
+            by_head = [state[name].unflatten(0, (heads, -1)) for name in names]
             joined = torch.stack(by_head, dim=1)  # (heads, 3, head_dim, ...)
             fused[f"{split[1]}query_key_value.{split[3]}"] = joined.flatten(0, 2)
     return fused

@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from train.data.families import furniture
+from train.data.families import (
+    abstract,
+    buildings,
+    furniture,
+    nature,
+    tools,
+    vehicles,
+    vessels,
+)
 from train.data.families.design import PALETTE, Design, Part
 
 Family = Callable[[np.random.Generator], Design]
@@ -24,6 +32,69 @@ THEMES: dict[str, list[Family]] = {
         furniture.wardrobe,
         furniture.lamp,
         furniture.ladder,
+    ],
+    "vehicle": [
+        vehicles.car,
+        vehicles.truck,
+        vehicles.bus,
+        vehicles.train,
+        vehicles.airplane,
+        vehicles.sailboat,
+        vehicles.bicycle,
+        vehicles.rocket,
+        vehicles.helicopter,
+        vehicles.tank,
+    ],
+    "container": [
+        vessels.cup,
+        vessels.bottle,
+        vessels.vase,
+        vessels.bowl,
+        vessels.teapot,
+        vessels.bucket,
+        vessels.wine_glass,
+        vessels.barrel,
+    ],
+    "tool": [
+        tools.hammer,
+        tools.wrench,
+        tools.screwdriver,
+        tools.axe,
+        tools.saw,
+        tools.shovel,
+        tools.umbrella,
+        tools.scissors,
+    ],
+    "building": [
+        buildings.house,
+        buildings.bridge,
+        buildings.windmill,
+        buildings.lighthouse,
+        buildings.temple,
+        buildings.castle,
+        buildings.church,
+    ],
+    "plant": [
+        nature.tree,
+        nature.pine_tree,
+        nature.cactus,
+        nature.mushroom,
+        nature.flower,
+    ],
+    "toy": [
+        nature.snowman,
+        nature.guitar,
+        nature.robot,
+    ],
+    "solid": [
+        abstract.cube,
+        abstract.sphere,
+        abstract.cone,
+        abstract.torus,
+        abstract.cross,
+        abstract.spring,
+        abstract.star,
+        abstract.pyramid,
     ],
 }
 
