@@ -158,7 +158,9 @@ class MinibatchCKA:
                 norms[a] @ batch[b],
             ]
             old = self._sums.get((a, b))
-            self._sums[a, b] = new if old is None else [o + n for o, n in zip(old, new, strict=True)]
+            self._sums[a, b] = (
+                new if old is None else [o + n for o, n in zip(old, new, strict=True)]
+            )
         self.samples += len(batch[0])
 
     def compute(self) -> float:
@@ -285,8 +287,10 @@ def _finite(x: np.ndarray, name: str) -> np.ndarray:
     if x.ndim != 2:
         raise ValueError(f"{name} has shape {x.shape}, expected (samples, dim)")
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} holds NaN or infinity, first at sample "
-                         f"{int((~np.isfinite(x)).any(axis=1).argmax())}")
+        raise ValueError(
+            f"{name} holds NaN or infinity, first at sample "
+            f"{int((~np.isfinite(x)).any(axis=1).argmax())}"
+        )
     return x
 
 

@@ -108,12 +108,14 @@ def _wanted(
         raise ValueError(f"no probe {wrong[0]!r}: there are {', '.join(PROBES)}")
     names = list(run.variants if variants is None else variants)
     if unknown := [name for name in names if name not in run.variants]:
-        raise ValueError(f"{run.path} has no variant {unknown[0]!r}: it has "
-                         f"{', '.join(run.variants)}")
+        raise ValueError(
+            f"{run.path} has no variant {unknown[0]!r}: it has {', '.join(run.variants)}"
+        )
     depth = list(run.layers if layers is None else layers)
     if absent := [layer for layer in depth if layer not in run.layers]:
-        raise ValueError(f"{run.path} has no layer {absent[0]}: it has "
-                         f"{', '.join(map(str, run.layers))}")
+        raise ValueError(
+            f"{run.path} has no layer {absent[0]}: it has {', '.join(map(str, run.layers))}"
+        )
     return names, depth
 
 
@@ -128,9 +130,7 @@ def _read_objects(run: Run, variants: Sequence[str]) -> _Objects:
     groups = splits.duplicate_groups(objects[:samples])
     kept = splits.without_copies(gallery, query, groups)
     target = run.target()[:samples].values.astype(np.float32)
-    return _Objects(
-        samples, table.label.values, kept, query, len(gallery) - len(kept), target
-    )
+    return _Objects(samples, table.label.values, kept, query, len(gallery) - len(kept), target)
 
 
 def _neighbours(data: _Objects, tokens: np.ndarray, k: int) -> np.ndarray:
@@ -160,9 +160,7 @@ def _assemble(
             "gallery_objects": len(data.gallery),
             "query_objects": len(data.query),
             "gallery_copies_dropped": data.copies,
-            "chance": controls.chance_level(
-                data.labels[data.gallery], data.labels[data.query]
-            ),
+            "chance": controls.chance_level(data.labels[data.gallery], data.labels[data.query]),
             "classes": len(np.unique(data.labels)),
         },
     )
@@ -187,15 +185,15 @@ def _put_knn(
     queries = len(data.query)
     share = intervals.wilson(scores.hits.sum(axis=-1), queries, LEVEL)
     _put(results, "knn", dims, share, name, direction)
-    _put_one(
-        results, "knn_shuffled", dims, scores.shuffled, f"{name}, labels shuffled", direction
-    )
+    _put_one(results, "knn_shuffled", dims, scores.shuffled, f"{name}, labels shuffled", direction)
     found = _neighbours(data, data.target, max(scores.k))
     reference = np.stack([_hits(data, found[:, :k]) for k in scores.k])  # (k, queries)
     share = intervals.wilson(reference.sum(axis=-1), queries, LEVEL)
     _put(results, "knn_target", ("k",), share, f"{name} of the target", direction)
     hits = scores.hits.astype(np.float64)
-    gaps = [_layerwise(hits[v].transpose(1, 0, 2), reference[:, None], seed) for v in range(len(hits))]
+    gaps = [
+        _layerwise(hits[v].transpose(1, 0, 2), reference[:, None], seed) for v in range(len(hits))
+    ]
     _put_differences(
         results, "knn_from_target", ("variant", "k", "layer"), gaps, f"{name} less the target's"
     )
@@ -217,9 +215,7 @@ def _layerwise(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
     return intervals.Difference(*(np.stack(part) for part in zip(*each, strict=True)))
 
 
-def _put_cka(
-    results: xr.Dataset, scores: _Scores, pairs: list[tuple[int, int]], seed: int
-) -> None:
+def _put_cka(results: xr.Dataset, scores: _Scores, pairs: list[tuple[int, int]], seed: int) -> None:
     name = "debiased linear CKA with the target"
     estimate = intervals.Interval(*np.moveaxis(scores.cka, -1, 0))
     _put(results, "cka", ("variant", "layer"), estimate, name, "higher is closer")
@@ -259,7 +255,12 @@ def _put_drift(
 ) -> None:
     drift = Drift(*scores.drift)
     forms = (
-        ("drift", "drift from the target, 1 - cosine through a ridge map", drift.plain, drift.random),
+        (
+            "drift",
+            "drift from the target, 1 - cosine through a ridge map",
+            drift.plain,
+            drift.random,
+        ),
         (
             "drift_centred",
             "drift from the target, less what all objects share, 1 - cosine through a ridge map",
@@ -272,7 +273,12 @@ def _put_drift(
         _put(results, key, ("variant", "layer"), estimate, name, "lower is closer")
         label = f"{name}, pairs of unrelated objects"
         _put_one(
-            results, f"{key}_random", ("variant", "layer"), random.mean(-1), label, "lower is closer"
+            results,
+            f"{key}_random",
+            ("variant", "layer"),
+            random.mean(-1),
+            label,
+            "lower is closer",
         )
         gaps = [intervals.paired_difference(values[a], values[b], seed=seed) for a, b in pairs]
         if gaps:
@@ -302,7 +308,11 @@ def _put_one(
     name: str,
     direction: str,
 ) -> None:
-    results[key] = (dims, np.asarray(values, np.float64), {"long_name": name, "direction": direction})
+    results[key] = (
+        dims,
+        np.asarray(values, np.float64),
+        {"long_name": name, "direction": direction},
+    )
 
 
 def _put_differences(

@@ -30,6 +30,7 @@ from train.loop import Schedule, Training, fit, trained_tensors
 from train.losses import AlignmentProjector, alignment_loss
 from train.models.minigpt3d import MiniGPT3D, build
 from train.objectives import language_parameters
+from train.progress import counted
 from train.prompts import prefix
 from train.provenance import provenance
 
@@ -183,7 +184,10 @@ class Stage2Run:
 
         self.writer.finish()
         captured = open_run(self.folder)
-        self.scores = sweep(captured, k=tuple(self.config.ks), seed=self.config.seed)
+        with counted("probe") as progress:
+            self.scores = sweep(
+                captured, k=tuple(self.config.ks), seed=self.config.seed, progress=progress
+            )
         self.console.print()
         print_table(self.scores, self.console)
         save_depth_png(self.scores, self.folder / "depth.png")

@@ -12,7 +12,11 @@ import numpy as np
 
 from train.data.families import THEME_OF, Design, Part
 
-NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"]
+_COUNTED = (
+    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
+NUMBERS = _COUNTED.split()
 ORDERS = {2: "a half", 3: "a third", 4: "a quarter", 5: "a fifth", 6: "a sixth", 7: "a seventh"}
 ORDERS |= {8: "an eighth", 9: "a ninth", 10: "a tenth", 11: "an eleventh", 12: "a twelfth"}
 PLURALS = {
@@ -23,7 +27,6 @@ PLURALS = {
     "branch": "branches",
     "arch": "arches",
     "brush": "brushes",
-    "row of books": "rows of books",
 }
 
 BRIEF_QUESTIONS = (
@@ -70,7 +73,10 @@ def plural(name: str) -> str:
 
 
 def number(count: int) -> str:
-    return NUMBERS[count] if count < len(NUMBERS) else str(count)
+    """The count in words: "four", "twenty-six"."""
+    if count < len(NUMBERS):
+        return NUMBERS[count]
+    return f"twenty-{NUMBERS[count - 20]}" if count < 30 else str(count)
 
 
 def class_answer(name: str, rng: np.random.Generator | None = None) -> str:

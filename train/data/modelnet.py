@@ -28,7 +28,12 @@ FORMATS = (
     "class folders of .txt clouds, <class>/train and <class>/test folders of .off meshes, or a "
     "modelnet40_test_*.dat pickle"
 )
-MODELNET40 = ["airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone", "cup", "curtain", "desk", "door", "dresser", "flower pot", "glass box", "guitar", "keyboard", "lamp", "laptop", "mantel", "monitor", "night stand", "person", "piano", "plant", "radio", "range hood", "sink", "sofa", "stairs", "stool", "table", "tent", "toilet", "tv stand", "vase", "wardrobe", "xbox"]
+_OFFICIAL = (
+    "airplane,bathtub,bed,bench,bookshelf,bottle,bowl,car,chair,cone,cup,curtain,desk,door,dresser,"
+    "flower pot,glass box,guitar,keyboard,lamp,laptop,mantel,monitor,night stand,person,piano,"
+    "plant,radio,range hood,sink,sofa,stairs,stool,table,tent,toilet,tv stand,vase,wardrobe,xbox"
+)
+MODELNET40 = _OFFICIAL.split(",")
 
 
 @dataclass
@@ -156,7 +161,7 @@ def _read_npz(folder: Path, seed: int, points: int):
         ids, labels = _load_npz(path, "ids").tolist(), _load_npz(path, "labels")
         with np.load(path, allow_pickle=False) as stored:
             texts = stored["texts"].tolist() if "texts" in stored else []
-            dropped = stored["voxels_also_in_train"] if "voxels_also_in_train" in stored else None
+            dropped = stored.get("voxels_also_in_train")
         clouds = _npz_clouds(path)
         splits[name] = Split(
             ids, labels, partial(_npz_clouds, path), clouds.shape[1], texts, dropped

@@ -85,13 +85,14 @@ def _annotation(row: dict, place: int, path: Path) -> tuple[str, str, tuple]:
 
 
 def objaverse(
-    root: Path, *, labels: Path | None = None, partial: bool = False, progress: bool = True
+    root: Path, *, seed: int = 0, labels: Path | None = None, partial: bool = False
 ) -> DataSet:
     """The published Objaverse files under `root`, or any set in their layout.
 
     root    : holds 8192_npy/ and either the published annotation files (train: the filtered brief
-              and the complex file; query: a validation file) or train.json and query.json, and
-              gallery.json where the gallery is not the training split.
+              and the complex file; query: a validation file) or train.json and query.json. The
+              gallery is gallery.json, or the training split where there is none.
+    seed    : where there are only training files, draws the tenth of their objects to query.
     labels  : JSON of object id -> class name; without it all objects are of one class, "object",
               and nothing about classes can be asked of the set.
     partial : leave out objects whose cloud is not there, and say how many, instead of stopping.
@@ -105,10 +106,13 @@ def objaverse(
     }
     here = {path.name.removesuffix(f"_{POINTS}.npy") for path in (root / "8192_npy").glob("*.npy")}
     for split in rows:
-        rows[split] = _present(rows[split], here, root, split, partial, progress)
+        rows[split] = _present(rows[split], here, root, split, partial)
+    if "query" not in rows:
+        rows["train"], rows["query"] = _held_out(rows["train"], seed)
+        print(f"{root}: no validation file, so a tenth of the objects is kept out to query")
     if both := {row[0] for row in rows["train"]} & {row[0] for row in rows["query"]}:
         raise ValueError(
-            f"{root}: {len(both)} objects, {min(both)} among them, are both trained on and queried; "
+            f"{root}: {len(both)} objects are both trained on and queried, {min(both)} among them; "
             "use the filtered training file"
         )
     return _assemble(root, "objaverse", rows, classes, _identity(root, files, here))
@@ -128,12 +132,25 @@ def _split_files(root: Path) -> dict[str, list[Path]]:
         return {split: paths for split, paths in own.items() if paths[0].exists()}
     train = [root / name for name in TRAIN_FILES if (root / name).exists()]
     query = [root / name for name in QUERY_FILES if (root / name).exists()][:1]
-    if not train or not query or not (root / "8192_npy").is_dir():
+    if not train or not (root / "8192_npy").is_dir():
         raise FileNotFoundError(
-            f"{root} is no Objaverse folder: put 8192_npy/, one of {', '.join(TRAIN_FILES)} and "
-            f"one of {', '.join(QUERY_FILES)} there, or train.json and query.json"
+            f"{root} is no Objaverse folder: put 8192_npy/, {' or '.join(TRAIN_FILES)}, and "
+            f"{' or '.join(QUERY_FILES)} there; or 8192_npy/, train.json and query.json"
         )
-    return {"train": train, "query": query}
+    return {"train": train, "query": query} if query else {"train": train}
+
+
+def _held_out(rows: list, seed: int) -> tuple[list, list]:
+    """Rows of nine tenths of the objects and of one tenth, drawn by object."""
+    ids = sorted({row[0] for row in rows})
+    if len(ids) < 2:
+        raise ValueError("one object can't be both trained on and queried: add a validation file")
+    drawn = np.random.default_rng(seed).permutation(len(ids))[: max(1, len(ids) // 10)]
+    kept_out = {ids[at] for at in drawn}
+    return (
+        [row for row in rows if row[0] not in kept_out],
+        [row for row in rows if row[0] in kept_out],
+    )
 
 
 def _read_json(path: Path, what: str) -> dict:
@@ -157,7 +174,7 @@ def _class_of(root: Path) -> dict[str, str]:
     }
 
 
-def _present(rows, here: set[str], root: Path, split: str, partial: bool, progress: bool) -> list:
+def _present(rows, here: set[str], root: Path, split: str, partial: bool) -> list:
     """The rows whose clouds are there and sound; stops when any is missing unless partial."""
     rows = [row for row in rows if row[0] not in CORRUPT]
     missing = {row[0] for row in rows} - here
@@ -169,7 +186,7 @@ def _present(rows, here: set[str], root: Path, split: str, partial: bool, progre
     rows = [row for row in rows if row[0] in here]
     if not rows:
         raise FileNotFoundError(f"none of the {split} objects of {root} has a cloud in 8192_npy")
-    if missing and progress:
+    if missing:
         print(f"{root}: {len(missing)} {split} objects without a cloud are left out")
     return rows
 

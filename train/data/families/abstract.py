@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from train.data.families.design import Design, colours, part, size_word
@@ -11,6 +13,7 @@ from train.data.families.solids import (
     box,
     corners,
     cylinder,
+    lathe,
     plate,
     ring,
     tube,
@@ -150,10 +153,13 @@ def star(rng: np.random.Generator) -> Design:
 
 def pyramid(rng: np.random.Generator) -> Design:
     main, other = colours(rng, 2)
-    steps, wide, height = int(rng.integers(3, 9)), rng.uniform(1.6, 2.2), rng.uniform(0.9, 1.5)
+    steps, wide, height = int(rng.integers(3, 7)), rng.uniform(1.6, 2.2), rng.uniform(0.9, 1.5)
     high = height / steps
-    sizes = wide * (1 - 0.85 * np.arange(steps) / steps)
-    layers = [box(size, size, high).move(z=high * k) for k, size in enumerate(sizes)]
+    sizes = wide * (1 - 0.85 * np.arange(steps + 1) / steps) / np.sqrt(2)
+    layers = []  # each a wall and a tread, so that no points are spent inside
+    for level, (size, above) in enumerate(pairwise(sizes)):
+        low, top = high * level, high * (level + 1)
+        layers.append(lathe([(size, low), (size, top), (above, top)], 4).turn("z", 45))
     top = cylinder(0.12 * wide, 0.3, 0.01, sides=4).turn("z", 45).move(z=height)
     parts = [
         part("step", main, layers, adjective="square"),

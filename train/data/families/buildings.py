@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from train.data.families.design import Design, colours, part, size_word
@@ -63,7 +65,7 @@ def bridge(rng: np.random.Generator) -> Design:
         walls = []
         for at in (np.arange(spans) + 0.5) * wide - length / 2:
             bow = arc(1, 180, 0, 13) * (0.42 * wide, 0.75 * rise)
-            for low, high in zip(bow[:-1], bow[1:], strict=True):
+            for low, high in pairwise(bow):
                 strip = [(low[0], low[1]), (high[0], high[1]), (high[0], rise), (low[0], rise)]
                 walls.append(plate(strip, width).move(at))
         piers = [

@@ -160,7 +160,7 @@ def sofa(rng: np.random.Generator) -> Design:
 
 
 def bookshelf(rng: np.random.Generator) -> Design:
-    main, other, third = colours(rng, 3)
+    main, other = colours(rng, 2)
     width, depth, height = rng.uniform(0.8, 1.3), rng.uniform(0.3, 0.4), rng.uniform(1.4, 2.2)
     levels = int(rng.integers(3, 7))
     heights = np.linspace(0.05, height - 0.05, levels)
@@ -170,15 +170,15 @@ def bookshelf(rng: np.random.Generator) -> Design:
         part("side", main, pair(box(0.06, depth, height).move(width / 2)), adjective="tall"),
         part("back", main, box(width, 0.03, height).move(y=depth / 2)),
     ]
-    gap = (heights[1] - heights[0]) * 0.75
-    books: dict[str, list[Mesh]] = {other: [], third: []}
+    gap, books = 0.8 * (heights[1] - heights[0] - 0.05), []
     for z in heights[:-1]:
-        for x in np.arange(-width / 2 + 0.08, width / 2 - 0.08, 0.1):
-            if rng.random() < 0.4:
-                book = box(0.075, 0.7 * depth, gap * rng.uniform(0.7, 1)).move(x, -0.05, z + 0.05)
-                books[str(rng.choice([other, third]))].append(book)
-    named = [part("book", colour, join(*row)) for colour, row in books.items() if row]
-    return Design(parts + [part("row of books", each.colour, each.meshes) for each in named[:1]])
+        start = rng.uniform(-width / 2 + 0.1, width / 2 - 0.5)
+        for place in range(int(rng.integers(0, 5))):
+            book = box(0.085, 0.75 * depth, gap * rng.uniform(0.75, 1))
+            books.append(book.move(start + 0.1 * place, -0.03, z + 0.05))
+    if books:
+        parts.append(part("book", other, books))
+    return Design(parts, "none" if books else "mirror")
 
 
 def desk(rng: np.random.Generator) -> Design:

@@ -63,7 +63,7 @@ def pine_tree(rng: np.random.Generator) -> Design:
     ]
     if rng.random() < 0.35:
         tip = trunk + (tiers - 1) * step + 1.7 * step
-        parts.append(part("star", "yellow", ball(0.1).move(z=tip), adjective="small"))
+        parts.append(part("tip ball", "yellow", ball(0.1).move(z=tip), adjective="small"))
     return Design(parts, "round")
 
 

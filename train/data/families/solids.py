@@ -21,7 +21,7 @@ class Mesh:
     faces: np.ndarray
 
     def move(self, x: float = 0, y: float = 0, z: float = 0) -> Mesh:
-        return Mesh(self.vertices + (x, y, z), self.faces)
+        return Mesh(self.vertices + np.array((x, y, z)), self.faces)
 
     def scale(self, x: float, y: float, z: float) -> Mesh:
         return Mesh(self.vertices * (x, y, z), self.faces)
@@ -149,8 +149,10 @@ def _frame(direction: np.ndarray) -> np.ndarray:
     return np.stack([across, np.cross(direction, across), direction])
 
 
-def tube(path: Sequence, radius: float, closed: bool = False, sides: int = 8) -> Mesh:
-    """A round bar along a path (steps, 3) of points; open ends get no lids."""
+def tube(
+    path: Sequence, radius: float | Sequence[float], closed: bool = False, sides: int = 8
+) -> Mesh:
+    """A round bar along a path (steps, 3), of one radius or one a step; ends get no lids."""
     path = np.asarray(path, dtype=float)
     if closed:
         along = np.roll(path, -1, axis=0) - np.roll(path, 1, axis=0)
@@ -160,7 +162,8 @@ def tube(path: Sequence, radius: float, closed: bool = False, sides: int = 8) ->
     normal = _frame(along[0])[0]
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)[:, None]
     loops = []
-    for centre, direction in zip(path, along, strict=True):
+    radii = np.broadcast_to(radius, len(path))
+    for centre, direction, thick in zip(path, along, radii, strict=True):
         normal = normal - direction * (normal @ direction)  # carried along, so no twist
         normal /= np.sqrt(normal @ normal)
         other = np.array(
@@ -170,7 +173,7 @@ def tube(path: Sequence, radius: float, closed: bool = False, sides: int = 8) ->
                 direction[0] * normal[1] - direction[1] * normal[0],
             ]
         )
-        loops.append(centre + radius * (np.cos(angles) * normal + np.sin(angles) * other))
+        loops.append(centre + thick * (np.cos(angles) * normal + np.sin(angles) * other))
     return Mesh(np.concatenate(loops), _grid(len(path), sides, closed))
 
 

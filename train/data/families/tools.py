@@ -110,9 +110,9 @@ def screwdriver(rng: np.random.Generator) -> Design:
             adjective=size_word(shaft, 0.9, 1.1, ("short", "long")),
         ),
         part("tip", metal, tip, adjective="crossed" if cross else "flat"),
-        part("rib", main, around(rib, ribs)),
+        part("rib", main, around(rib, ribs, 90)),
     ]
-    return Design(parts, "none")
+    return Design(parts)
 
 
 def axe(rng: np.random.Generator) -> Design:

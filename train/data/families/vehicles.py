@@ -237,7 +237,7 @@ def bicycle(rng: np.random.Generator) -> Design:
     turning = join(hoop, *spoke)
     bar = join(
         rod((-0.28, head[1], head[2] + 0.1), (0.28, head[1], head[2] + 0.1), 0.03),
-        rod(head, head + (0, 0, 0.1), 0.03),
+        rod(head, head + np.array((0, 0, 0.1)), 0.03),
         *pair(rod((0.28, head[1], head[2] + 0.1), (0.28, head[1] + 0.18, head[2] + 0.08), 0.03)),
     )
     parts = [
@@ -248,8 +248,7 @@ def bicycle(rng: np.random.Generator) -> Design:
         part(
             "pedal",
             seat,
-            box(0.12, 0.16, 0.04).move(0.12, 0.1, radius - 0.25),
-            box(0.12, 0.16, 0.04).move(-0.12, 0.1, radius + 0.1),
+            pair(box(0.14, 0.16, 0.04).move(0.15, 0.1, radius - 0.07)),
         ),
     ]
     return Design(parts)
@@ -324,7 +323,10 @@ def tank(rng: np.random.Generator) -> Design:
     length, gun, wheels = rng.uniform(1.7, 2.2), rng.uniform(0.9, 1.5), int(rng.integers(4, 8))
     half = length / 2
     outline = np.concatenate(
-        [arc(0.24, 90, 270, 8) + (-half, 0.24), arc(0.24, -90, 90, 8) + (half, 0.24)]
+        [
+            arc(0.24, 90, 270, 8) + np.array((-half, 0.24)),
+            arc(0.24, -90, 90, 8) + np.array((half, 0.24)),
+        ]
     )
     track = side(outline, 0.28).move(0.42)
     rolls = [wheel(0.15, 0.06).move(0.58, y, 0.2) for y in np.linspace(-half, half, wheels)]

@@ -1,4 +1,4 @@
-"""Vessels: cup, bottle, vase, bowl, teapot, bucket, wine glass, barrel. Most are turned profiles."""
+"""Vessels: cup, bottle, vase, bowl, teapot, bucket, wine glass, barrel; mostly turned profiles."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def teapot(rng: np.random.Generator) -> Design:
         (-radius - 0.6 * reach, 0, 1.35 * tall),
         (-radius - reach, 0, 1.8 * tall),
     ]
-    spout = tube(path, 0.09)
+    spout = tube(path, (0.16, 0.12, 0.085, 0.06))
     grip = side_handle(0.85 * radius, 0.5 * tall, 1.6 * tall, 0.42, 0.06)
     lid = lathe([(0.36 * radius, top - 0.06), (0.3 * radius, top), (0, top + 0.05)])
     parts = [
@@ -192,8 +192,8 @@ def bucket(rng: np.random.Generator) -> Design:
 def wine_glass(rng: np.random.Generator) -> Design:
     main, other = colours(rng, 2)
     stem, radius, deep = rng.uniform(0.55, 1.0), rng.uniform(0.34, 0.48), rng.uniform(0.55, 0.85)
-    close = rng.uniform(0.55, 0.85)
-    angles = np.radians(np.linspace(-84, 90 * close, 14))
+    close = rng.uniform(5, 45)
+    angles = np.radians(np.linspace(-84, close, 14))
     wall = np.stack([radius * np.cos(angles), stem + deep * (np.sin(angles) + 1) / 1.8], axis=1)
     parts = [
         part(
@@ -239,7 +239,7 @@ def barrel(rng: np.random.Generator) -> Design:
     bands = []
     for share in np.linspace(0.1, 0.9, hoops):
         radius, z = end + bulge * np.sin(np.pi * share) + 0.02, height * share
-        bands.append(lathe([(radius, z - 0.035), (radius, z + 0.035)]))
+        bands.append(lathe([(radius, z - 0.055), (radius, z + 0.055)]))
     parts = [
         part("body", main, body, adjective=size_word(bulge, 0.11, 0.15, ("straight", "bulging"))),
         part("hoop", other, bands, adjective="round"),
