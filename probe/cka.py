@@ -33,8 +33,9 @@ class CkaDifference(NamedTuple):
 
 
 def cka(x: np.ndarray, y: np.ndarray, kernel: str = "linear", unbiased: bool = True) -> float:
-    """How alike two representations of the same objects are. x, y : (samples, dim), dims may differ.
+    """How alike two representations of the same objects are.
 
+    x, y     : (samples, dim), the same objects in the same order; dims may differ
     kernel   : "linear", or "rbf" with the median distance as its width
     unbiased : the debiased estimator; False gives the plain one, to be read against
                `biased_floor`
@@ -306,7 +307,7 @@ def _features(x: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} is constant: CKA is not defined")
     x = x / spread
     if x.shape[1] > len(x):  # the same Gram matrix from fewer features
-        x = np.linalg.qr(x.T, mode="r").T
+        x = np.asarray(np.linalg.qr(x.T, mode="r")).T
     return x
 
 

@@ -145,7 +145,7 @@ def fit_map(x: np.ndarray, target: np.ndarray, map: str = "ridge", *, seed: int 
 class _Moments(NamedTuple):
     """Means and central second moments of tokens: enough to fit and to score a linear map."""
 
-    count: int
+    tokens: int
     x_mean: np.ndarray
     y_mean: np.ndarray
     x_x: np.ndarray
@@ -164,9 +164,9 @@ def _moments(x: np.ndarray, y: np.ndarray) -> _Moments:
 
 def _added(parts: list[_Moments]) -> _Moments:
     """Moments of all tokens of several sets (Chan et al. 1979), stable far from the origin."""
-    count = sum(part.count for part in parts)
-    x_mean = sum(part.count * part.x_mean for part in parts) / count
-    y_mean = sum(part.count * part.y_mean for part in parts) / count
+    count = sum(part.tokens for part in parts)
+    x_mean = np.sum([part.tokens * part.x_mean for part in parts], axis=0) / count
+    y_mean = np.sum([part.tokens * part.y_mean for part in parts], axis=0) / count
     return _Moments(count, x_mean, y_mean, *_about(parts, x_mean, y_mean))
 
 
@@ -177,9 +177,9 @@ def _about(
     x_x, x_y, y_y = 0.0, 0.0, 0.0
     for part in parts:
         dx, dy = part.x_mean - x_mean, part.y_mean - y_mean
-        x_x = x_x + part.x_x + part.count * np.outer(dx, dx)
-        x_y = x_y + part.x_y + part.count * np.outer(dx, dy)
-        y_y = y_y + part.y_y + part.count * float(dy @ dy)
+        x_x = x_x + part.x_x + part.tokens * np.outer(dx, dx)
+        x_y = x_y + part.x_y + part.tokens * np.outer(dx, dy)
+        y_y = y_y + part.y_y + part.tokens * float(dy @ dy)
     return x_x, x_y, y_y  # type: ignore[return-value]
 
 
@@ -192,13 +192,13 @@ def _ridge(train: _Moments, strengths: np.ndarray) -> np.ndarray:
 
 def _decomposed(train: _Moments) -> tuple[np.ndarray, ...]:
     """Spread of x, eigenvalues and vectors of its correlation, and x'y in that basis."""
-    spread = np.sqrt(np.diag(train.x_x) / train.count)
+    spread = np.sqrt(np.diag(train.x_x) / train.tokens)
     spread = np.where(spread > 1e-12 * spread.max(initial=0), spread, np.inf)  # constant: no weight
     if np.isinf(spread).all():
         raise ValueError("all features are constant over the gallery: no map can be fitted")
-    correlation = train.x_x / np.outer(spread, spread) / train.count
+    correlation = train.x_x / np.outer(spread, spread) / train.tokens
     values, vectors = np.linalg.eigh(correlation)
-    projected = vectors.T @ (train.x_y / spread[:, None]) / train.count
+    projected = vectors.T @ (train.x_y / spread[:, None]) / train.tokens
     return spread, np.maximum(values, 0), vectors, projected
 
 

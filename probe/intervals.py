@@ -149,7 +149,7 @@ def _simultaneous_bounds(
 
 
 def _sign_flips(gaps: np.ndarray, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """p of each row alone and adjusted. A flip leaves squares alone, so |mean| / rms serves as t."""
+    """p of each row alone and adjusted; |mean| / rms serves as t, as flips change no square."""
     rng = np.random.default_rng([seed, 1])
     samples = gaps.shape[-1]
     rows = gaps.reshape(-1, samples)
@@ -163,5 +163,5 @@ def _sign_flips(gaps: np.ndarray, permutations: int, seed: int) -> tuple[np.ndar
         flipped = np.abs(signs @ unit.T)  # (draws, rows)
         alone += (flipped >= observed).sum(axis=0)
         largest += (flipped.max(axis=1, keepdims=True) >= observed).sum(axis=0)
-    shape = gaps.shape[:-1]
-    return tuple(((1 + count) / (1 + permutations)).reshape(shape) for count in (alone, largest))
+    p, p_adjusted = ((1 + count) / (1 + permutations) for count in (alone, largest))
+    return p.reshape(gaps.shape[:-1]), p_adjusted.reshape(gaps.shape[:-1])

@@ -20,6 +20,7 @@ MARKERS = {"square": "s", "circle": "o", "diamond": "D", "x": "X", "triangle-up"
 SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DODGE = 0.07  # of the step between layers, so that error bars stand beside each other
 INK = "#333333"
+DEPTH = ("cka", "drift_centred")  # of the scores without a K, those of the depth figure
 
 
 class Line(NamedTuple):
@@ -121,10 +122,15 @@ def save_depth_html(results: xr.Dataset, path: str | Path) -> Path:
 def save_depth_png(results: xr.Dataset, path: str | Path) -> Path:
     """The depth figure as a PNG, drawn by matplotlib: that needs no browser."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels = _panels(results)
     rows, columns = -(-len(panels) // 2), min(2, len(panels))
-    figure = Figure(figsize=(6.2 * columns, 3.9 * rows + 0.9), dpi=160, layout="constrained")
+    figure = Figure(
+        figsize=(6.2 * columns, 3.9 * rows + 0.9),
+        dpi=160,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     handles: dict[str, Any] = {}
     for axis, panel in zip(axes, panels, strict=False):
@@ -133,10 +139,9 @@ def save_depth_png(results: xr.Dataset, path: str | Path) -> Path:
         axis.set_axis_off()
     figure.suptitle(_headline(results), fontsize=12.5, color=INK)
     figure.legend(
-        handles.values(),
-        handles.keys(),
+        *_models_first(handles, results),
         loc="outside lower center",
-        ncols=min(5, len(handles)),
+        ncols=min(8, len(handles)),
         frameon=False,
         fontsize=9.5,
     )
@@ -153,7 +158,7 @@ def _panels(results: xr.Dataset) -> list[Panel]:
     panels = []
     if "knn_mean" in results:
         panels += [_panel(results, "knn", int(k)) for k in results.k.values]
-    panels += [_panel(results, score) for score in ("cka", "drift") if f"{score}_mean" in results]
+    panels += [_panel(results, score) for score in DEPTH if f"{score}_mean" in results]
     if not panels:
         raise ValueError("these results hold neither knn nor drift: there is nothing to draw")
     return panels
@@ -180,8 +185,9 @@ def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
         return Panel(title, "debiased CKA to target   (higher is closer)", mean, low, high, lines)
     random = results[f"{score}_random"].mean("variant").values
     lines = [Line("unrelated objects", random, "dashdot")]
-    shared = ", shared part removed" if score == "drift_centred" else ""
-    title = f"Drift of the tokens from the target{shared}"
+    title = "Drift of the tokens from the target"
+    if score == "drift_centred":
+        title += " (what all objects share taken off)"
     return Panel(title, "1 − cosine, ridge map   (lower is closer)", mean, low, high, lines)
 
 
@@ -250,10 +256,18 @@ def _draw(axis: Any, panel: Panel, handles: dict[str, Any]) -> None:
     axis.set_ylabel(panel.axis, fontsize=10)
     axis.set_xlabel("layer (0 = what enters block 1)", fontsize=10)
     axis.set_xticks(_some(layers))
+    if axis.get_ylim()[0] > 0:
+        axis.set_ylim(bottom=0)  # so that heights compare
     axis.grid(axis="y", color="#E4E4E4", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=9)
+
+
+def _models_first(handles: dict[str, Any], results: xr.Dataset) -> tuple[list[Any], list[str]]:
+    models = [name for name in results.variant.values.astype(str) if name in handles]
+    names = models + [name for name in handles if name not in models]
+    return [handles[name] for name in names], names
 
 
 def _dodged(mean: xr.DataArray) -> list[tuple[str, float]]:

@@ -17,9 +17,8 @@ def print_table(results: xr.Dataset, console: Console | None = None) -> None:
             console.print(_knn_table(results, int(k)))
     if "drift_mean" in results:
         console.print(_score_table(results, "cka", "Debiased CKA to the target, higher is closer"))
-        console.print(
-            _score_table(results, "drift", "Drift, 1 − cosine through a ridge map, lower is closer")
-        )
+        title = "Drift, 1 − cosine through a ridge map, what all objects share taken off"
+        console.print(_score_table(results, "drift_centred", f"{title}, lower is closer"))
     console.print(_footnote(results), highlight=False)
     for sentence in findings(results):
         console.print(f"• {sentence}", highlight=False)
@@ -31,7 +30,7 @@ def findings(results: xr.Dataset) -> list[str]:
     if "knn_mean" in results:
         k = int(results.k.values[-1])
         sentences.append(_first_fall(results, k))
-    names = {"knn": "accuracy", "cka": "CKA to the target", "drift": "drift"}
+    names = {"knn": "accuracy", "cka": "CKA to the target", "drift_centred": "drift"}
     for score, name in names.items():
         if f"{score}_difference" in results and MAIN in results.comparison.values:
             sentences.append(_compare(results, score, name))
@@ -98,7 +97,7 @@ def _compare(results: xr.Dataset, score: str, name: str) -> str:
     ]
     rest = layers[~sure]
     noise = f", within noise at {_list(rest)}" if len(rest) else ""
-    return f"Aligned less baseline in {name}: {' and '.join(said)}{noise}; most {largest}."
+    return f"Aligned less baseline in {name}: {' and '.join(said)}{noise}; at most {largest}."
 
 
 def _check_shuffled(results: xr.Dataset) -> str:
@@ -123,7 +122,7 @@ def _knn_table(results: xr.Dataset, k: int) -> Table:
 def _score_table(results: xr.Dataset, score: str, title: str) -> Table:
     if f"{score}_random" in results:
         random = results[f"{score}_random"]
-        title += f" (unrelated objects: {float(random.min()):.3f} to {float(random.max()):.3f})"
+        title += f" (unrelated: {float(random.mean()):.2f})"
     return _layer_table(results, score, title, scale=1, digits=3)
 
 

@@ -198,7 +198,8 @@ def _put_knn(
         results, "knn_from_target", ("variant", "k", "layer"), gaps, f"{name} less the target's"
     )
     if pairs:
-        gaps = [_layerwise(*(hits[v].transpose(1, 0, 2) for v in pair), seed) for pair in pairs]
+        by_k = hits.transpose(0, 2, 1, 3)  # (variants, k, layers, queries)
+        gaps = [_layerwise(by_k[a], by_k[b], seed) for a, b in pairs]
         for (a, b), gap in zip(pairs, gaps, strict=True):
             for i, at in np.ndindex(gap.p.shape):
                 gap.p[i, at] = intervals.mcnemar(scores.hits[a, at, i], scores.hits[b, at, i])

@@ -77,6 +77,8 @@ def _resume(folder: Path, plan: dict[str, Any]) -> "RunWriter":
     writer = RunWriter(folder)
     if different := schema.differences(writer.attrs, plan):
         raise ValueError(f"cannot resume {folder}: {'; '.join(different)}")
+    for leftover in (folder / STORE).rglob("*.partial"):  # chunks that a kill cut short
+        leftover.unlink()
     return writer
 
 

@@ -81,6 +81,8 @@ def solids_folder(tmp_path_factory):
             points=points.astype(np.float16),
             labels=labels.astype(np.uint8),
             class_names=np.array(CLASSES),
-            ids=np.array([f"{CLASSES[label]}/{split}/{row:04d}" for row, label in enumerate(labels)]),
+            ids=np.array(
+                [f"{CLASSES[label]}/{split}/{row:04d}" for row, label in enumerate(labels)]
+            ),
         )
     return folder

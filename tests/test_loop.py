@@ -55,7 +55,9 @@ def batch_at(index: int) -> torch.Tensor:
 
 def trained(folder, stop_at=None):
     torch.manual_seed(0)
-    training = Training(schedule=Schedule(steps=20, warmup=2, start=0, peak=0.1, floor=0), save_every=3)
+    training = Training(
+        schedule=Schedule(steps=20, warmup=2, start=0, peak=0.1, floor=0), save_every=3
+    )
 
     def batches(index):
         if index == stop_at:
@@ -63,7 +65,13 @@ def trained(folder, stop_at=None):
         return batch_at(index)
 
     model = fit(
-        "net", Regression(), batches, training, Accelerator(cpu=True), folder, folder / "metrics.jsonl"
+        "net",
+        Regression(),
+        batches,
+        training,
+        Accelerator(cpu=True),
+        folder,
+        folder / "metrics.jsonl",
     )
     return model.state_dict()
 

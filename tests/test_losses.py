@@ -20,7 +20,9 @@ def test_the_projector_has_the_published_number_of_parameters():
 
 def test_published_names_load_and_a_wrong_one_is_named():
     source, other = AlignmentProjector(6, 4), AlignmentProjector(6, 4)
-    published = {f"alignment_projector.{name}": value for name, value in source.state_dict().items()}
+    published = {
+        f"alignment_projector.{name}": value for name, value in source.state_dict().items()
+    }
     other.load_published(published)
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(source(hidden), other(hidden))

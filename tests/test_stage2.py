@@ -34,7 +34,9 @@ def command(checkpoint, data, out, *more):
 
 
 def call(*arguments, **options):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, **options
+    )
 
 
 @pytest.fixture(scope="session")

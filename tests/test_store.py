@@ -275,5 +275,9 @@ def test_the_command_line_reports_and_fails_as_promised(finished, tmp_path):
     assert "300" in call("ls", finished.parent).stdout
     assert "aligned" in call("info", finished).stdout
     assert call("verify", finished).returncode == 0
+    fill(store.create_run(tmp_path / "run", **plan()))
+    next((tmp_path / "run" / "activations.zarr" / "target" / "tokens").rglob("0/0/0")).unlink()
+    damaged = call("verify", tmp_path / "run")
+    assert damaged.returncode == 1 and "target, samples 0-127: a chunk is lost" in damaged.stderr
     wrong = call("verify", tmp_path)
     assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -87,7 +87,9 @@ def load_model(folder: Path) -> tuple[MiniGPT3D, Tokenizer, ModelConfig]:
     try:
         config = ModelConfig(**json.loads((folder / "config.json").read_text()))
     except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint {folder}: config.json is not a model's sizes: {error}") from None
+        raise ValueError(
+            f"checkpoint {folder}: config.json is not a model's sizes: {error}"
+        ) from None
     model = build(config, branch_scale=config.llm_branch_scale)
     load_strictly(model, read_tensors(folder / "model.safetensors"), str(folder))
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), config

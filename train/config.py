@@ -39,9 +39,7 @@ def parse_layers(text: str, depth: int) -> list[int]:
     return sorted(set(layers))
 
 
-def _progression(
-    text: str, items: list[str], place: int, before: list[int], depth: int
-) -> range:
+def _progression(text: str, items: list[str], place: int, before: list[int], depth: int) -> range:
     """The layers that `...` stands for: from the last one written to the one after the dots."""
     item = items[place]
     if place < 2 or not all(re.fullmatch(r"\d+", each) for each in items[place - 2 : place]):

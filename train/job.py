@@ -78,7 +78,9 @@ class Stage2Objective(nn.Module):
 class Stage2Run:
     """A run in its folder; every step goes on where an interrupted one stopped."""
 
-    def __init__(self, config: Stage2Config, checkpoint: Path, sizes: ModelConfig, layers: list[int]):
+    def __init__(
+        self, config: Stage2Config, checkpoint: Path, sizes: ModelConfig, layers: list[int]
+    ):
         self.config, self.sizes, self.layers = config, sizes, layers
         self.folder = config.folder
         self.console = Console()
@@ -108,14 +110,18 @@ class Stage2Run:
         parameters = sum(p.numel() for p in objective.parameters())
         count = sum(trained.values())
         memory = training_memory(self.config, self.sizes, parameters, count)
-        size = store_bytes(self.config, self.sizes, len(self.layers), objects, len(self._variants()))
+        size = store_bytes(
+            self.config, self.sizes, len(self.layers), objects, len(self._variants())
+        )
         say = self.console.print
         say(f"run        {self.folder}")
         say(f"data       {_sizes(self.data)}")
         say(f"trains     {count:,} of {parameters:,} parameters, {len(trained)} tensors:")
         for name, (tensors, numbers) in _by_part(trained).items():
             say(f"             {name}: {numbers:,} in {tensors} tensors")
-        say(f"           the baseline: the same without the alignment projector; {self.config.steps} steps each")
+        say(
+            f"           the baseline: the same without the alignment projector; {self.config.steps} steps each"
+        )
         say(f"layers     {', '.join(map(str, self.layers))}; aligned at {self.config.align_layer}")
         say(f"memory     about {memory / MIB:,.0f} MiB for training, estimated")
         say(f"store      {size / MIB:,.0f} MiB before compression, {objects} objects")

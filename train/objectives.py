@@ -174,7 +174,8 @@ class CaptionObjective(nn.Module):
         if self.contrast is not None:
             tokens = batch.tokens
             answers = [
-                ids[labels != -100] for ids, labels in zip(tokens.input_ids, tokens.labels, strict=True)
+                ids[labels != -100]
+                for ids, labels in zip(tokens.input_ids, tokens.labels, strict=True)
             ]
             losses["contrast"] = self.text(answers, self.contrast(target.mean(dim=1)))
         return {"loss": sum(losses.values()), **losses}

@@ -21,9 +21,7 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 20
 
 
-def track(
-    items: Iterable[Item], label: str, *, total: int, completed: int = 0
-) -> Iterator[Item]:
+def track(items: Iterable[Item], label: str, *, total: int, completed: int = 0) -> Iterator[Item]:
     """Pass `items` on, showing how far it is and the time to go at the speed of the last minute."""
     console = Console(stderr=True)
     if not console.is_terminal:

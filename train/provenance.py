@@ -9,7 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "zarr", "xarray", "scikit-learn", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "zarr",
+    "xarray",
+    "scikit-learn",
+    "numpy",
+)
 
 
 def provenance(config: Any, hashes: dict[str, str]) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def main(config: Stage1Config) -> None:
 class Phases:
     """The phases in order; each trains its own selection and goes on where it was stopped."""
 
-    def __init__(self, config: Stage1Config, sizes: ModelConfig, model, tokenizer, data, accelerator):
+    def __init__(
+        self, config: Stage1Config, sizes: ModelConfig, model, tokenizer, data, accelerator
+    ):
         self.config, self.sizes, self.model = config, sizes, model
         self.tokenizer, self.data, self.accelerator = tokenizer, data, accelerator
         model.to(accelerator.device)
@@ -100,7 +102,12 @@ class Phases:
             self.model.point_encoder, self.sizes.encoder_width, self.sizes.vocabulary
         )
         self._fit(
-            "encoder", objective, batches, self.config.encoder_steps, peak=2e-3, wanted=lambda _: True
+            "encoder",
+            objective,
+            batches,
+            self.config.encoder_steps,
+            peak=2e-3,
+            wanted=lambda _: True,
         )
 
     def captions(self, name: str, shown, steps: int, peak: float) -> None:
@@ -128,7 +135,9 @@ class Phases:
 
         steps = max(1, round(steps * self.config.speed))
         trained = train_only(objective, wanted)
-        print(f"{name}: {sum(trained.values()):,} parameters in {len(trained)} tensors, {steps} steps")
+        print(
+            f"{name}: {sum(trained.values()):,} parameters in {len(trained)} tensors, {steps} steps"
+        )
         schedule = Schedule(
             steps=steps, warmup=max(1, steps // 20), start=peak / 50, peak=peak, floor=peak / 20
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from train.data.families import THEME_OF, Design, Part
 
@@ -116,12 +117,12 @@ def noun(part: Part, colour: bool = False) -> str:
     return f"{number(part.count)} {words[: -len(part.name)]}{plural(part.name)}"
 
 
-def shape_word(extents: Sequence[float]) -> str:
+def shape_word(extents: ArrayLike) -> str:
     """One word for the box around an object: tall, flat, long, wide or compact.
 
     extents : width (x), depth (y), height (z).
     """
-    width, depth, height = extents
+    width, depth, height = np.asarray(extents)
     level = max(width, depth)
     if height > 1.4 * level:
         return "tall"
@@ -132,9 +133,7 @@ def shape_word(extents: Sequence[float]) -> str:
     return "wide" if width > 1.6 * depth else "compact"
 
 
-def describe(
-    name: str, design: Design, extents: Sequence[float], rng: np.random.Generator
-) -> list[Said]:
+def describe(name: str, design: Design, extents: ArrayLike, rng: np.random.Generator) -> list[Said]:
     """All that is said about one procedural object, the brief description first.
 
     extents : width, depth and height of the object before it is posed.
@@ -157,7 +156,7 @@ def describe(
     ]
 
 
-def brief(name: str, design: Design, extents: Sequence[float], rng: np.random.Generator) -> str:
+def brief(name: str, design: Design, extents: ArrayLike, rng: np.random.Generator) -> str:
     """One sentence of 8 to 20 words that names the class first."""
     main, *rest = design.parts
     chosen = [rest[at] for at in sorted(rng.permutation(len(rest))[: 1 + int(rng.integers(2))])]
@@ -173,7 +172,7 @@ def brief(name: str, design: Design, extents: Sequence[float], rng: np.random.Ge
     return sentence(str(rng.choice(patterns)))
 
 
-def detail(name: str, design: Design, extents: Sequence[float], rng: np.random.Generator) -> str:
+def detail(name: str, design: Design, extents: ArrayLike, rng: np.random.Generator) -> str:
     """Two or three sentences, at most 45 words: parts, counts, colours, proportions, symmetry."""
     listed = several([noun(each, colour=True) for each in design.parts[:4]])
     first = str(rng.choice(("This is {}", "The object is {}", "It is {}")))
@@ -181,9 +180,15 @@ def detail(name: str, design: Design, extents: Sequence[float], rng: np.random.G
     return f"{opening}. It has {listed}. {proportion(extents)} {symmetry(design)}"
 
 
-def proportion(extents: Sequence[float]) -> str:
+def height_ratio(extents: ArrayLike) -> float:
+    """Height against the larger level extent."""
+    width, depth, height = np.asarray(extents)
+    return float(height / max(width, depth))
+
+
+def proportion(extents: ArrayLike) -> str:
     """A sentence on height against the larger level extent."""
-    ratio = extents[2] / max(extents[:2])
+    ratio = height_ratio(extents)
     if 0.87 < ratio < 1.15:
         return "It is about as tall as it is wide."
     for limit, words in ((2.5, "much taller than"), (1, "taller than"), (0.4, "lower than")):
@@ -204,7 +209,7 @@ def symmetry(design: Design) -> str:
 
 
 def part_questions(
-    name: str, design: Design, extents: Sequence[float], rng: np.random.Generator
+    name: str, design: Design, extents: ArrayLike, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
     """Questions on colours, counts, proportions and symmetry, each with its answer."""
     pairs = []
@@ -218,16 +223,14 @@ def part_questions(
         )
         if many:
             pairs.append((f"How many {word} does it have?", f"It has {number(each.count)} {word}."))
-    there, absent = (
-        str(rng.choice([each.name for each in design.parts])),
-        _absent(name, design, rng),
-    )
-    ratio = extents[2] / max(extents[:2])
-    yes = f"Yes, it is {'much ' if ratio > 2.5 else ''}taller than it is wide."
+    there = str(rng.choice([each.name for each in design.parts]))
+    absent = _absent(name, design, rng)
+    sized = proportion(extents)
+    taller = "Yes, " if "taller" in sized else "No, "
     pairs += [
-        ("Is it taller than it is wide?", yes if ratio > 1 else "No, it is wider than it is tall."),
+        ("Is it taller than it is wide?", taller + sized[0].lower() + sized[1:]),
         ("What is its overall shape?", f"It is {shape_word(extents)}."),
-        ("Is it symmetric?", _symmetric(design)),
+        ("What symmetry does it have?", symmetry(design)),
         ("What kind of thing is it?", f"It is {with_article(THEME_OF[name])}."),
         (f"Does it have {with_article(there)}?", f"Yes, it has {noun(_part(design, there))}."),
         (f"Does it have {with_article(absent)}?", f"No, it has no {absent}."),
@@ -242,10 +245,6 @@ def _part(design: Design, name: str) -> Part:
 
 def _colours(design: Design) -> list[str]:
     return list(dict.fromkeys(each.colour for each in design.parts))
-
-
-def _symmetric(design: Design) -> str:
-    return ("No. " if design.symmetry == "none" else "Yes. ") + symmetry(design)
 
 
 ABSENT = ("wheel", "leg", "handle", "wing", "roof", "door", "window", "sail", "blade", "lid")

@@ -6,14 +6,15 @@ black where the source has none, and normals are left out.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -36,13 +37,21 @@ _OFFICIAL = (
 MODELNET40 = _OFFICIAL.split(",")
 
 
+class Loaded(Protocol):
+    """All clouds of a split: arrays, or files that are read when they are looked at."""
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass
 class Split:
     """One split as a format's reader finds it; clouds are loaded at the first look."""
 
     ids: list[str]
     labels: np.ndarray
-    load: Callable[[], Sequence[np.ndarray]]
+    load: Callable[[], Loaded]
     """Returns all clouds, or a sequence that reads each on demand."""
     points: int
     """Points of its smallest cloud."""
@@ -56,11 +65,11 @@ class Split:
 class Clouds:
     """Reads row i of a split, drawing `count` of its points, seeded, where it has more."""
 
-    load: Callable[[], Sequence[np.ndarray]]
+    load: Callable[[], Loaded]
     rows: np.ndarray
     count: int
     seed: int
-    _held: Sequence[np.ndarray] | None = field(default=None, init=False, repr=False)
+    _held: Loaded | None = field(default=None, init=False, repr=False)
 
     def __call__(self, row: int) -> np.ndarray:
         if self._held is None:
@@ -163,6 +172,10 @@ def _read_npz(folder: Path, seed: int, points: int):
             texts = stored["texts"].tolist() if "texts" in stored else []
             dropped = stored.get("voxels_also_in_train")
         clouds = _npz_clouds(path)
+        if not len(clouds) == len(ids) == len(labels):
+            raise ValueError(
+                f"{path} has {len(clouds)} clouds, {len(ids)} ids and {len(labels)} labels"
+            )
         splits[name] = Split(
             ids, labels, partial(_npz_clouds, path), clouds.shape[1], texts, dropped
         )
@@ -297,7 +310,14 @@ def read_dat(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
             clouds, labels = _NumpyOnly(stream).load()
             labels = np.array([int(np.asarray(label).reshape(-1)[0]) for label in labels])
             clouds = [np.asarray(cloud, dtype=np.float32)[:, :3] for cloud in clouds]
-        except (EOFError, ValueError, TypeError, IndexError, pickle.UnpicklingError) as error:
+        except (
+            EOFError,
+            ValueError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            pickle.UnpicklingError,
+        ) as error:
             raise ValueError(f"{path} is no pickle of clouds and labels: {error}") from error
     if not clouds or len(clouds) != len(labels):
         raise ValueError(f"{path} holds {len(clouds)} clouds and {len(labels)} labels")
@@ -305,30 +325,70 @@ def read_dat(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 class _NumpyOnly(pickle.Unpickler):
-    """An unpickler that can build NumPy arrays and nothing else."""
+    """An unpickler of plain NumPy arrays that calls nothing the file names, NumPy included.
+
+    NumPy's own constructors can be made to read any memory by a crafted file, so what the file
+    calls by their names are the stand-ins below.
+    """
 
     def find_class(self, module: str, name: str):
-        core = np._core
-        allowed = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("multiarray", "_reconstruct"): core.multiarray._reconstruct,
-            ("multiarray", "scalar"): core.multiarray.scalar,
-            ("numeric", "_frombuffer"): core.numeric._frombuffer,
-            ("_codecs", "encode"): _latin1,
-        }
         # NumPy 2 renamed numpy.core to numpy._core; files of either are about.
         short = module.removeprefix("numpy._core.").removeprefix("numpy.core.")
-        if (short, name) not in allowed or (short == module and "." in module):
+        if (short, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
-        return allowed[short, name]
+        return _STAND_INS[short, name]
+
+
+class _Kind:
+    """Stands in for a dtype: numbers only."""
+
+    def __init__(self, code: str, *flags: bool):
+        if not re.fullmatch(r"[biuf]\d", code):
+            raise pickle.UnpicklingError(f"it holds arrays of {code!r}, which are refused")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple):
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for an array that is filled in after it is made."""
+
+    def __init__(self, *unused):
+        self.values = np.zeros(0)
+
+    def __setstate__(self, state: tuple):
+        _, shape, kind, fortran, raw = state
+        self.values = _from_bytes(raw, kind, shape, "F" if fortran else "C")
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.values, dtype)
+
+
+def _from_bytes(raw: bytes, kind: _Kind, shape: tuple = (), order: str = "C") -> np.ndarray:
+    return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _latin1(text: str, encoding: str) -> bytes:
     """Bytes as old pickles spell them; no other codec is admitted."""
-    if codecs.lookup(encoding).name != "iso8859-1":
+    if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}, which is refused")
     return text.encode("latin-1")
+
+
+def _scalar(kind: _Kind, raw: bytes) -> np.ndarray:
+    return _from_bytes(raw, kind)
+
+
+_STAND_INS = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
+    ("multiarray", "_reconstruct"): _Array,
+    ("multiarray", "scalar"): _scalar,
+    ("numeric", "_frombuffer"): _from_bytes,
+    ("_codecs", "encode"): _latin1,
+}
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class CloudFiles:
             return np.load(path, allow_pickle=False)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"no cloud of object {self.ids[row]} at {path}: unpack the published 8192_npy "
-                "archive there"
+                f"no cloud of object {self.ids[row]} at {path}: unpack the published archive "
+                "there, or delete the folder of a set that is made here"
             ) from None
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is not a plain array file: {error}") from error

@@ -54,9 +54,9 @@ class Objects:
 
         Raises ValueError that names the object when a cloud is broken.
         """
-        rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
-        clouds = np.empty((len(rows), self.count, 6), np.float32)
-        for cloud, row in zip(clouds, rows, strict=True):
+        wanted = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        clouds = np.empty((len(wanted), self.count, 6), np.float32)
+        for cloud, row in zip(clouds, wanted, strict=True):
             source = row if self.rows is None else self.rows[row]
             cloud[:] = normalised(self.read(int(source)), self.ids[row], self.count)
         return clouds
@@ -77,28 +77,30 @@ class Objects:
         per_class : objects drawn from each class, seeded; all of a class that has fewer. Their
                     order stays. A larger per_class of one seed contains the smaller.
         """
-        if (rows is None) == (per_class is None):
+        if rows is not None and per_class is None:
+            chosen = np.asarray(rows, dtype=np.int64)
+        elif rows is None and per_class is not None:
+            chosen = self._draw(per_class, seed)
+        else:
             raise ValueError("take needs either rows or per_class, and not both")
-        if rows is None:
-            rows = self._draw(per_class, seed)
-        rows = np.asarray(rows, dtype=np.int64)
-        if len(np.unique(rows)) != len(rows) or (
-            len(rows) and not 0 <= rows.min() <= rows.max() < len(self)
-        ):
+        inside = ((chosen >= 0) & (chosen < len(self))).all()
+        if len(np.unique(chosen)) != len(chosen) or not inside:
             raise ValueError(f"rows to take must differ and be 0 to {len(self) - 1}")
         said = defaultdict(list)
         for conversation in self.conversations:
             said[conversation.object].append(conversation)
         return replace(
             self,
-            ids=[self.ids[row] for row in rows],
-            labels=self.labels[rows],
-            captions=[self.captions[row] for row in rows],
+            ids=[self.ids[row] for row in chosen],
+            labels=self.labels[chosen],
+            captions=[self.captions[row] for row in chosen],
             conversations=[
-                replace(each, object=new) for new, row in enumerate(rows) for each in said[int(row)]
+                replace(each, object=new)
+                for new, row in enumerate(chosen)
+                for each in said[int(row)]
             ],
-            factors={name: values[rows] for name, values in self.factors.items()},
-            rows=rows if self.rows is None else self.rows[rows],
+            factors={name: values[chosen] for name, values in self.factors.items()},
+            rows=chosen if self.rows is None else self.rows[chosen],
         )
 
     def _draw(self, per_class: int, seed: int) -> np.ndarray:

@@ -158,8 +158,8 @@ def pyramid(rng: np.random.Generator) -> Design:
     sizes = wide * (1 - 0.85 * np.arange(steps + 1) / steps) / np.sqrt(2)
     layers = []  # each a wall and a tread, so that no points are spent inside
     for level, (size, above) in enumerate(pairwise(sizes)):
-        low, top = high * level, high * (level + 1)
-        layers.append(lathe([(size, low), (size, top), (above, top)], 4).turn("z", 45))
+        low, tread = high * level, high * (level + 1)
+        layers.append(lathe([(size, low), (size, tread), (above, tread)], 4).turn("z", 45))
     top = cylinder(0.12 * wide, 0.3, 0.01, sides=4).turn("z", 45).move(z=height)
     parts = [
         part("step", main, layers, adjective="square"),

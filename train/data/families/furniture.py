@@ -73,8 +73,8 @@ def table(rng: np.random.Generator) -> Design:
     width = rng.uniform(0.9, 1.2) if kind == "square" else rng.uniform(1.5, 2.3)
     depth = width if kind == "square" else rng.uniform(0.8, 1.0)
     top = part("top", main, box(width, depth, 0.09).move(z=height), adjective=str(kind))
-    legs = part("leg", other, corners(leg(rng, height), width / 2 - 0.09, depth / 2 - 0.09))
-    return Design([top, legs], "turn", 4 if kind == "square" else 2)
+    four = part("leg", other, corners(leg(rng, height), width / 2 - 0.09, depth / 2 - 0.09))
+    return Design([top, four], "turn", 4 if kind == "square" else 2)
 
 
 def stool(rng: np.random.Generator) -> Design:

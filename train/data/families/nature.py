@@ -32,7 +32,9 @@ def tree(rng: np.random.Generator) -> Design:
         masses = [ball(size).move(z=trunk + 1.2 * size)]
         for angle in 2 * np.pi * np.arange(crowns - 1) / (crowns - 1) + rng.uniform(0, 6):
             at = 0.55 * np.array([np.cos(angle), np.sin(angle)]) * rng.uniform(0.8, 1.2)
-            masses.append(ball(0.75 * size).move(*at, trunk + rng.uniform(0.2, 0.7) * size))
+            masses.append(
+                ball(0.75 * size).move(at[0], at[1], trunk + rng.uniform(0.2, 0.7) * size)
+            )
     boughs = [rod((0, 0, 0.6 * trunk), mass.vertices.mean(axis=0), 0.045) for mass in masses]
     parts = [
         part("crown" if crowns == 1 else "leaf ball", leaf, masses, adjective="round"),

@@ -5,12 +5,12 @@ The vertical axis is z, the front looks along -y, left and right are -x and x.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import trimesh
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def ball(x: float, y: float | None = None, z: float | None = None) -> Mesh:
     return _unit("ball").scale(x, x if y is None else y, x if z is None else z)
 
 
-def lathe(profile: Sequence[tuple[float, float]], sides: int = 28) -> Mesh:
+def lathe(profile: ArrayLike, sides: int = 28) -> Mesh:
     """A profile of (radius, z) points turned about the vertical axis."""
-    mesh = trimesh.creation.revolve(np.array(profile, dtype=float), sections=sides)
+    mesh = trimesh.creation.revolve(np.asarray(profile, dtype=float), sections=sides)
     return Mesh(np.array(mesh.vertices), np.array(mesh.faces))
 
 
@@ -123,22 +123,20 @@ def ring(radius: float, thickness: float) -> Mesh:
     return tube(radius * circle, thickness, closed=True)
 
 
-def rod(
-    start: Sequence[float], end: Sequence[float], radius: float, top: float | None = None
-) -> Mesh:
+def rod(start: ArrayLike, end: ArrayLike, radius: float, top: float | None = None) -> Mesh:
     """A straight round bar between two points; `top` is its radius at the end."""
-    start, end = np.array(start, float), np.array(end, float)
-    length = np.linalg.norm(end - start)
+    foot, along = np.array(start, float), np.subtract(end, start)
+    length = float(np.linalg.norm(along))
     bar = cylinder(radius, length, top, sides=12)
-    return Mesh(bar.vertices @ _frame((end - start) / length) + start, bar.faces)
+    return Mesh(bar.vertices @ _frame(along / length) + foot, bar.faces)
 
 
-def beam(start: Sequence[float], end: Sequence[float], width: float, height: float) -> Mesh:
+def beam(start: ArrayLike, end: ArrayLike, width: float, height: float) -> Mesh:
     """A straight bar of rectangular section between two points; width is horizontal."""
-    start, end = np.array(start, float), np.array(end, float)
-    length = np.linalg.norm(end - start)
+    foot, along = np.array(start, float), np.subtract(end, start)
+    length = float(np.linalg.norm(along))
     bar = box(width, height, length)
-    return Mesh(bar.vertices @ _frame((end - start) / length) + start, bar.faces)
+    return Mesh(bar.vertices @ _frame(along / length) + foot, bar.faces)
 
 
 def _frame(direction: np.ndarray) -> np.ndarray:
@@ -149,21 +147,19 @@ def _frame(direction: np.ndarray) -> np.ndarray:
     return np.stack([across, np.cross(direction, across), direction])
 
 
-def tube(
-    path: Sequence, radius: float | Sequence[float], closed: bool = False, sides: int = 8
-) -> Mesh:
+def tube(path: ArrayLike, radius: ArrayLike, closed: bool = False, sides: int = 8) -> Mesh:
     """A round bar along a path (steps, 3), of one radius or one a step; ends get no lids."""
-    path = np.asarray(path, dtype=float)
+    steps = np.asarray(path, dtype=float)
     if closed:
-        along = np.roll(path, -1, axis=0) - np.roll(path, 1, axis=0)
+        along = np.roll(steps, -1, axis=0) - np.roll(steps, 1, axis=0)
     else:
-        along = np.gradient(path, axis=0)
+        along = np.gradient(steps, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     normal = _frame(along[0])[0]
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)[:, None]
     loops = []
-    radii = np.broadcast_to(radius, len(path))
-    for centre, direction, thick in zip(path, along, radii, strict=True):
+    radii = np.broadcast_to(radius, len(steps))
+    for centre, direction, thick in zip(steps, along, radii, strict=True):
         normal = normal - direction * (normal @ direction)  # carried along, so no twist
         normal /= np.sqrt(normal @ normal)
         other = np.array(
@@ -174,7 +170,7 @@ def tube(
             ]
         )
         loops.append(centre + thick * (np.cos(angles) * normal + np.sin(angles) * other))
-    return Mesh(np.concatenate(loops), _grid(len(path), sides, closed))
+    return Mesh(np.concatenate(loops), _grid(len(steps), sides, closed))
 
 
 def _grid(loops: int, sides: int, closed: bool) -> np.ndarray:
@@ -188,14 +184,14 @@ def _grid(loops: int, sides: int, closed: bool) -> np.ndarray:
     return np.concatenate([first.reshape(-1, 3), second.reshape(-1, 3)])
 
 
-def plate(outline: Sequence[tuple[float, float]], depth: float) -> Mesh:
+def plate(outline: ArrayLike, depth: float) -> Mesh:
     """An outline of (x, z) points given depth along y, centred there.
 
     The lids are fans about the mean of the outline, so all of it must be in sight from there.
     """
-    outline = np.asarray(outline, dtype=float)
-    sides = len(outline)
-    flat = np.concatenate([outline, outline.mean(axis=0, keepdims=True)])
+    edge = np.asarray(outline, dtype=float)
+    sides = len(edge)
+    flat = np.concatenate([edge, edge.mean(axis=0, keepdims=True)])
     vertices = np.zeros((2 * (sides + 1), 3))
     vertices[:, [0, 2]] = np.concatenate([flat, flat])
     vertices[: sides + 1, 1], vertices[sides + 1 :, 1] = -depth / 2, depth / 2

@@ -5,9 +5,8 @@ All but the rocket head for -y.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from train.data.families.design import Design, colours, part, size_word
 from train.data.families.solids import (
@@ -29,7 +28,7 @@ from train.data.families.solids import (
 )
 
 
-def side(outline: Sequence[tuple[float, float]], width: float) -> Mesh:
+def side(outline: ArrayLike, width: float) -> Mesh:
     """An outline of (y, z) points, as seen from the side, given width along x."""
     return plate(outline, width).turn("z", 90)
 

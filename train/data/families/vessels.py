@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from train.data.families.design import Design, colours, part, size_word
 from train.data.families.solids import (
@@ -21,13 +20,13 @@ from train.data.families.solids import (
 WALL = 0.03
 
 
-def open_vessel(profile: Sequence[tuple[float, float]]) -> Mesh:
+def open_vessel(profile: ArrayLike) -> Mesh:
     """A wall that follows (radius, z) points from the foot to the rim, with a floor."""
-    profile = np.asarray(profile, dtype=float)
-    inner = np.maximum(profile - (WALL, 0), 0.01)[::-1]
+    wall = np.asarray(profile, dtype=float)
+    inner = np.maximum(wall - (WALL, 0), 0.01)[::-1]
     inner[-1, 1] += WALL
-    under, floor = [(0, profile[0, 1])], [(0, profile[0, 1] + WALL)]
-    return lathe(np.concatenate([under, profile, inner, floor]), 32)
+    under, floor = [(0, wall[0, 1])], [(0, wall[0, 1] + WALL)]
+    return lathe(np.concatenate([under, wall, inner, floor]), 32)
 
 
 def side_handle(at: float, low: float, high: float, reach: float, thick: float) -> Mesh:

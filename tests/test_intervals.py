@@ -1,0 +1,83 @@
+"""Intervals and tests, held against closed forms, scipy and simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from probe.intervals import adjust_normal, bootstrap, mcnemar, paired_difference, wilson
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (7, 10), (10, 10), (430, 528)])
+def test_wilson_equals_scipy(hits, n):
+    theirs = binomtest(hits, n).proportion_ci(method="wilson")
+    ours = wilson(hits, n)
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((hits / n, theirs.low, theirs.high))
+
+
+def test_mcnemar_equals_the_binomial_test_of_the_objects_that_differ():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(300) < 0.7, rng.random(300) < 0.6
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    assert mcnemar(a, b) == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
+    assert mcnemar(a, a) == 1
+
+
+def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says():
+    values = np.random.default_rng(0).normal(size=(3, 400))
+    found = bootstrap(values, seed=1)
+    expected = 1.96 * values.std(axis=1) / 20
+    np.testing.assert_allclose((found.high - found.low) / 2, expected, rtol=0.08)
+    np.testing.assert_array_equal(found.low, bootstrap(values, seed=1).low)
+
+
+def test_false_alarms_over_layers_are_held_at_the_level():
+    rng = np.random.default_rng(0)
+    alone, any_layer = 0, 0
+    for _ in range(400):
+        gaps = rng.normal(size=(8, 60)) + rng.normal(size=60)  # layers of one object move together
+        found = paired_difference(gaps, np.zeros_like(gaps), resamples=10, permutations=200)
+        alone += found.p[0] < 0.05
+        any_layer += (found.p_adjusted < 0.05).any()
+        assert (found.p_adjusted >= found.p).all()
+    # 400 draws at 5 %: a standard error of 1.1 points
+    assert 0.02 <= alone / 400 <= 0.08 and 0.02 <= any_layer / 400 <= 0.08
+
+
+def test_a_planted_difference_is_found_with_its_size():
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=(4, 200))
+    a = b + np.array([0, 0, 0.5, 1])[:, None] + 0.1 * rng.normal(size=(4, 200))
+    found = paired_difference(a, b)
+    assert (found.p_adjusted[2:] < 0.001).all() and (found.p_adjusted[:2] > 0.05).all()
+    assert ((found.low[2:] < [0.5, 1]) & (found.high[2:] > [0.5, 1])).all()
+    wide = paired_difference(a, b, simultaneous=True)
+    assert (wide.low < found.low).all() and (wide.high > found.high).all()
+
+
+def test_equal_scores_give_no_difference():
+    scores = np.random.default_rng(0).random((2, 50))
+    found = paired_difference(scores, scores)
+    assert (found.mean == 0).all() and (found.p == 1).all() and (found.p_adjusted == 1).all()
+
+
+def test_the_normal_adjustment_is_none_for_one_test_and_near_bonferroni_for_independent_ones():
+    assert adjust_normal(np.array([1.96]), np.eye(1))[0] == pytest.approx(0.05, abs=0.006)
+    adjusted = adjust_normal(np.full(10, 2.8), np.eye(10))
+    np.testing.assert_allclose(adjusted, 1 - (1 - 0.00511) ** 10, atol=0.006)
+    alike = adjust_normal(np.full(10, 1.96), np.ones((10, 10)))
+    np.testing.assert_allclose(alike, 0.05, atol=0.006)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bootstrap(np.zeros(1)), "needs 2 objects"),
+        (lambda: bootstrap(np.array([1, np.nan])), "hold NaN"),
+        (lambda: paired_difference(np.zeros(3), np.zeros(4)), "are not paired"),
+        (lambda: wilson(5, 4), "hits=5 of n=4"),
+        (lambda: mcnemar(np.zeros(3), np.zeros(4)), "are not paired"),
+    ],
+)
+def test_what_has_no_interval_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

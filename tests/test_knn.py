@@ -1,0 +1,80 @@
+"""Neighbours and their vote, held against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from probe.controls import chance_level, shuffled_labels
+from probe.knn import knn_accuracy, knn_hits, knn_predict, nearest, vote
+
+BACKENDS = ["faiss-cpu", "torch"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, digit = load_digits(return_X_y=True)
+    return images[:1200], images[1200:], digit[:1200], digit[1200:]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("metric", "name"), [("cosine", "cosine"), ("l2", "euclidean")])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_knn_accuracy_on_digits_equals_the_sklearn_vote(digits, k, metric, name, backend):
+    gallery, query, old, new = digits
+    ours = knn_accuracy(gallery, query, old, new, k=k, metric=metric, backend=backend)
+    theirs = KNeighborsClassifier(k, metric=name, algorithm="brute").fit(gallery, old)
+    assert ours == pytest.approx(theirs.score(query, new), abs=1e-12)
+
+
+def test_backends_agree_on_duplicates_and_on_far_offsets():
+    rng = np.random.default_rng(0)
+    gallery = np.repeat(rng.normal(size=(20, 8)), 30, axis=0)  # 30 copies of each: ties at any k
+    query = gallery[::30] + 1e-3 * rng.normal(size=(20, 8))
+    expected = np.arange(20)[:, None] * 30 + np.arange(7)  # the first copies, in their order
+    for backend in BACKENDS:
+        np.testing.assert_array_equal(nearest(gallery, query, 7, "l2", backend), expected)
+        far = nearest(gallery + 1000, query + 1000, 7, "l2", backend)
+        np.testing.assert_array_equal(far, expected)
+
+
+def test_equal_votes_go_to_the_smaller_label():
+    np.testing.assert_array_equal(vote(np.array([[3, 1, 3, 1], [5, 5, 2, 0]])), [1, 5])
+
+
+def test_hits_are_the_objects_that_accuracy_counts(digits):
+    gallery, query, old, new = digits
+    hits = knn_hits(gallery, query, old, new, k=3)
+    np.testing.assert_array_equal(hits, knn_predict(gallery, old, query, 3) == new)
+    assert knn_accuracy(gallery, query, old, new, k=3) == hits.mean()
+
+
+def test_shuffled_labels_score_at_chance(digits):
+    gallery, query, old, new = digits
+    rates = [knn_accuracy(gallery, query, s, new, k=10) for s in shuffled_labels(old, shuffles=5)]
+    # 5 draws of 597 queries with 10 classes: a standard error of 0.006 or so, and labels correlate
+    assert np.mean(rates) == pytest.approx(chance_level(old, new), abs=0.04)
+    assert (np.sort(shuffled_labels(old, shuffles=2)) == np.sort(old)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 11}, "k=11 must be 1 to 10"),
+        ({"metric": "dot"}, "metric 'dot'"),
+        ({"backend": "annoy"}, "backend 'annoy'"),
+        ({"gallery": np.full((10, 4), np.nan)}, "gallery sample 0 has values that are not finite"),
+        ({"gallery": np.zeros((10, 4))}, "gallery sample 0 is zero: it has no cosine"),
+        ({"query": np.ones((3, 5))}, r"gallery \(10, 4\) and query \(3, 5\)"),
+        ({"gallery_labels": np.arange(9)}, "9 gallery labels for 10 samples"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(change, message):
+    good = {
+        "gallery": np.random.default_rng(0).normal(size=(10, 4)),
+        "gallery_labels": np.arange(10),
+        "query": np.ones((3, 4)),
+        "k": 2,
+    }
+    with pytest.raises(ValueError, match=message):
+        knn_predict(**(good | change))

@@ -1,0 +1,154 @@
+"""The published layout: what is written is read back, what is broken is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from train.data.objaverse import CORRUPT, objaverse, read_annotations
+from train.data.objects import KINDS
+from train.data.shapes import shapes
+
+BRIEF, COMPLEX = (
+    "PointLLM_brief_description_660K_filtered.json",
+    "PointLLM_complex_instruction_70K.json",
+)
+QUERY = "PointLLM_brief_description_val_200_GT.json"
+
+
+def row(name, *turns, kind=None):
+    entries = []
+    for place, (question, answer) in enumerate(turns):
+        mark = "" if place else "<point>\n"
+        entries += [
+            {"from": "human", "value": mark + question},
+            {"from": "gpt", "value": answer},
+        ]
+    found = {"object_id": name, "conversations": entries}
+    return found | ({"conversation_type": kind} if kind else {})
+
+
+def write_set(root, train=("a1", "b2"), query=("c3",), clouds=None):
+    """A folder as it is published: brief and complex training files, one validation file."""
+    (root / "8192_npy").mkdir()
+    rng = np.random.default_rng(0)
+    for name in clouds if clouds is not None else (*train, *query):
+        np.save(root / "8192_npy" / f"{name}_8192.npy", rng.random((8192, 6), np.float32))
+    brief = [row(name, ("Say what it is.", f"A thing named {name}.")) for name in train]
+    talk = row(train[0], ("What is it?", "A thing."), ("Its colour?", "Red."), kind="multi_round")
+    (root / BRIEF).write_text(json.dumps(brief))
+    (root / COMPLEX).write_text(json.dumps([talk]))
+    (root / QUERY).write_text(json.dumps([row(name, ("What?", "A thing.")) for name in query]))
+    return root
+
+
+def test_shapes_read_as_objaverse_are_the_same_objects(tmp_path):
+    made = shapes(
+        tmp_path, train_per_class=1, gallery_per_class=1, query_per_class=1, progress=False
+    )
+    (folder,) = tmp_path.iterdir()
+    read = objaverse(folder)
+    for split in ("train", "gallery", "query"):
+        ours, theirs = getattr(made, split), getattr(read, split)
+        assert ours.ids == theirs.ids and ours.captions == theirs.captions
+        assert ours.conversations == theirs.conversations
+        assert ours.labels.tolist() == theirs.labels.tolist()
+        assert ours.points([5]).tobytes() == theirs.points([5]).tobytes()
+    stored = np.load(folder / "8192_npy" / f"{made.train.ids[0]}_8192.npy", allow_pickle=False)
+    assert stored.shape == (8192, 6) and stored.dtype == np.float32
+    first = json.loads((folder / "train.json").read_text())[0]
+    assert set(first) == {"object_id", "conversation_type", "conversations"}
+    assert first["conversations"][0]["value"].startswith("<point>\n")
+
+
+def test_the_published_files_give_train_and_query(tmp_path):
+    data = objaverse(write_set(tmp_path))
+    assert data.train.ids == data.gallery.ids == ["a1", "b2"] and data.query.ids == ["c3"]
+    assert data.train.captions == ["A thing named a1.", "A thing named b2."]
+    assert [each.kind for each in data.train.conversations] == [KINDS[0], KINDS[0], "multi_round"]
+    assert data.train.conversations[2].turns == (
+        ("What is it?", "A thing."),
+        ("Its colour?", "Red."),
+    )
+    assert data.train.class_names == ["object"] and data.train.labels.tolist() == [0, 0]
+    points = data.query.points([0])
+    assert points.shape == (1, 8192, 6)
+    assert np.linalg.norm(points[..., :3], axis=2).max() == pytest.approx(1, abs=1e-6)
+
+
+def test_labels_can_be_given(tmp_path):
+    write_set(tmp_path)
+    (tmp_path / "lvis.json").write_text(json.dumps({"a1": "mug", "b2": "chair", "c3": "mug"}))
+    data = objaverse(tmp_path, labels=tmp_path / "lvis.json")
+    assert data.train.class_names == ["chair", "mug"] and data.train.labels.tolist() == [1, 0]
+    (tmp_path / "lvis.json").write_text(json.dumps({"a1": "mug"}))
+    with pytest.raises(ValueError, match="1 objects have no class, the first is b2"):
+        objaverse(tmp_path, labels=tmp_path / "lvis.json")
+
+
+def test_objects_with_corrupt_colours_are_left_out(tmp_path):
+    data = objaverse(write_set(tmp_path, train=("a1", CORRUPT[0])))
+    assert data.train.ids == ["a1"]
+
+
+def test_an_object_in_train_and_query_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="1 objects are both trained on and queried, a1"):
+        objaverse(write_set(tmp_path, query=("a1",)))
+
+
+def test_without_a_validation_file_a_seeded_tenth_is_kept_out(tmp_path, capsys):
+    write_set(tmp_path, train=[f"o{number}" for number in range(20)])
+    (tmp_path / QUERY).unlink()
+    data, again, other = (objaverse(tmp_path, seed=seed) for seed in (0, 0, 1))
+    assert len(data.train) == 18 and len(data.query) == 2
+    assert not set(data.train.ids) & set(data.query.ids)
+    assert data.query.ids == again.query.ids != other.query.ids
+    assert "a tenth of the objects is kept out" in capsys.readouterr().out
+
+
+def test_missing_clouds_stop_the_reading_unless_a_partial_set_is_asked_for(tmp_path, capsys):
+    write_set(tmp_path, clouds=("a1", "c3"))
+    with pytest.raises(FileNotFoundError, match=r"1 train objects have no cloud.*b2_8192\.npy"):
+        objaverse(tmp_path)
+    assert objaverse(tmp_path, partial=True).train.ids == ["a1"]
+    assert "1 train objects without a cloud are left out" in capsys.readouterr().out
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no Objaverse folder: put 8192_npy"):
+        objaverse(tmp_path)
+
+
+def test_a_cloud_that_is_a_pickle_is_refused(tmp_path):
+    write_set(tmp_path)
+    np.save(tmp_path / "8192_npy" / "c3_8192.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"c3_8192\.npy is not a plain array file"):
+        objaverse(tmp_path).query.points([0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "is not valid JSON"),
+        ("{}", "must hold a list of conversations, not a dict"),
+        ('[{"object_id": "a"}]', "row 0 lacks object_id or conversations"),
+        ("[3]", "row 0 lacks object_id or conversations"),
+        (json.dumps([row("a", ("q", "a"), kind="poem")]), "row 0 is of kind 'poem', not one of"),
+        (
+            json.dumps([{"object_id": "a", "conversations": []}]),
+            "row 0 must alternate human and gpt",
+        ),
+    ],
+)
+def test_a_broken_annotation_file_is_named(tmp_path, text, message):
+    path = tmp_path / "train.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_annotations(path)
+
+
+def test_a_missing_annotation_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no annotation file at .*gone\.json"):
+        read_annotations(tmp_path / "gone.json")

@@ -1,0 +1,205 @@
+"""A sweep of a run with a planted loss finds it, says so, and draws it."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import store
+from probe.plots import (
+    depth_figure,
+    difference_figure,
+    plot_score_by_layer,
+    save_depth_html,
+    save_depth_png,
+)
+from probe.report import findings, first_fall, print_table
+from probe.splits import duplicate_groups, gallery_query, without_copies
+from probe.sweep import sweep
+
+ROOT = Path(__file__).parents[1]
+SAMPLES, CLASSES, TOKENS, DIM, TARGET_DIM = 360, 6, 4, 16, 12
+LAYERS = [0, 4, 8, 12]
+KEPT = {  # share of the target in the states: the baseline loses it from layer 8 on
+    "baseline": [1, 1, 0.25, 0.0],
+    "aligned": [1, 1, 1.0, 1.0],
+    "untrained": [1, 1, 0.25, 0.0],
+}
+
+
+def write_run(path, copies=0):
+    rng = np.random.default_rng(0)
+    label = np.arange(SAMPLES) % CLASSES
+    about = 1.5 * rng.normal(size=(CLASSES, TARGET_DIM))[label] + rng.normal(
+        size=(SAMPLES, TARGET_DIM)
+    )
+    target = about[:, None] + 0.5 * rng.normal(size=(SAMPLES, TOKENS, TARGET_DIM))
+    points = rng.random((SAMPLES, 8, 6), np.float32)
+    points[:copies] = points[SAMPLES - copies :]
+    samples = {
+        "id": [f"object-{i}" for i in range(SAMPLES)],
+        "label": label,
+        "class_name": [f"class {i}" for i in label],
+        "split": np.where(np.arange(SAMPLES) < 240, "gallery", "query"),
+        "caption": ["A shape."] * SAMPLES,
+    }
+    writer = store.create_run(
+        path,
+        samples=samples,
+        layers=LAYERS,
+        variants=list(KEPT),
+        tokens=TOKENS,
+        dim=DIM,
+        target_dim=TARGET_DIM,
+        points=points,
+    )
+    maps = rng.normal(size=(len(LAYERS), TARGET_DIM, DIM)) / 4
+    spans = [slice(a, min(a + writer.chunk, SAMPLES)) for a in range(0, SAMPLES, writer.chunk)]
+    for rows in spans:
+        writer.append_target(rows, target[rows])
+    for variant, kept in KEPT.items():
+        clean = np.stack([share * target @ m for share, m in zip(kept, maps, strict=True)])
+        hidden = clean + 0.3 * rng.normal(size=clean.shape)
+        for rows in spans:
+            writer.append(variant, rows, hidden[:, rows])
+    writer.finish()
+    return store.open_run(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "planted")
+
+
+@pytest.fixture(scope="module")
+def results(run):
+    return sweep(run, k=(1, 10))
+
+
+def test_the_planted_loss_is_found_at_its_layer(results):
+    assert first_fall(results, "baseline", 10) == 8
+    assert first_fall(results, "aligned", 10) is None
+    gap = results.sel(comparison="aligned - baseline")
+    for score in ("knn", "cka", "drift", "drift_centred"):
+        p = gap[f"{score}_difference_p_adjusted"]
+        p = p.sel(k=10) if "k" in p.dims else p
+        np.testing.assert_array_equal(p.values < 0.05, [False, False, True, True], err_msg=score)
+    assert (gap.knn_difference.sel(layer=[8, 12]) > 0).all()
+    assert (gap.drift_difference.sel(layer=[8, 12]) < 0).all()
+    same = results.sel(comparison="untrained - baseline", layer=12)
+    assert float(same.cka_difference_p_adjusted) > 0.05
+
+
+def test_estimates_lie_in_their_intervals_and_controls_at_chance(results):
+    for score in ("knn", "cka", "drift", "drift_centred"):
+        mean, low, high = (results[f"{score}_{part}"] for part in ("mean", "low", "high"))
+        assert ((low <= mean) & (mean <= high)).all()
+        assert results[f"{score}_mean"].attrs["direction"]
+    assert float(results.knn_shuffled.mean()) == pytest.approx(1 / CLASSES, abs=0.04)
+    lost = results.sel(variant="baseline", layer=12)
+    assert float(lost.cka_low) < 0 < float(lost.cka_high)
+    assert float(lost.drift_centred_mean) == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(results.drift_centred_random, 1, atol=0.2)
+
+
+def test_a_sweep_repeats_itself_and_a_part_equals_the_whole(run, results):
+    part = sweep(run, layers=[8], variants=["aligned"], k=(1, 10))
+    where = {"layer": [8], "variant": ["aligned"]}
+    assert "knn_difference" not in part
+    for name in ("knn_mean", "cka_low", "drift_high", "knn_shuffled"):
+        np.testing.assert_array_equal(part[name], results[name].sel(where))
+
+
+def test_results_return_from_the_run_as_they_went_in(run, results):
+    run.write_probe("sweep", results)
+    back = run.probes("sweep")
+    assert back.equals(results) and back.attrs["query_objects"] == 120
+    assert back.knn_mean.attrs == results.knn_mean.attrs
+
+
+def test_copies_of_query_objects_are_left_out_of_the_gallery(tmp_path):
+    found = sweep(write_run(tmp_path / "run", copies=5), probes=["knn"], layers=[4])
+    assert found.attrs["gallery_copies_dropped"] == 5 and found.attrs["gallery_objects"] == 235
+
+
+def test_copies_share_a_group(run):
+    points = run.points()[:6].copy(deep=True).load()
+    points[4] = points[1].values
+    groups = duplicate_groups(points, block=2)
+    np.testing.assert_array_equal(groups, [0, 1, 2, 3, 1, 4])
+    np.testing.assert_array_equal(
+        without_copies(np.array([0, 1, 2]), np.array([3, 4]), groups), [0, 2]
+    )
+    gallery, query = gallery_query(run.samples())
+    assert len(gallery) == 240 and query[0] == 240
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": [5]}, "has no layer 5: it has 0, 4, 8, 12"),
+        ({"variants": ["stage9"]}, "has no variant 'stage9'"),
+        ({"probes": ["cca"]}, "no probe 'cca'"),
+        ({"k": (1, 500)}, r"k=\[1, 500\]: must be 1 to 240"),
+    ],
+)
+def test_a_sweep_of_what_is_not_there_is_refused(run, change, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(run, **change)
+
+
+def test_the_table_fits_and_the_findings_say_where(results):
+    text = io.StringIO()
+    print_table(results, Console(file=text, width=120))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 120 and "…" not in text.getvalue()
+    said = " ".join(findings(results))
+    assert "baseline at layer 8" in said and "aligned at no captured layer" in said
+    assert "within noise at 0, 4" in said
+
+
+def test_models_that_do_not_differ_are_said_not_to(run):
+    found = sweep(run, layers=[0, 4], variants=["baseline", "aligned"])
+    assert "do not differ in accuracy (K = 10) beyond noise at any layer" in " ".join(
+        findings(found)
+    )
+
+
+def test_figures_hold_every_model_with_its_own_colour_everywhere(results):
+    figure = depth_figure(results)
+    assert len({t.line.color for t in figure.data if t.name == "aligned"}) == 1
+    assert {t.name for t in figure.data} >= {*KEPT, "target", "chance", "shuffled labels"}
+    one = plot_score_by_layer(results, "cka")
+    np.testing.assert_array_equal(one.data[0].y, results.cka_mean.sel(variant="baseline"))
+    assert "higher is closer" in one.layout.yaxis.title.text
+    assert len(difference_figure(results).data) == 4
+    with pytest.raises(ValueError, match="hold no 'umap'"):
+        plot_score_by_layer(results, "umap")
+
+
+def test_pictures_open_without_a_network(results, tmp_path):
+    page = save_depth_html(results, tmp_path / "depth.html").read_text()
+    assert '<script src="http' not in page and "Plotly.newPlot" in page
+    assert save_depth_png(results, tmp_path / "depth.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command_line_leaves_results_and_pictures_in_the_run(run, tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "probe", *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    done = call(run.path, "--layers", "4,8", "--k", "3")
+    assert done.returncode == 0, done.stderr
+    assert (run.path / "depth.png").exists() and (run.path / "depth.html").exists()
+    assert list(run.probes("sweep").layer.values) == [4, 8]
+    wrong = call(tmp_path)
+    assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert "has no layer 5" in call(run.path, "--layers", "5").stderr
