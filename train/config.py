@@ -175,17 +175,17 @@ class Stage1Config:
     query_per_class: int = 12
     """Unseen objects of each family, on which the result is measured."""
     batch_size: int = 24
-    language_steps: int = 1200
+    language_steps: int = 400
     """The LLM alone on the captions (Phi-2 comes with this)."""
-    encoder_steps: int = 1200
+    encoder_steps: int = 800
     """PointBERT against the captions, contrastively (ULIP-2 comes with this)."""
-    bridge_steps: int = 1200
+    bridge_steps: int = 1000
     """MLP, whole Q-Former and projector, LLM frozen (BLIP-2 and TinyGPT-V come with this)."""
-    mlp_steps: int = 200
+    mlp_steps: int = 100
     """Recipe I: the MLP."""
     brief_steps: int = 600
     """Recipe II: MLP, Q-Former LoRA and norms, queries, projector, LLM LoRA and norms; captions."""
-    mixed_steps: int = 1000
+    mixed_steps: int = 900
     """Recipe III: the same on detailed, single-round and multi-round conversations 2:3:3."""
     speed: float = 1.0
     """Factor on every number of steps."""
@@ -231,10 +231,10 @@ class Stage2Config:
     weight_decay: float = 0.05
     clip: float = 1.0
     """Largest norm of the gradient."""
-    train_per_class: int = 40
-    gallery_per_class: int = 24
+    train_per_class: int = 32
+    gallery_per_class: int = 20
     """Objects of each class among which neighbours are looked up."""
-    query_per_class: int = 12
+    query_per_class: int = 10
     """Unseen objects of each class that are looked up."""
     neighbours: str = "1,10"
     """K of the nearest-neighbour probe."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class AlignmentProjector(nn.Module):
         middle = (hidden_size + target_size) // 2
         widths = [hidden_size, *[middle] * (layers - 1), target_size]
         modules: list[nn.Module] = []
-        for width, following in zip(widths, widths[1:], strict=False):
+        for width, following in pairwise(widths):
             modules += [nn.Linear(width, following), nn.SiLU()]
         self.projector = nn.Sequential(*modules[:-1])
 

@@ -182,7 +182,7 @@ class CaptionObjective(nn.Module):
 
 
 def trained_in(phase: str, model: MiniGPT3D) -> Callable[[str], bool]:
-    """Which parameters of a `CaptionObjective` a phase trains (fact: MiniGPT-3D, stages I to III)."""
+    """Which parameters of a `CaptionObjective` a phase trains, as MiniGPT-3D's stages do."""
     if phase == "bridge":
         front = ("model.mlp.", "model.qformer.", "model.projector.", "contrast.", "text.")
         return lambda name: name.startswith(front) and "lora_" not in name

@@ -255,10 +255,10 @@ def weight_files(path: Path, keep: Callable[[str], bool] | None = None) -> list[
 
 
 def _weight_map(index: Path) -> Iterable[tuple[str, str]]:
-    try:
-        return json.loads(index.read_text())["weight_map"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} is not an index of shards; copy it again") from None
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index} is not an index of shards; copy it again")
+    return shards.items()
 
 
 def _read_file(path: Path, keep: Callable[[str], bool] | None) -> dict[str, Tensor]:
@@ -437,11 +437,7 @@ def _find(folder: Path, upto: str) -> dict[File, Path]:
 
 def _read_language(folder: Path, config: ModelConfig) -> Tokenizer:
     """Hold Phi-2's config.json against the sizes; returns the tokenizer."""
-    path = folder / "config.json"
-    try:
-        given = json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path} is not JSON; copy it again") from None
+    path, given = folder / "config.json", _json(folder / "config.json")
     given = {**(given.get("rope_parameters") or {}), **given}
     wrong = [
         f"{theirs} {given[theirs]} instead of {getattr(config, ours)}"
@@ -450,7 +446,7 @@ def _read_language(folder: Path, config: ModelConfig) -> Tokenizer:
     ]
     if wrong:
         raise ValueError(f"{path} is of another model: {', '.join(wrong)}")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_str(json.dumps(_json(folder / "tokenizer.json")))
     if tokenizer.get_vocab_size() > config.vocabulary:
         raise ValueError(
             f"{folder / 'tokenizer.json'} has {tokenizer.get_vocab_size()} tokens, the model "
@@ -458,6 +454,16 @@ def _read_language(folder: Path, config: ModelConfig) -> Tokenizer:
         )
     bos_id(tokenizer)
     return tokenizer
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; copy it again")
+    return content
 
 
 def _stack(

@@ -46,7 +46,7 @@ def main(config: Stage1Config) -> None:
     phases.captions("II-brief", shown, config.brief_steps, peak=5e-4)
     phases.captions("III-mixed", shown, config.mixed_steps, peak=5e-4)
 
-    model.eval()
+    model.half().float().eval()  # what ships is in half precision: that is what is measured
     targets = target_all(model, data.query, sizes.points, accelerator.device)
     result = classify(model, tokenizer, targets, data.query.labels, data.query.class_names)
     print(result.sentence("unseen objects of the embedded shapes"))
