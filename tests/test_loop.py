@@ -79,7 +79,10 @@ def trained(folder, stop_at=None):
 def test_a_killed_training_resumes_to_the_numbers_of_an_uninterrupted_one(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = trained(whole)
-    code = f"from pathlib import Path; from tests.test_loop import trained; trained(Path({str(cut)!r}), 11)"
+    code = (
+        "from pathlib import Path; from tests.test_loop import trained; "
+        f"trained(Path({str(cut)!r}), 11)"
+    )
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -signal.SIGKILL
     resumed = trained(cut)

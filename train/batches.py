@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from train.data.objects import Conversation
-from train.prompts import Batch, collate, encode_conversation
+from train.prompts import Batch, bos_id, collate, encode_conversation
 
 MIX = {"detailed_description": 2, "single_round": 3, "multi_round": 3}
 """How often each kind is drawn in MiniGPT-3D's stage III and in PointAlign's stage 2."""
@@ -79,5 +79,5 @@ class Batches:
             for one in drawn
         ]
         rows = torch.tensor([one.object for one in drawn])
-        tokens = collate(encoded, self.tokenizer.token_to_id("<|endoftext|>"))
+        tokens = collate(encoded, bos_id(self.tokenizer))
         return Drawn(tokens.to(self.device), self.shown[rows].to(self.device))

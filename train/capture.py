@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from store.writer import RunWriter
+from train.models.minigpt3d import MiniGPT3D
 from train.progress import track
 from train.prompts import Encoded, collate
 
 
-def transformer_blocks(model: nn.Module) -> nn.ModuleList:
+def transformer_blocks(model: Any) -> nn.ModuleList:
     """The list of blocks of a causal language model, also inside a peft wrapper.
 
     It is the module list as long as `config.num_hidden_layers`. Raises ValueError when there is
@@ -143,7 +145,7 @@ def short_forward(
 
 
 def capture_objects(
-    model: nn.Module,
+    model: MiniGPT3D,
     targets: Tensor,
     prefix: Encoded,
     layers: Sequence[int],
@@ -152,7 +154,7 @@ def capture_objects(
 ) -> None:
     """Append the point tokens of all objects to the store, going on where it was stopped.
 
-    model   : a MiniGPT3D in eval mode
+    model   : in eval mode
     targets : Q-Former outputs, (objects, queries, width), in the order of the store's samples
     prefix  : the tokens up to the last point token, the same for every object
     """

@@ -150,8 +150,8 @@ def load_trainer(folder: Path, module: nn.Module, optimizer: Any) -> int:
     kept = {key.removeprefix("model/") for key in tensors if key.startswith("model/")}
     if kept != trained.keys():
         raise ValueError(
-            f"{path} holds another selection of weights ({len(kept ^ trained.keys())} tensors differ); "
-            "choose another --out"
+            f"{path} holds another selection of weights ({len(kept ^ trained.keys())} tensors "
+            "differ); choose another --out"
         )
     with torch.no_grad():
         for name, parameter in trained.items():

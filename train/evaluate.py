@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from probe.intervals import wilson
 from train.models.minigpt3d import MiniGPT3D
+from train.models.phi import bare
 from train.progress import track
-from train.prompts import collate, encode_question
+from train.prompts import ANSWER_END, bos_id, collate, encode_question
 
 AT_ONCE = 64
 
@@ -55,14 +57,14 @@ def answers(
     """
     model.eval()
     device = next(model.parameters()).device
-    end, pad = tokenizer.token_to_id("###"), tokenizer.token_to_id("<|endoftext|>")
+    end, pad = tokenizer.token_to_id(ANSWER_END), bos_id(tokenizer)
     prompt = encode_question(tokenizer, question, points=targets.shape[1])
     said = []
     starts = range(0, len(targets), AT_ONCE)
     for start in track(starts, "ask", total=len(starts)):
         shown = targets[start : start + AT_ONCE].to(device)
         batch = collate([prompt] * len(shown), pad).to(device)
-        ids = model.llm.generate(
+        ids: Any = bare(model.llm).generate(
             inputs_embeds=model.embed(batch, shown),
             attention_mask=batch.attention_mask,
             max_new_tokens=longest,
@@ -70,7 +72,7 @@ def answers(
             eos_token_id=end if end is not None else pad,
             pad_token_id=pad,
         )
-        said += [text.split("###")[0].strip() for text in tokenizer.decode_batch(ids.tolist())]
+        said += [text.split(ANSWER_END)[0].strip() for text in tokenizer.decode_batch(ids.tolist())]
     return said
 
 

@@ -29,6 +29,7 @@ from train.frozen import target_all
 from train.loop import Schedule, Training, fit, trained_tensors
 from train.losses import AlignmentProjector, alignment_loss
 from train.models.minigpt3d import MiniGPT3D, build
+from train.models.phi import bare
 from train.objectives import language_parameters
 from train.progress import counted
 from train.prompts import prefix
@@ -49,7 +50,7 @@ class Stage2Objective(nn.Module):
         self.layer, self.kind = config.align_layer, config.align_loss
         self.alignment_projector = None
         if weight:
-            hidden = model.llm.config.hidden_size
+            hidden = bare(model.llm).config.hidden_size
             target = model.qformer.query_tokens.shape[-1]
             # Its own generator: the dropouts of both models then see the same random numbers.
             with torch.random.fork_rng():
@@ -119,9 +120,8 @@ class Stage2Run:
         say(f"trains     {count:,} of {parameters:,} parameters, {len(trained)} tensors:")
         for name, (tensors, numbers) in _by_part(trained).items():
             say(f"             {name}: {numbers:,} in {tensors} tensors")
-        say(
-            f"           the baseline: the same without the alignment projector; {self.config.steps} steps each"
-        )
+        say("           the baseline the same, without the alignment projector")
+        say(f"steps      {self.config.steps} of {self.config.batch_size} conversations, each model")
         say(f"layers     {', '.join(map(str, self.layers))}; aligned at {self.config.align_layer}")
         say(f"memory     about {memory / MIB:,.0f} MiB for training, estimated")
         say(f"store      {size / MIB:,.0f} MiB before compression, {objects} objects")

@@ -20,7 +20,7 @@ from train.progress import track
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then a cosine that counts from step 0 (so the rate steps down at the join)."""
+    """Linear warm-up, then a cosine counted from step 0: the rate steps down where they join."""
 
     steps: int
     warmup: int

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from train.data.objects import Conversation, Objects
 from train.frozen import thinned
 from train.models.minigpt3d import MiniGPT3D
-from train.models.phi import trainable_norms
+from train.models.phi import bare, trainable_norms
 from train.models.pointbert import PointBERT
 from train.prompts import encode_conversation
 
@@ -163,7 +163,7 @@ class CaptionObjective(nn.Module):
         self.contrast = None
         if contrast:
             width = model.qformer.query_tokens.shape[-1]
-            vocabulary = model.llm.get_input_embeddings().num_embeddings
+            vocabulary = bare(model.llm).config.vocab_size
             self.contrast = nn.Linear(width, EMBEDDING)
             self.text = TextTower(vocabulary)
 
