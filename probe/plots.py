@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
@@ -20,7 +21,16 @@ MARKERS = {"square": "s", "circle": "o", "diamond": "D", "x": "X", "triangle-up"
 SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DODGE = 0.07  # of the step between layers, so that error bars stand beside each other
 INK = "#333333"
+INK_ON_DARK = "#DDDDDD"
 DEPTH = ("cka", "drift_centred")  # of the scores without a K, those of the depth figure
+LOGGED = {  # columns of a training log, with the title and the axis of their panels
+    "ntp_loss": ("Next-token loss", "nats a token   (lower is better)"),
+    "align_loss": ("Alignment loss", "loss   (lower is closer)"),
+    "loss": ("Loss that is minimised", "loss   (lower is better)"),
+    "lr": ("Learning rate", "learning rate"),
+    "tokens_per_s": ("Speed", "tokens per second   (higher is faster)"),
+    "memory_mib": ("Peak memory", "MiB"),
+}
 
 
 class Line(NamedTuple):
@@ -110,6 +120,68 @@ def difference_figure(results: xr.Dataset, score: str = "knn") -> go.Figure:
     figure.add_hline(y=0, line_color=INK, line_width=1)
     figure.update_xaxes(title="layer (0 = what enters block 1)", **_ticks(results))
     return figure.update_layout(template="plotly_white", yaxis_title=gaps[""].attrs["long_name"])
+
+
+def training_figure(metrics: pd.DataFrame) -> go.Figure:
+    """The log of a training over its steps, a panel a quantity, a line a model.
+
+    metrics : columns variant, step and some of `LOGGED`; a quantity that a model does not log
+    is missing in its rows.
+    """
+    panels = [name for name in LOGGED if name in metrics and metrics[name].notna().any()]
+    if not panels:
+        raise ValueError(f"this log holds none of {', '.join(LOGGED)}: there is nothing to draw")
+    columns = min(3, len(panels))
+    figure = make_subplots(
+        -(-len(panels) // columns),
+        columns,
+        subplot_titles=[LOGGED[name][0] for name in panels],
+        horizontal_spacing=0.09,
+        vertical_spacing=0.17,
+    )
+    named: set[str] = set()
+    for at, name in enumerate(panels):
+        place = {"row": at // columns + 1, "col": at % columns + 1}
+        for variant, rows in metrics.dropna(subset=[name]).groupby("variant", sort=False):
+            figure.add_trace(_logged(str(variant), rows, name, str(variant) not in named), **place)
+            named.add(str(variant))
+        figure.update_xaxes(title="step", rangemode="tozero", **place)
+        figure.update_yaxes(title=LOGGED[name][1], **place)
+    return figure.update_layout(
+        template="plotly_white",
+        height=330 * (-(-len(panels) // columns)) + 60,
+        legend={"orientation": "h", "y": -0.12, "x": 0.5, "xanchor": "center"},
+        margin={"t": 40, "b": 60},
+    )
+
+
+def _logged(variant: str, rows: pd.DataFrame, name: str, in_legend: bool) -> go.Scatter:
+    """One line of the training figure, with marks where they would not run into each other."""
+    return go.Scatter(
+        x=rows["step"],
+        y=rows[name],
+        name=variant,
+        legendgroup=variant,
+        showlegend=in_legend,
+        mode="lines+markers" if len(rows) <= 60 else "lines",
+        line={"color": colour(variant), "width": 2},
+        marker={"symbol": SHAPES.get(variant, "triangle-up"), "size": 7},
+        hovertemplate="step %{x}: %{y:.4g}",
+    )
+
+
+def on_dark(figure: go.Figure) -> go.Figure:
+    """The same figure with what is drawn in ink made light, for a dark page."""
+    figure = go.Figure(figure)
+    for trace in figure.select_traces(type="scatter"):
+        if trace.line.color in (INK, "#000000"):
+            trace.line.color = INK_ON_DARK
+        if trace.marker.color in (INK, "#000000"):
+            trace.marker.color = INK_ON_DARK
+    figure.for_each_shape(lambda shape: shape.update(line_color=INK_ON_DARK))
+    if figure.layout.font.color == INK:
+        figure.layout.font.color = INK_ON_DARK
+    return figure
 
 
 def save_depth_html(results: xr.Dataset, path: str | Path) -> Path:

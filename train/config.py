@@ -175,8 +175,8 @@ class Stage1Config:
     query_per_class: int = 12
     """Unseen objects of each family, on which the result is measured."""
     batch_size: int = 24
-    language_steps: int = 400
-    """The LLM alone on the captions (Phi-2 comes with this)."""
+    language_steps: int = 600
+    """The LLM alone, answering from words where the cloud will be (Phi-2 comes with this)."""
     encoder_steps: int = 800
     """PointBERT against the captions, contrastively (ULIP-2 comes with this)."""
     bridge_steps: int = 1000

@@ -56,6 +56,7 @@ def answers(
     targets : Q-Former outputs, (objects, queries, width).
     """
     model.eval()
+    llm: Any = bare(model.llm)
     device = next(model.parameters()).device
     end, pad = tokenizer.token_to_id(ANSWER_END), bos_id(tokenizer)
     prompt = encode_question(tokenizer, question, points=targets.shape[1])
@@ -64,7 +65,7 @@ def answers(
     for start in track(starts, "ask", total=len(starts)):
         shown = targets[start : start + AT_ONCE].to(device)
         batch = collate([prompt] * len(shown), pad).to(device)
-        ids: Any = bare(model.llm).generate(
+        ids = llm.generate(
             inputs_embeds=model.embed(batch, shown),
             attention_mask=batch.attention_mask,
             max_new_tokens=longest,

@@ -16,54 +16,72 @@ from train.frozen import thinned
 from train.models.minigpt3d import MiniGPT3D
 from train.models.phi import bare, trainable_norms
 from train.models.pointbert import PointBERT
-from train.prompts import encode_conversation
+from train.prompts import UNLABELLED, Batch, bos_id, collate, encode_conversation
 
-TEXT_LENGTH = 96
 EMBEDDING = 64
 
 
 class LanguageObjective(nn.Module):
-    """Next token of running text."""
+    """Next token of questions and answers, with words where the cloud will be."""
 
     def __init__(self, llm: nn.Module):
         super().__init__()
         self.llm = llm
 
-    def forward(self, batch: TextBatch) -> dict[str, Tensor]:
-        return {"loss": self.llm(input_ids=batch.input_ids, labels=batch.input_ids).loss}
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.llm(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+        )
+        return {"loss": output.loss}
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """(samples, tokens) of running text."""
+class LanguageBatches:
+    """Conversations about objects of which the LLM is given some words instead of the cloud.
 
-    input_ids: Tensor
-
-
-class TextBatches:
-    """Random stretches of all conversations, in the prompt's form but without a cloud."""
+    At the point positions stand tokens of the object's descriptions, drawn at random: so the LLM
+    learns to answer from what it reads there, and the bridge has a reader to write for.
+    """
 
     def __init__(
         self,
         conversations: Sequence[Conversation],
         tokenizer: Tokenizer,
         *,
+        queries: int,
         size: int,
         seed: int,
         device: torch.device | str,
     ):
-        order = np.random.default_rng(seed).permutation(len(conversations))
-        ids: list[int] = []
-        for row in order:
-            turns = conversations[row].turns
-            ids += encode_conversation(tokenizer, turns, points=0).input_ids
-        self.ids, self.size, self.seed, self.device = torch.tensor(ids), size, seed, device
+        self.conversations, self.tokenizer = conversations, tokenizer
+        self.queries, self.size, self.seed, self.device = queries, size, seed, device
+        self.words = described(conversations, tokenizer)
 
-    def __call__(self, index: int) -> TextBatch:
+    def __call__(self, index: int) -> Batch:
         rng = np.random.default_rng([self.seed, index])
-        starts = rng.integers(len(self.ids) - TEXT_LENGTH, size=self.size)
-        rows = torch.tensor(starts)[:, None] + torch.arange(TEXT_LENGTH)
-        return TextBatch(self.ids[rows].to(self.device))
+        encoded = []
+        for row in rng.integers(len(self.conversations), size=self.size):
+            one = self.conversations[row]
+            words = np.concatenate(self.words[one.object])
+            told = rng.permutation(np.resize(words, max(len(words), self.queries)))[: self.queries]
+            each = encode_conversation(self.tokenizer, one.turns, points=self.queries)
+            span = slice(each.point_start, each.point_start + self.queries)
+            each.labels[:] = each.input_ids  # questions are language too
+            each.labels[span] = [UNLABELLED] * self.queries
+            each.input_ids[span] = told.tolist()
+            encoded.append(each)
+        return collate(encoded, bos_id(self.tokenizer)).to(self.device)
+
+
+def described(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer
+) -> dict[int, list[np.ndarray]]:
+    """Object -> the tokens of each of its descriptions, brief and detailed."""
+    words: dict[int, list[np.ndarray]] = {}
+    for each in conversations:
+        if each.kind in ("simple_description", "detailed_description"):
+            ids = tokenizer.encode(each.turns[0][1]).ids
+            words.setdefault(each.object, []).append(np.array(ids))
+    return words
 
 
 class TextTower(nn.Module):
@@ -113,11 +131,7 @@ class PatchBatches:
         cut = [encoder.group(cloud.to(device)) for cloud in thinned(objects, points, "cut patches")]
         self.centres = torch.cat([centres for centres, _ in cut])
         self.patches = torch.cat([patches for _, patches in cut])
-        self.captions: list[list[Tensor]] = [[] for _ in objects.ids]
-        for each in objects.conversations:
-            if each.kind in ("simple_description", "detailed_description"):
-                ids = tokenizer.encode(each.turns[0][1]).ids
-                self.captions[each.object].append(torch.tensor(ids, device=device))
+        self.captions = described(objects.conversations, tokenizer)
 
     def __call__(self, index: int) -> PatchBatch:
         rng = np.random.default_rng([self.seed, index])
@@ -126,7 +140,8 @@ class PatchBatches:
         patches = self.patches[rows].clone()
         patches[..., :3] = torch.einsum("sgpi,sij->sgpj", patches[..., :3], turn)
         centres = torch.einsum("sgi,sij->sgj", self.centres[rows], turn)
-        captions = [self.captions[row][rng.integers(len(self.captions[row]))] for row in rows]
+        drawn = [self.captions[row][rng.integers(len(self.captions[row]))] for row in rows]
+        captions = [torch.tensor(ids, device=self.device) for ids in drawn]
         return PatchBatch(centres, patches, captions)
 
 

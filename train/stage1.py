@@ -66,12 +66,13 @@ class Phases:
         model.to(accelerator.device)
 
     def language(self) -> None:
-        """The LLM alone, next token, on all captions and conversations run together."""
-        from train.objectives import LanguageObjective, TextBatches
+        """The LLM alone, next token, answering from words at the point positions."""
+        from train.objectives import LanguageBatches, LanguageObjective
 
-        batches = TextBatches(
+        batches = LanguageBatches(
             self.data.conversations,
             self.tokenizer,
+            queries=self.sizes.queries,
             size=self.config.batch_size,
             seed=self.config.seed,
             device=self.accelerator.device,

@@ -1,0 +1,360 @@
+"""Linear read-out: which class can a linear map of a layer still name, and how cheaply?
+
+The read-out is a ridge classifier: one column a class, 1 for its objects and 0 for the others,
+and the largest column wins. Labels enter its closed form on the right-hand side only, so that one
+decomposition of a layer serves every penalty, every fold and every control task, exactly; a
+logistic one would be fitted anew for each. What a probe reads is there to be read; that the model
+reads it is another question (Belinkov 2022, arXiv:2102.12452).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from probe import intervals
+from probe.controls import shuffled_labels
+from probe.intervals import Interval
+
+PENALTIES = np.logspace(-6, 3, 10)  # an object, against features whose mean variance is 1
+FOLDS = 5
+SHARPNESS = np.append(0, np.logspace(-1, 2, 13))  # of the softmax that makes scores a code
+
+
+class OnlineCode(NamedTuple):
+    """Length of a code for the gallery's labels, given its states.
+
+    bits        : prequential length, lower is easier to read
+    uniform     : bits without the states, all classes alike
+    compression : uniform / bits, higher is easier to read; 1 where the states do not help
+    """
+
+    bits: float
+    uniform: float
+    compression: float
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """What a linear read-out scores on the query objects, beside what it scores on nothing."""
+
+    accuracy: Interval
+    """Share of query objects named right, with its Wilson interval; higher is better."""
+    hits: np.ndarray
+    """(query_samples,) of bool, for paired tests."""
+    selectivity: Interval
+    """Accuracy less that of the control tasks, with a bootstrap interval over query objects."""
+    control_hits: np.ndarray
+    """(query_samples,) share of the control tasks that name the object right."""
+    train_accuracy: float
+    """The same share on the gallery that was fitted: no evidence on its own."""
+    control_train_accuracy: float
+    """And for the control tasks: how much the read-out can learn by heart."""
+    penalty: float
+    """Chosen from the grid; at an end of it, a wider grid may score higher."""
+    code: OnlineCode | None
+    """With `mdl` only."""
+
+
+def linear_probe(
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    query: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    shuffles: int = 10,
+    folds: int = FOLDS,
+    penalties: np.ndarray = PENALTIES,
+    mdl: bool = False,
+    level: float = 0.95,
+    seed: int = 0,
+) -> LinearProbe:
+    """Accuracy of a ridge classifier fitted on the gallery, over the query objects.
+
+    gallery   : (gallery_samples, dim)     gallery_labels : (gallery_samples,)
+    query     : (query_samples, dim)       query_labels   : (query_samples,), one row an object
+    groups    : (gallery_samples,), rows of one group (copies of an object) share a fold
+    penalties : the grid, the same for all layers; cross-validation over whole groups of the
+                gallery picks one by accuracy, the largest of equals
+    shuffles  : control tasks, in which each gallery object has the label of another drawn at
+                random (Hewitt & Liang 2019, arXiv:1909.03368); each picks its own penalty
+    mdl       : also code the gallery's labels online, see `online_code`
+
+    Query objects are new to the probe, so a control task's accuracy is at chance, whatever it
+    learnt by heart (`control_train_accuracy`). Features are standardised by the gallery; those
+    constant over it get no weight. A class with one gallery object cannot be validated but is
+    fitted; a query object of a class that the gallery lacks counts as wrong.
+    """
+    gallery, query = checked_states(gallery, query)
+    names, codes, wanted = _classes(gallery, gallery_labels, query, query_labels)
+    groups = checked_groups(groups, len(gallery), folds)
+    penalties = checked_penalties(penalties)
+    tasks = np.concatenate([codes[None], _control_tasks(codes, groups, shuffles, seed)])
+    fold = deal_folds(groups, codes, folds, seed)
+    named = _fit(decompose(gallery, query), tasks, len(names), fold, penalties)
+    hits, train = named.query == wanted, (named.gallery == tasks).mean(axis=1)
+    control = hits[1:].mean(axis=0)
+    code = None
+    if mdl:
+        code = online_code(
+            gallery, codes, groups=groups, folds=folds, penalties=penalties, seed=seed
+        )
+    return LinearProbe(
+        accuracy=intervals.wilson(hits[0].sum(), len(query), level),
+        hits=hits[0],
+        selectivity=intervals.bootstrap(hits[0] - control, level=level, seed=seed),
+        control_hits=control,
+        train_accuracy=float(train[0]),
+        control_train_accuracy=float(train[1:].mean()),
+        penalty=float(named.penalties[0]),
+        code=code,
+    )
+
+
+def online_code(
+    states: np.ndarray,
+    labels: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    folds: int = FOLDS,
+    penalties: np.ndarray = PENALTIES,
+    seed: int = 0,
+) -> OnlineCode:
+    """Minimum description length of labels given states, by online coding.
+
+    states : (samples, dim)    labels : (samples,)    groups : (samples,), copies go together
+
+    Objects come in a random order and in blocks, each as long as all before it. The first is
+    coded with all classes alike, each later one with the probabilities of a probe of what came
+    before: ridge scores through a softmax, whose penalty and sharpness are those that would have
+    coded held-out folds of the past best. A sender and a receiver could do the same, so that the
+    length pays for the probe as well as for its errors, and no probe size has to be justified.
+    It depends on the order somewhat: compare layers under one seed. Voita & Titov 2020
+    (arXiv:2003.12298, section 2.2), who use neural probes and tenfold finer first blocks.
+    """
+    states, _ = checked_states(states, states)
+    names, codes, _ = _classes(states, labels, states, labels)
+    groups = checked_groups(groups, len(states), folds)
+    rank = np.random.default_rng([seed, 4]).permutation(groups.max() + 1)
+    order = np.argsort(rank[groups], kind="stable")
+    states, codes, groups = states[order], codes[order], groups[order]
+    ends = [len(codes)]
+    while ends[0] >= 4 * folds:
+        ends.insert(0, ends[0] // 2)
+    bits = ends[0] * np.log2(len(names))
+    for past, end in pairwise(ends):
+        bits += _block_bits(states[:end], codes[:end], past, len(names), groups, folds, penalties)
+    uniform = len(codes) * np.log2(len(names))
+    return OnlineCode(float(bits), float(uniform), float(uniform / bits))
+
+
+class Basis(NamedTuple):
+    """A layer in coordinates where every ridge fit on its gallery is one product.
+
+    With weights shrink * (gallery.T @ y), gallery @ weights are the fitted values and
+    query @ weights the predictions. The first column is the intercept, never shrunk.
+    """
+
+    gallery: np.ndarray  # (gallery_samples, rank + 1), orthonormal columns
+    query: np.ndarray  # (query_samples, rank + 1)
+    variance: np.ndarray  # (rank + 1,) of the gallery along each column; infinite for the first
+
+    def shrink(self, penalty: np.ndarray | float) -> np.ndarray:
+        """Share of each coordinate that a penalty leaves, (rank + 1, ...)."""
+        variance = self.variance.reshape(-1, *[1] * np.ndim(penalty))
+        return 1 / (1 + penalty / variance)
+
+
+def decompose(gallery: np.ndarray, query: np.ndarray) -> Basis:
+    """The standardised gallery's principal axes. gallery, query : (samples, dim), float64."""
+    samples = len(gallery)
+    spread = gallery.std(axis=0)
+    used = spread > 1e-10 * np.abs(gallery).max(axis=0)
+    if not used.any():
+        raise ValueError("all features are constant over the gallery: there is nothing to read")
+    mean, spread = gallery[:, used].mean(axis=0), spread[used]
+    x, other = (gallery[:, used] - mean) / spread, (query[:, used] - mean) / spread
+    if wide := x.shape[1] > samples:  # the smaller of two matrices with the same eigenvalues
+        values, vectors = np.linalg.eigh(x @ x.T)
+    else:
+        values, vectors = np.linalg.eigh(x.T @ x)
+    kept = values > 1e-12 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    if wide:
+        own, asked = vectors, other @ (x.T @ vectors) / values
+    else:
+        own, asked = x @ vectors / np.sqrt(values), other @ vectors / np.sqrt(values)
+    level = 1 / np.sqrt(samples)
+    return Basis(
+        np.column_stack([np.full(samples, level), own]),
+        np.column_stack([np.full(len(query), level), asked]),
+        np.append(np.inf, values / samples),
+    )
+
+
+def held_out(
+    basis: Basis, y: np.ndarray, projected: np.ndarray, fold: np.ndarray, penalty: float
+) -> np.ndarray:
+    """Prediction of each gallery row by the ridge fit that leaves out its fold, exactly.
+
+    y : (gallery_samples, columns)    projected : basis.gallery.T @ y    fold : (gallery_samples,)
+
+    The penalty stays the same in total, as in scikit-learn, and so does the standardisation.
+    """
+    shrink = basis.shrink(penalty)
+    weights = shrink[:, None] * projected
+    predicted = np.empty_like(y)
+    for held in np.unique(fold):
+        rows = fold == held
+        own = basis.gallery[rows]
+        if len(own) < len(shrink):  # the smaller of two systems with the same solution
+            residual = y[rows] - own @ weights
+            influence = (own * shrink) @ own.T
+            predicted[rows] = y[rows] - np.linalg.solve(np.eye(len(own)) - influence, residual)
+        else:
+            rest = np.diag(1 / shrink) - own.T @ own
+            predicted[rows] = own @ np.linalg.solve(rest, projected - own.T @ y[rows])
+    return predicted
+
+
+def deal_folds(groups: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of each row, (samples,): groups stay whole, classes are spread evenly."""
+    _, first, row_group = np.unique(groups, return_index=True, return_inverse=True)
+    lots = np.random.default_rng([seed, 5]).random(len(first))
+    fold = np.empty(len(first), np.int64)
+    fold[np.lexsort((lots, labels[first]))] = np.arange(len(first)) % folds
+    return fold[row_group]
+
+
+class _Named(NamedTuple):
+    """Classes that the fits of several tasks name, and the penalty each of them chose."""
+
+    gallery: np.ndarray  # (tasks, gallery_samples)
+    query: np.ndarray  # (tasks, query_samples)
+    penalties: np.ndarray  # (tasks,)
+
+
+def _fit(
+    basis: Basis, tasks: np.ndarray, classes: int, fold: np.ndarray, penalties: np.ndarray
+) -> _Named:
+    """Ridge classifiers of several labellings at once. tasks : (tasks, gallery_samples)."""
+    y = np.concatenate([_one_hot(task, classes) for task in tasks], axis=1)
+    projected = basis.gallery.T @ y
+    right = [
+        (_largest(held_out(basis, y, projected, fold, penalty), classes) == tasks).mean(axis=1)
+        for penalty in penalties
+    ]  # (penalties, tasks)
+    chosen = penalties[len(penalties) - 1 - np.argmax(right[::-1], axis=0)]
+    weights = basis.shrink(np.repeat(chosen, classes)) * projected
+    named = (_largest(rows @ weights, classes) for rows in (basis.gallery, basis.query))
+    return _Named(*named, chosen)
+
+
+def _one_hot(codes: np.ndarray, classes: int) -> np.ndarray:
+    return np.eye(classes)[codes]
+
+
+def _largest(scores: np.ndarray, classes: int) -> np.ndarray:
+    """Class of each task and row, (tasks, samples), from scores (samples, tasks * classes)."""
+    return scores.reshape(len(scores), -1, classes).argmax(axis=2).T
+
+
+def _control_tasks(codes: np.ndarray, groups: np.ndarray, shuffles: int, seed: int) -> np.ndarray:
+    """Labels dealt out anew among the groups, (shuffles, gallery_samples)."""
+    if shuffles < 1:
+        raise ValueError(f"shuffles={shuffles}: a probe without a control task is no evidence")
+    _, first, row_group = np.unique(groups, return_index=True, return_inverse=True)
+    return shuffled_labels(codes[first], shuffles=shuffles, seed=seed)[:, row_group]
+
+
+def _block_bits(
+    states: np.ndarray,
+    codes: np.ndarray,
+    past: int,
+    classes: int,
+    groups: np.ndarray,
+    folds: int,
+    penalties: np.ndarray,
+) -> float:
+    """Bits for the labels from row `past` on, by a probe of the rows before it."""
+    known, new = codes[:past], codes[past:]
+    distinct = len(np.unique(groups[:past]))
+    if len(np.unique(known)) < 2 or distinct < folds:
+        return len(new) * np.log2(classes)
+    basis = decompose(states[:past], states[past:])
+    y = _one_hot(known, classes)
+    projected = basis.gallery.T @ y
+    fold = deal_folds(groups[:past], known, folds, seed=0)
+    best = (np.inf, penalties[-1], 0.0)
+    for penalty in penalties[::-1]:
+        scores = held_out(basis, y, projected, fold, penalty)
+        for sharpness in SHARPNESS:
+            best = min(best, (_bits(sharpness * scores, known), penalty, sharpness))
+    _, penalty, sharpness = best
+    scores = basis.query @ (basis.shrink(penalty)[:, None] * projected)
+    return _bits(sharpness * scores, new)
+
+
+def _bits(logits: np.ndarray, codes: np.ndarray) -> float:
+    """Code length of classes under a softmax. logits : (samples, classes)."""
+    from scipy.special import logsumexp
+
+    right = logits[np.arange(len(codes)), codes]
+    return float((logsumexp(logits, axis=1) - right).sum() / np.log(2))
+
+
+def checked_states(gallery: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 (samples, dim), finite and of one dim."""
+    gallery, query = np.asarray(gallery, np.float64), np.asarray(query, np.float64)
+    if gallery.ndim != 2 or query.ndim != 2 or gallery.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"gallery {gallery.shape} and query {query.shape}: need (samples, dim), dims the same"
+        )
+    if len(query) < 2:
+        raise ValueError(f"{len(query)} query objects: an interval needs 2 or more")
+    for name, states in (("gallery", gallery), ("query", query)):
+        if not np.isfinite(states).all():
+            bad = int((~np.isfinite(states)).any(axis=1).argmax())
+            raise ValueError(f"{name} holds NaN or infinity, first at sample {bad}")
+    return gallery, query
+
+
+def checked_groups(groups: np.ndarray | None, samples: int, folds: int) -> np.ndarray:
+    """Groups numbered from 0, (samples,), enough of them for the folds."""
+    groups = np.arange(samples) if groups is None else np.asarray(groups)
+    if groups.shape != (samples,):
+        raise ValueError(f"groups {groups.shape} for {samples} gallery samples")
+    objects, numbered = np.unique(groups, return_inverse=True)
+    if not 2 <= folds <= len(objects):
+        raise ValueError(
+            f"folds={folds} must be 2 to {len(objects)}, the number of objects in the gallery"
+        )
+    return numbered
+
+
+def checked_penalties(penalties: np.ndarray) -> np.ndarray:
+    """The grid as (penalties,), ascending."""
+    penalties = np.sort(np.atleast_1d(np.asarray(penalties, np.float64)))
+    if not len(penalties) or not np.isfinite(penalties).all() or penalties[0] <= 0:
+        raise ValueError(f"penalties {penalties}: must be positive and finite, one or more")
+    return penalties
+
+
+def _classes(
+    gallery: np.ndarray, gallery_labels: np.ndarray, query: np.ndarray, query_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names of the gallery's classes; each row's class by number, -1 where there is none."""
+    gallery_labels, query_labels = np.asarray(gallery_labels), np.asarray(query_labels)
+    for name, labels, states in (
+        ("gallery", gallery_labels, gallery),
+        ("query", query_labels, query),
+    ):
+        if labels.shape != (len(states),):
+            raise ValueError(f"{name}_labels {labels.shape} for {len(states)} {name} samples")
+    names, codes = np.unique(gallery_labels, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"all gallery labels are {names[0]}: a probe needs 2 classes or more")
+    place = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
+    return names, codes, np.where(names[place] == query_labels, place, -1)
