@@ -11,7 +11,14 @@ from streamlit.testing.v1 import AppTest
 
 import store
 from dashboards import data, show
-from probe.plots import training_figure
+from probe.plots import (
+    INK,
+    INK_ON_DARK,
+    depth_figure,
+    difference_figure,
+    on_dark,
+    training_figure,
+)
 from probe.plots_cloud import GROUND, NO_COLOUR, cloud_figure
 from store.schema import STORE
 
@@ -143,10 +150,12 @@ def test_the_object_page_shows_the_cloud_and_its_neighbours(runs, look):
     app = look(runs, "object")
     app.selectbox(key="choice-variant").select("aligned").run()
     shown = figures(app)
-    assert len(shown) == 7 and shown[0]["layout"]["scene"]["aspectmode"] == "data"
+    assert len(shown) == 7 and shown[0]["layout"]["scene"]["aspectmode"] == "manual"
     assert "object-28 (query)" in text(app)  # the first of its class that is asked about
     assert "of 6 are of its class; aligned, layer 4" in text(app)
     assert "✓ right: ball" in text(app)
+    app.selectbox(key="choice-class").select(MARKUP).run()
+    assert "object-29 (query)" in text(app) and not app.warning
 
 
 def test_neighbours_equal_the_plain_cosine_order(runs):
@@ -243,6 +252,8 @@ def test_an_unfinished_run_shows_what_is_there(tmp_path, look):
     app = look(tmp_path, "object", object="object-0")
     assert not app.exception and len(figures(app)) == 7
     assert "running; last change" in text(look(tmp_path, "training"))
+    write_record(write_run(tmp_path / "late"), status="running")
+    assert "still running" in text(look(tmp_path, run="late"))
     assert not look(tmp_path, "provenance").exception
 
 
@@ -251,7 +262,7 @@ def test_a_damaged_chunk_is_named_and_no_traceback(tmp_path, look):
     chunk = path / STORE / "points/points/c/0/0/0"
     chunk.write_bytes(b"none of ours" + chunk.read_bytes()[12:])
     app = look(tmp_path, "object")
-    assert not app.exception and "is damaged" in text(app)
+    assert not app.exception and "may be damaged" in text(app)
 
 
 @pytest.mark.parametrize("name", ["../outside", "..", ".", "link", "/etc", "small/../../outside"])
@@ -280,9 +291,24 @@ def test_a_cloud_keeps_its_colours_and_one_without_is_told_from_it():
     figure = cloud_figure(points)
     assert figure.data[0].marker.color == ("rgb(255,0,0)", "rgb(0,128,255)")
     assert figure.layout.scene.bgcolor == GROUND
+    scene = figure.layout.scene
+    spans = [axis.range[1] - axis.range[0] for axis in (scene.xaxis, scene.yaxis, scene.zaxis)]
+    sides = [scene.aspectratio[name] for name in "xyz"]
+    np.testing.assert_allclose(np.divide(sides, spans), sides[0] / spans[0])  # one scale
+    flat = cloud_figure(np.zeros((5, 3)))
+    assert flat.data[0].marker.color == NO_COLOUR and min(flat.layout.scene.xaxis.range) < 0
     assert cloud_figure(points[:, :3]).data[0].marker.color == NO_COLOUR
     with pytest.raises(ValueError, match=r"\(2, 5\), expected"):
         cloud_figure(points[:, :5])
+
+
+def test_on_a_dark_page_ink_is_light_and_models_keep_their_colours(runs):
+    results = data.sweep_results(runs / "small", lambda *_: None)
+    for draw in (depth_figure, difference_figure):
+        light, dark = draw(results), on_dark(draw(results))
+        assert INK not in str(dark) and INK in str(light)
+        for old, new in zip(light.data, dark.data, strict=True):
+            assert new.line.color == (INK_ON_DARK if old.line.color == INK else old.line.color)
 
 
 def test_file_names_hold_nothing_of_a_path():

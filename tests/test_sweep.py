@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 import store
+from probe.__main__ import ProbeConfig, main
+from probe.geometry import descriptors, geometry_by_layer
 from probe.plots import (
     depth_figure,
     difference_figure,
@@ -39,6 +41,10 @@ def write_run(path, copies=0):
     )
     target = about[:, None] + 0.5 * rng.normal(size=(SAMPLES, TOKENS, TARGET_DIM))
     points = rng.random((SAMPLES, 8, 6), np.float32)
+    more = np.random.default_rng(1).random((SAMPLES, 24, 6), np.float32)
+    points = np.concatenate([points, more], axis=1)
+    points[..., 2] *= np.exp(target[:, 0, 0] / 4)[:, None]  # a height for the states to hold
+    points[..., 5] = 0.5
     points[:copies] = points[SAMPLES - copies :]
     samples = {
         "id": [f"object-{i}" for i in range(SAMPLES)],
@@ -138,6 +144,63 @@ def test_copies_share_a_group(run):
     assert len(gallery) == 240 and query[0] == 240
 
 
+@pytest.fixture(scope="module")
+def read_out(run):
+    return sweep(run, ["linear", "geometry"])
+
+
+def test_linear_and_geometry_read_outs_find_the_planted_loss(read_out):
+    gap = read_out.sel(comparison="aligned - baseline")
+    p = gap.geometry_difference_p_adjusted.sel(property="extent_z")
+    np.testing.assert_array_equal(p < 0.05, [False, False, True, True])
+    # a quarter of the target is too little for neighbours, and enough for a linear map
+    np.testing.assert_array_equal(gap.linear_difference_p_adjusted < 0.05, [False] * 3 + [True])
+    heights = read_out.geometry_mean.sel(property="extent_z")
+    assert (heights.sel(variant="aligned") > 0.5).all() and heights.sel(layer=0).min() > 0.5
+    assert float(heights.sel(variant="baseline", layer=12)) == pytest.approx(0, abs=0.05)
+    flat = read_out.geometry_mean.sel(property="extent_x")
+    np.testing.assert_allclose(flat, 0, atol=0.1)
+    below = read_out.geometry_from_target_p_adjusted.sel(property="extent_z", variant="baseline")
+    assert (below.values < 0.05)[-1] and "knn_mean" not in read_out
+    for score in ("linear", "linear_selectivity", "geometry", "geometry_target"):
+        mean, low, high = (read_out[f"{score}_{part}"] for part in ("mean", "low", "high"))
+        assert ((low <= mean) & (mean <= high)).all()
+
+
+def test_controls_of_the_read_outs_are_at_chance(read_out):
+    assert float(read_out.linear_shuffled.mean()) == pytest.approx(1 / CLASSES, abs=0.04)
+    lost = read_out.sel(variant="untrained", layer=12)
+    assert float(lost.linear_selectivity_low) < 0 < float(lost.linear_selectivity_high)
+    assert float(read_out.geometry_shuffled.mean()) < 0 and read_out.geometry_shuffled.max() < 0.05
+    assert read_out.attrs["constant"] == ["blue"]
+
+
+def test_geometry_by_layer_is_the_sweep_of_geometry_alone(run, read_out):
+    found = geometry_by_layer(run, [8], ["aligned"])
+    where = {"layer": [8], "variant": ["aligned"]}
+    np.testing.assert_array_equal(found.geometry_low, read_out.geometry_low.sel(where))
+    heights = descriptors(run.points())[["extent_z"]].isel(sample=slice(None, None, -1))
+    one = geometry_by_layer(run, [8], ["aligned"], values=heights)
+    expected = read_out.geometry_mean.sel(where).sel(property=["extent_z"])
+    np.testing.assert_allclose(one.geometry_mean, expected)
+    with pytest.raises(ValueError, match="lack 359 of the run's samples"):
+        geometry_by_layer(run, values=heights.isel(sample=[-1]))
+    with pytest.raises(ValueError, match="no property varies"):
+        geometry_by_layer(run, values=heights * 0)
+
+
+def test_the_read_outs_are_kept_tabled_and_put_in_words(run, read_out):
+    run.write_probe("readout", read_out)
+    assert run.probes("readout").equals(read_out)
+    text = io.StringIO()
+    print_table(read_out, Console(file=text, width=120))
+    shown = text.getvalue()
+    assert max(map(len, shown.splitlines())) <= 120 and "…" not in shown and "-0.00" not in shown
+    said = " ".join(findings(read_out))
+    assert "linear read-out accuracy: higher at layer 12" in said
+    assert "extent_z from 8" in said and "Left out, as they do not vary: blue" in said
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -203,3 +266,9 @@ def test_the_command_line_leaves_results_and_pictures_in_the_run(run, tmp_path):
     wrong = call(tmp_path)
     assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr
     assert "has no layer 5" in call(run.path, "--layers", "5").stderr
+
+
+def test_the_command_takes_the_probes_it_is_asked_for(run, capsys):
+    main(ProbeConfig(run=run.path, layers="4,8", probes="linear, geometry"))
+    assert "extent_z" in capsys.readouterr().out
+    assert {"linear_mean", "geometry_mean"} < set(run.probes("sweep"))

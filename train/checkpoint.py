@@ -61,7 +61,7 @@ def save_model(
     }
 
     def write(fresh: Path) -> None:
-        save_file(tensors, fresh / "model.safetensors")
+        write_tensors(fresh / "model.safetensors", tensors)
         tokenizer.save(str(fresh / "tokenizer.json"))
         (fresh / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         (fresh / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -93,6 +93,20 @@ def load_model(folder: Path) -> tuple[MiniGPT3D, Tokenizer, ModelConfig]:
     model = build(config, branch_scale=config.llm_branch_scale)
     load_strictly(model, read_tensors(folder / "model.safetensors"), str(folder))
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), config
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all. Raises OSError when the disk won't take it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        save_file(tensors, fresh, metadata=metadata)
+        fresh.replace(path)
+    except (OSError, SafetensorError) as error:
+        fresh.unlink(missing_ok=True)
+        raise OSError(f"{path} can't be written: {error}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -132,10 +146,7 @@ def save_trainer(folder: Path, module: nn.Module, optimizer: Any, step: int) -> 
             for key, value in optimizer.state[parameter].items():
                 tensors[f"{key}/{by_identity[id(parameter)]}"] = torch.as_tensor(value).contiguous()
 
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / ".trainer.new"
-    save_file(tensors, fresh, metadata={"step": str(step)})
-    fresh.replace(folder / "trainer.safetensors")
+    write_tensors(folder / "trainer.safetensors", tensors, {"step": str(step)})
 
 
 def load_trainer(folder: Path, module: nn.Module, optimizer: Any) -> int:

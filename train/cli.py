@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,6 +85,11 @@ def run(main: Callable[[Any], None], config: Any) -> None:
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"the disk is full ({error.filename or 'while writing the run'}); free some space, "
+            "then the same command goes on where it stopped"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename or 'while writing'}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -179,13 +179,13 @@ class Stage1Config:
     """The LLM alone, answering from words where the cloud will be (Phi-2 comes with this)."""
     encoder_steps: int = 800
     """PointBERT against the captions, contrastively (ULIP-2 comes with this)."""
-    bridge_steps: int = 1000
-    """MLP, whole Q-Former and projector, LLM frozen (BLIP-2 and TinyGPT-V come with this)."""
-    mlp_steps: int = 100
+    bridge_steps: int = 900
+    """MLP, whole Q-Former, projector and LLM (BLIP-2 and TinyGPT-V come with this)."""
+    mlp_steps: int = 60
     """Recipe I: the MLP."""
-    brief_steps: int = 600
+    brief_steps: int = 250
     """Recipe II: MLP, Q-Former LoRA and norms, queries, projector, LLM LoRA and norms; captions."""
-    mixed_steps: int = 900
+    mixed_steps: int = 500
     """Recipe III: the same on detailed, single-round and multi-round conversations 2:3:3."""
     speed: float = 1.0
     """Factor on every number of steps."""

@@ -14,14 +14,14 @@ from accelerate import Accelerator
 from peft import PeftModel
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from store.writer import RunWriter, create_run
 from train.batches import MIX, Batches
 from train.budget import MIB, SHOWN_POINTS, store_bytes, training_memory
 from train.capture import capture_hidden_states, capture_objects
-from train.checkpoint import load_model, sha256, train_only
+from train.checkpoint import load_model, sha256, train_only, write_tensors
 from train.config import ModelConfig, Stage2Config
 from train.data.load import load_data
 from train.data.objects import DataSet
@@ -300,10 +300,7 @@ class Stage2Run:
             for name, objects in splits.items()
         }
         self.start_model.to("cpu")
-        path.parent.mkdir(exist_ok=True)
-        fresh = path.with_suffix(".new")
-        save_file(targets, fresh, metadata={"key": key})
-        fresh.replace(path)
+        write_tensors(path, targets, {"key": key})
         return targets
 
     def _store(self) -> RunWriter:
@@ -363,9 +360,7 @@ class Stage2Run:
         if not self.accelerator.is_main_process:
             return
         tensors = {name: tensor.cpu() for name, tensor in trained_tensors(objective).items()}
-        fresh = folder / ".model.new"
-        save_file(tensors, fresh)
-        fresh.replace(folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", tensors)
         llm = objective.model.llm
         assert isinstance(llm, PeftModel)
         llm.save_pretrained(str(folder / "adapter"))

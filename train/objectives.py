@@ -199,8 +199,7 @@ class CaptionObjective(nn.Module):
 def trained_in(phase: str, model: MiniGPT3D) -> Callable[[str], bool]:
     """Which parameters of a `CaptionObjective` a phase trains, as MiniGPT-3D's stages do."""
     if phase == "bridge":
-        front = ("model.mlp.", "model.qformer.", "model.projector.", "contrast.", "text.")
-        return lambda name: name.startswith(front) and "lora_" not in name
+        return lambda name: "point_encoder." not in name and "lora_" not in name
     if phase == "I-mlp":
         return lambda name: name.startswith("model.mlp.")
     wanted = {f"model.qformer.{name}" for name in model.qformer.lora_and_norm_parameters()}

@@ -114,13 +114,15 @@ class Phases:
     def captions(self, name: str, shown, steps: int, peak: float) -> None:
         """Next token of the answers, from the encoder's cached tokens (objects, tokens, width)."""
         from train.batches import BRIEF, MIX, Batches
+
+        kinds = {"bridge": BRIEF | MIX, "III-mixed": MIX}
         from train.objectives import CaptionObjective, trained_in
 
         batches = Batches(
             self.data.conversations,
             shown,
             self.tokenizer,
-            weights=MIX if name == "III-mixed" else BRIEF,
+            weights=kinds.get(name, BRIEF),
             size=self.config.batch_size,
             queries=self.sizes.queries,
             context=self.sizes.llm_context,

@@ -1,0 +1,194 @@
+"""The linear read-out, held against scikit-learn, planted classes and plain chance."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.preprocessing import StandardScaler
+
+from probe import intervals, linear
+from probe.linear import PENALTIES, deal_folds, decompose, held_out, linear_probe, online_code
+
+
+def classes(gallery=120, query=80, dim=12, kinds=4, gap=1.0, seed=0):
+    """Clouds of states about a centre a class, on scales and offsets of their own."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(gallery + query) % kinds
+    states = gap * rng.normal(size=(kinds, dim))[labels] + rng.normal(size=(len(labels), dim))
+    states = states * np.logspace(-1, 2, dim) + 5
+    return states[:gallery], labels[:gallery], states[gallery:], labels[gallery:]
+
+
+@pytest.mark.parametrize("dim", [6, 40, 300])
+def test_penalty_and_hits_equal_those_of_a_searched_sklearn_ridge_classifier(dim):
+    gallery, labels, query, wanted = classes(dim=dim, gap=0.5)
+    ours = linear_probe(gallery, labels, query, wanted, shuffles=1)
+    scaler = StandardScaler().fit(gallery)
+    folds = deal_folds(np.arange(len(labels)), labels, 5, seed=0)
+
+    def accuracy_then_error(model, x, y):
+        error = np.mean((model.decision_function(x) - (2 * np.eye(4)[y] - 1)) ** 2)
+        return model.score(x, y) - 1e-6 * error
+
+    search = GridSearchCV(
+        RidgeClassifier(),
+        {"alpha": PENALTIES * len(labels)},
+        scoring=accuracy_then_error,
+        cv=PredefinedSplit(folds),
+    ).fit(scaler.transform(gallery), labels)
+    assert ours.penalty == pytest.approx(search.best_params_["alpha"] / len(labels))
+    theirs = search.predict(scaler.transform(query)) == wanted
+    np.testing.assert_array_equal(ours.hits, theirs)
+    model = search.best_estimator_
+    assert ours.train_accuracy == model.score(scaler.transform(gallery), labels)
+    assert float(ours.accuracy.mean) == theirs.mean()
+
+
+@pytest.mark.parametrize("dim", [4, 60])
+def test_held_out_predictions_equal_fits_without_the_fold(dim):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, dim)), rng.normal(size=(50, 3))
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    basis, fold = decompose(x, x), np.arange(50) % 5
+    for penalty in (1e-6, 0.1, 100):
+        found = held_out(basis, y, basis.gallery.T @ y, fold, penalty)
+        for held in range(5):
+            known, rows = x[fold != held], y[fold != held]
+            centre, level = known.mean(axis=0), rows.mean(axis=0)
+            gram = (known - centre).T @ (known - centre) + 50 * penalty * np.eye(dim)
+            weights = np.linalg.solve(gram, (known - centre).T @ (rows - level))
+            expected = (x[fold == held] - centre) @ weights + level
+            np.testing.assert_allclose(found[fold == held], expected, atol=2e-6)
+
+
+def test_separate_classes_are_read_and_selectivity_is_what_is_above_chance():
+    found = linear_probe(*classes(gap=3))
+    assert float(found.accuracy.mean) == 1 and found.accuracy.low < 1
+    assert float(found.selectivity.mean) == pytest.approx(0.75, abs=0.06)
+    assert found.selectivity.low < found.selectivity.mean < found.selectivity.high
+    np.testing.assert_allclose(found.selectivity.mean, np.mean(found.hits - found.control_hits))
+
+
+def test_random_labels_score_at_chance_though_wide_states_learn_them_by_heart():
+    rng = np.random.default_rng(1)
+    states, labels = rng.normal(size=(700, 1000)), rng.integers(0, 4, 700)
+    found = linear_probe(states[:300], labels[:300], states[300:], labels[300:], penalties=[1e-6])
+    assert found.train_accuracy == found.control_train_accuracy == 1
+    assert float(found.accuracy.mean) == pytest.approx(0.25, abs=0.07)
+    assert found.selectivity.low < 0 < found.selectivity.high
+    assert found.accuracy.low < 0.25 < found.accuracy.high
+
+
+def test_intervals_of_accuracy_and_selectivity_cover_what_many_queries_give():
+    gallery, labels, query, wanted = classes(query=12_000, dim=6, gap=0.6)
+    whole = linear_probe(gallery, labels, query, wanted)
+    truth = float(whole.accuracy.mean), float(whole.selectivity.mean)
+    covered = []
+    for start in range(0, 12_000, 80):
+        hits = whole.hits[start : start + 80]
+        control = whole.control_hits[start : start + 80]
+        accuracy = intervals.wilson(hits.sum(), 80)
+        selectivity = intervals.bootstrap(hits - control, resamples=500)
+        pairs = zip((accuracy, selectivity), truth, strict=True)
+        covered.append([part.low <= value <= part.high for part, value in pairs])
+    # 150 draws at 0.95: standard error 0.018
+    np.testing.assert_allclose(np.mean(covered, axis=0), 0.95, atol=0.04)
+
+
+def test_scale_shift_and_constant_features_change_nothing_and_seeds_repeat():
+    gallery, labels, query, wanted = classes(gap=0.7)
+    one = linear_probe(gallery, labels, query, wanted, mdl=True)
+    wider = [
+        np.column_stack([3 * x - 7, np.full(len(x), at)]) for at, x in ((0.1, gallery), (9, query))
+    ]
+    two = linear_probe(wider[0], labels, wider[1], wanted, mdl=True)
+    np.testing.assert_array_equal(one.hits, two.hits)
+    np.testing.assert_array_equal(one.control_hits, two.control_hits)
+    assert one.code.bits == pytest.approx(two.code.bits)
+    again = linear_probe(gallery, labels, query, wanted, mdl=True)
+    assert one.selectivity == again.selectivity and one.code == again.code
+    other = linear_probe(gallery, labels, query, wanted, seed=1)
+    assert (one.control_hits != other.control_hits).any()
+
+
+def test_labels_may_be_words_and_queries_of_an_unknown_class_are_wrong():
+    gallery, labels, query, wanted = classes(gap=3)
+    words = np.array(["chair", "lamp", "sofa", "vase"])
+    found = linear_probe(gallery, words[labels], query, words[wanted])
+    assert found.hits.all()
+    strange = np.where(wanted == 2, "aeroplane", words[wanted])
+    found = linear_probe(gallery, words[labels], query, strange)
+    np.testing.assert_array_equal(found.hits, wanted != 2)
+
+
+def test_a_class_with_one_gallery_object_is_fitted_all_the_same():
+    gallery, labels, query, wanted = classes(gap=8, dim=30)
+    kept = (labels != 3) | (np.arange(len(labels)) == 3)
+    found = linear_probe(gallery[kept], labels[kept], query, wanted)
+    assert found.hits[wanted != 3].all() and found.hits[wanted == 3].mean() > 0.5
+
+
+def test_copies_share_a_fold_and_a_shuffled_label():
+    groups = np.arange(60) // 2
+    labels = groups % 3
+    folds = deal_folds(groups, labels, 5, seed=0)
+    np.testing.assert_array_equal(folds[::2], folds[1::2])
+    counts = [np.bincount(folds[labels == kind], minlength=5) for kind in range(3)]
+    np.testing.assert_array_equal(counts, np.full((3, 5), 4))
+    dealt = linear._control_tasks(labels, groups, 3, seed=0)
+    np.testing.assert_array_equal(dealt[:, ::2], dealt[:, 1::2])
+    # noise doubled: alone, a row's twin gives its label away to the least penalty
+    rng = np.random.default_rng(0)
+    states, labels = np.repeat(rng.normal(size=(100, 200)), 2, 0), np.repeat(np.arange(100) % 2, 2)
+    query, wanted = rng.normal(size=(50, 200)), np.arange(50) % 2
+    chosen = {}
+    for name, groups in (("apart", None), ("together", np.arange(200) // 2)):
+        basis, y = decompose(states, query), np.eye(2)[labels]
+        given = np.arange(200) if groups is None else groups
+        fold = deal_folds(given, labels, 5, 0)
+        held = held_out(basis, y, basis.gallery.T @ y, fold, 1e-6)
+        chosen[name] = (held.argmax(axis=1) == labels).mean()
+        linear_probe(states, labels, query, wanted, groups=groups)
+    assert chosen["apart"] > 0.85 and chosen["together"] < 0.65
+
+
+def test_the_code_is_short_for_clear_classes_and_no_shorter_than_plain_for_noise():
+    lengths = []
+    for gap in (3, 1, 0.5, 0):
+        gallery, labels, _, _ = classes(gallery=400, gap=gap, seed=2)
+        lengths.append(online_code(gallery, labels))
+    bits = [code.bits for code in lengths]
+    assert bits == sorted(bits) and lengths[0].uniform == 800
+    # the first of the blocks, 12 objects, always costs 2 bits each
+    assert 24 < bits[0] < 100 and lengths[0].compression == pytest.approx(800 / bits[0])
+    assert lengths[-1].compression == pytest.approx(1, abs=0.05)
+
+
+GOOD = dict(
+    zip(("gallery", "gallery_labels", "query", "query_labels"), classes(gallery=40), strict=True)
+)
+HOLED = GOOD["gallery"].copy()
+HOLED[7, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gallery_labels": np.full(40, 3)}, "all gallery labels are 3: a probe needs 2 classes"),
+        ({"gallery": HOLED}, "gallery holds NaN or infinity, first at sample 7"),
+        ({"query": np.full((80, 12), np.inf)}, "query holds NaN or infinity, first at sample 0"),
+        ({"query": GOOD["query"][:, :5]}, r"\(40, 12\) and query \(80, 5\): need .* dims the same"),
+        ({"gallery": np.full((40, 12), 0.1)}, "all features are constant over the gallery"),
+        ({"gallery_labels": np.arange(39)}, r"gallery_labels \(39,\) for 40 gallery samples"),
+        ({"query_labels": np.arange(3)}, r"query_labels \(3,\) for 80 query samples"),
+        ({"folds": 41}, "folds=41 must be 2 to 40, the number of objects"),
+        ({"groups": np.arange(40) // 10}, "folds=5 must be 2 to 4, the number of objects"),
+        ({"groups": np.arange(4)}, r"groups \(4,\) for 40 gallery samples"),
+        ({"penalties": [0.0, 1.0]}, "must be positive and finite"),
+        ({"shuffles": 0}, "shuffles=0: a probe without a control"),
+        ({"query": GOOD["query"][:1], "query_labels": [0]}, "1 query objects: an interval needs 2"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        linear_probe(**(GOOD | change))
