@@ -15,22 +15,22 @@ from store import UnfinishedRunWarning
 
 # One file each in views/: a folder named pages would start Streamlit's older mode, in which the
 # first visitor of a new server gets a page without this file around it.
-PAGES = {
-    "degradation": ("Degradation across depth", ":material/trending_down:"),
-    "object": ("Object", ":material/deployed_code:"),
-    "training": ("Training", ":material/show_chart:"),
-    "provenance": ("Provenance", ":material/fingerprint:"),
+PAGES = {  # without icons: Streamlit would fetch them from another server for the tab
+    "degradation": "Degradation across depth",
+    "object": "Object",
+    "training": "Training",
+    "provenance": "Provenance",
 }
 
 
 def main() -> None:
-    st.set_page_config("Geometry by depth", ":material/stacked_line_chart:", layout="wide")
+    st.set_page_config("Geometry by depth", layout="wide")
     # Every page says by itself how much of a run is there.
     warnings.filterwarnings("ignore", category=UnfinishedRunWarning)
     page = st.navigation(
         [
-            st.Page(f"views/{name}.py", title=title, icon=icon, url_path=name, default=not at)
-            for at, (name, (title, icon)) in enumerate(PAGES.items())
+            st.Page(f"views/{name}.py", title=title, url_path=name, default=not at)
+            for at, (name, title) in enumerate(PAGES.items())
         ]
     )
     try:
@@ -49,14 +49,13 @@ def main() -> None:
 def choose_run(folder: Path) -> None:
     """The run picked in the sidebar, for all pages; its state stands beneath."""
     entries = {entry.name: entry for entry in data.list_runs(folder)}
-    first = next((name for name, e in entries.items() if e.state in data.OPENS), None)
 
     def label(name: str) -> str:
         state = entries[name].state
         return name if state == "complete" else f"{name} ({state})"
 
     with st.sidebar:
-        name = show.choose("run", "Run", list(entries), default=first, label=label, keep=True)
+        name = show.choose("run", "Run", list(entries), label=label, keep=True)
         st.text(entries[name].note)
         show.pick_format()
     st.session_state["opened"] = data.run_path(folder, name)

@@ -57,13 +57,15 @@ def runs_folder(arguments: Sequence[str]) -> Path:
 
 
 def list_runs(folder: Path) -> list[Entry]:
-    """Every folder in RUNS_DIR, runs or not, those that open first. Raises NoRuns for none."""
-    children = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    """Every folder in RUNS_DIR, runs or not, complete ones first. Raises NoRuns for none."""
+    with reading(folder):
+        children = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     entries = [_entry(folder, name) for name in children]
     if not any(entry.state != "no run" for entry in entries):
         others = f" ({len(entries)} other folders are in it)" if entries else ""
         raise NoRuns(f"There is no run in {folder}{others}.", _make(folder))
-    return sorted(entries, key=lambda entry: entry.state not in OPENS)
+    order = {state: at for at, state in enumerate(OPENS)}
+    return sorted(entries, key=lambda entry: order.get(entry.state, len(order)))
 
 
 def run_path(folder: Path, name: str) -> Path:
@@ -85,7 +87,8 @@ def reading(path: Path) -> Iterator[None]:
     except store.StoreError as error:
         raise Unreadable(str(error)) from error
     except FAILURES as error:
-        raise Unreadable(f"{path} is damaged: {error or type(error).__name__}") from error
+        what = str(error) or type(error).__name__
+        raise Unreadable(f"{path} cannot be read, it may be damaged: {what}") from error
 
 
 def open_run(path: Path) -> store.Run:
@@ -169,12 +172,12 @@ def sweep_results(path: Path, progress: Callable[[int, int, str], None]) -> xr.D
     return _sweep(path, _stamp(path, str(kept.relative_to(path))))
 
 
-def scores_table(results: xr.Dataset, score: str, k: int | None) -> pd.DataFrame:
-    """One score of a sweep, a row a variant and layer; with what it is read against."""
+def scores_table(results: xr.Dataset, score: str, k: int | None = None) -> pd.DataFrame:
+    """One score of a sweep, a row a variant, layer (and K); with what it is read against."""
     controls = {"knn": ["knn_shuffled"], "cka": []}.get(score, [f"{score}_random"])
     names = [*(f"{score}_{part}" for part in ("mean", "low", "high")), *controls]
-    picked = results[names].sel(k=k) if score == "knn" else results[names]
-    return picked.reset_coords(drop=True).to_dataframe().reset_index()
+    picked = results[names] if k is None else results[names].sel(k=[k])
+    return picked.to_dataframe().reset_index()
 
 
 def differences_table(results: xr.Dataset, score: str) -> pd.DataFrame:
@@ -216,14 +219,19 @@ def _entry(folder: Path, name: str) -> Entry:
 def _compute_sweep(path: Path, progress: Callable[[int, int, str], None]) -> None:
     from probe.sweep import sweep
 
-    run = open_run(path)
+    run, about = open_run(path), record(path)
     if not run.complete:
         raise Unreadable(
             f"{path.name} is not completely captured yet, so there are no scores; "
             "the training page shows how far it is."
         )
-    settings = record(path).get("config", {})
+    if about.get("status") == "running":  # its own job may be writing the very same scores
+        raise Unreadable(
+            f"{path.name} is still running, and its scores come last; if it was stopped, "
+            f"python -m probe {path.name} computes them."
+        )
     with reading(path):
+        settings = about.get("config", {})
         wanted = [int(k) for k in str(settings.get("neighbours", "1,10")).split(",")]
         gallery = int((samples(path).split == "gallery").sum())
         fitting = [k for k in wanted if k <= gallery] or [1]

@@ -12,6 +12,7 @@ import streamlit as st
 from probe.plots import on_dark
 
 Option = str | int
+NOT_NEEDED = ["select2d", "lasso2d", "autoScale2d", "tableRotation", "resetCameraLastSave3d"]
 
 
 def choose(
@@ -31,9 +32,11 @@ def choose(
     by_text = {str(option): option for option in options}
     key = f"choice-{name}"
     asked = st.query_params.get(name)
-    if asked is not None and asked not in by_text:
-        st.warning("The address names something that is not here; showing another instead:")
-        st.text(f"{title}: {asked}")
+    # Later in a session only another choice can have made it so: the class, say, of an object.
+    first = f"kept-{name}" not in st.session_state
+    if first and asked is not None and asked not in by_text:
+        st.sidebar.warning("The address names something that is not here:")
+        st.sidebar.text(f"{title}: {asked}")
     kept = st.session_state.get(f"kept-{name}") if keep else None
     texts = [text for text in (asked, kept) if text in by_text]
     fallback = options[0] if default is None else default
@@ -60,16 +63,22 @@ def draw(figure: go.Figure, table: pd.DataFrame, name: str, *, alt: str) -> None
     csv(table, name)
 
 
-def plot(figure: go.Figure, name: str, *, alt: str) -> None:
-    """A figure alone. `name` names its files and has to be its own on a page."""
-    figure = plain_text(figure)
+def plot(figure: go.Figure, name: str, *, alt: str, small: bool = False) -> None:
+    """A figure alone. `name` names its files and has to be its own on a page.
+
+    small : of the buttons only the camera, and that while the pointer is over the figure.
+    """
+    plain_text(figure)
     if st.context.theme.type == "dark":
-        figure = on_dark(figure)
+        on_dark(figure)
     picture = {"format": st.session_state.get("picture", "png"), "filename": file_name(name)}
     if picture["format"] == "png":
         picture["scale"] = 2
-    config = {"displaylogo": False, "displayModeBar": True, "toImageButtonOptions": picture}
-    config["modeBarButtonsToRemove"] = ["select2d", "lasso2d", "autoScale2d"]
+    config: dict[str, Any] = {"displaylogo": False, "toImageButtonOptions": picture}
+    if small:
+        config["modeBarButtons"] = [["toImage"]]
+    else:
+        config |= {"displayModeBar": True, "modeBarButtonsToRemove": NOT_NEEDED}
     st.plotly_chart(figure, config=config, key=f"figure-{name}", alt=alt)
 
 
@@ -93,13 +102,12 @@ def problem(error: Exception) -> None:
 
 
 def plain_text(figure: go.Figure) -> go.Figure:
-    """The figure with names and titles as they are: plotly would read markup in them."""
-    figure = go.Figure(figure)
+    """Names and titles as they are: plotly would read markup in them. Changes the figure."""
     for trace in figure.data:
         if trace.name:
             trace.name = html.escape(trace.name, quote=False)
     layout = figure.layout
-    titles = [layout.title, *(axis.title for axis in [*_axes(figure)]), *layout.annotations]
+    titles = [layout.title, *(axis.title for axis in _axes(figure)), *layout.annotations]
     for title in titles:
         if title.text:
             title.text = html.escape(title.text, quote=False)

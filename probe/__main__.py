@@ -18,6 +18,8 @@ class ProbeConfig:
     """Run folder."""
     layers: str = "all"
     """Captured layers to probe: all, or a list as 0,8,16."""
+    probes: str = "knn,drift"
+    """What to measure, a list of knn, drift, linear and geometry."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -34,10 +36,17 @@ def main(config: ProbeConfig) -> None:
     layers = run.layers if config.layers == "all" else numbers(config.layers, "--layers")
     with progress_bar() as show:
         results = sweep(
-            run, layers=layers, k=numbers(config.k, "--k"), seed=config.seed, progress=show
+            run,
+            [name.strip() for name in config.probes.split(",")],
+            layers,
+            k=numbers(config.k, "--k"),
+            seed=config.seed,
+            progress=show,
         )
     run.write_probe("sweep", results)
     print_table(results)
+    if not {"knn_mean", "cka_mean"} & set(results):
+        return  # the depth figure draws these
     for save, name in ((save_depth_png, "depth.png"), (save_depth_html, "depth.html")):
         print(save(results, run.path / name))
 

@@ -77,7 +77,7 @@ def linear_probe(
     query     : (query_samples, dim)       query_labels   : (query_samples,), one row an object
     groups    : (gallery_samples,), rows of one group (copies of an object) share a fold
     penalties : the grid, the same for all layers; cross-validation over whole groups of the
-                gallery picks one by accuracy, the largest of equals
+                gallery picks one by accuracy, of equals the one with the least squared error
     shuffles  : control tasks, in which each gallery object has the label of another drawn at
                 random (Hewitt & Liang 2019, arXiv:1909.03368); each picks its own penalty
     mdl       : also code the gallery's labels online, see `online_code`
@@ -242,14 +242,15 @@ def _fit(
     """Ridge classifiers of several labellings at once. tasks : (tasks, gallery_samples)."""
     y = np.concatenate([_one_hot(task, classes) for task in tasks], axis=1)
     projected = basis.gallery.T @ y
-    right = [
-        (_largest(held_out(basis, y, projected, fold, penalty), classes) == tasks).mean(axis=1)
-        for penalty in penalties
-    ]  # (penalties, tasks)
-    chosen = penalties[len(penalties) - 1 - np.argmax(right[::-1], axis=0)]
+    right, error = np.empty((2, len(penalties), len(tasks)))
+    for at, penalty in enumerate(penalties):
+        scores = held_out(basis, y, projected, fold, penalty)
+        right[at] = (_largest(scores, classes) == tasks).sum(axis=1)
+        error[at] = ((scores - y) ** 2).sum(axis=0).reshape(-1, classes).sum(axis=1)
+    chosen = penalties[(right - 0.5 * error / error.max(axis=0)).argmax(axis=0)]
     weights = basis.shrink(np.repeat(chosen, classes)) * projected
-    named = (_largest(rows @ weights, classes) for rows in (basis.gallery, basis.query))
-    return _Named(*named, chosen)
+    train, asked = (_largest(rows @ weights, classes) for rows in (basis.gallery, basis.query))
+    return _Named(train, asked, chosen)
 
 
 def _one_hot(codes: np.ndarray, classes: int) -> np.ndarray:

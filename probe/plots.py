@@ -28,7 +28,7 @@ LOGGED = {  # columns of a training log, with the title and the axis of their pa
     "align_loss": ("Alignment loss", "loss   (lower is closer)"),
     "loss": ("Loss that is minimised", "loss   (lower is better)"),
     "lr": ("Learning rate", "learning rate"),
-    "tokens_per_s": ("Speed", "tokens per second   (higher is faster)"),
+    "tokens_per_s": ("Speed", "tokens/s   (higher is faster)"),
     "memory_mib": ("Peak memory", "MiB"),
 }
 
@@ -145,13 +145,13 @@ def training_figure(metrics: pd.DataFrame) -> go.Figure:
         for variant, rows in metrics.dropna(subset=[name]).groupby("variant", sort=False):
             figure.add_trace(_logged(str(variant), rows, name, str(variant) not in named), **place)
             named.add(str(variant))
-        figure.update_xaxes(title="step", rangemode="tozero", **place)
+        figure.update_xaxes(title="step", rangemode="tozero", matches="x", **place)
         figure.update_yaxes(title=LOGGED[name][1], **place)
     return figure.update_layout(
         template="plotly_white",
-        height=330 * (-(-len(panels) // columns)) + 60,
-        legend={"orientation": "h", "y": -0.12, "x": 0.5, "xanchor": "center"},
-        margin={"t": 40, "b": 60},
+        height=290 * (-(-len(panels) // columns)) + 70,
+        legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0},
+        margin={"t": 90, "b": 50},
     )
 
 
@@ -171,9 +171,8 @@ def _logged(variant: str, rows: pd.DataFrame, name: str, in_legend: bool) -> go.
 
 
 def on_dark(figure: go.Figure) -> go.Figure:
-    """The same figure with what is drawn in ink made light, for a dark page."""
-    figure = go.Figure(figure)
-    for trace in figure.select_traces(type="scatter"):
+    """Make what is drawn in ink light, for a dark page; changes the figure and returns it."""
+    for trace in figure.select_traces(selector={"type": "scatter"}):
         if trace.line.color in (INK, "#000000"):
             trace.line.color = INK_ON_DARK
         if trace.marker.color in (INK, "#000000"):

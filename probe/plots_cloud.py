@@ -1,9 +1,12 @@
 """A point cloud on the screen, as it was captured."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
 GROUND = "#A7ABB0"  # a grey on which white and black points are both seen, in light and dark
+DIAGONAL = 1.35  # of the box around a cloud, in plotly's units: all of it is in view
 NO_COLOUR = "#2F4B6E"  # for clouds that came without colours
 
 
@@ -16,29 +19,39 @@ def cloud_figure(points: np.ndarray, *, size: float = 2.2) -> go.Figure:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] not in (3, 6):
         raise ValueError(f"points have shape {points.shape}, expected (points, 3) or (points, 6)")
-    figure = go.Figure(
-        go.Scatter3d(
-            x=points[:, 0],
-            y=points[:, 1],
-            z=points[:, 2],
-            mode="markers",
-            marker={"size": size, "color": _colours(points[:, 3:]), "opacity": 1},
-            hoverinfo="skip",
-        )
+    figure = go.Figure().add_scatter3d(
+        x=points[:, 0],
+        y=points[:, 1],
+        z=points[:, 2],
+        mode="markers",
+        marker={"size": size, "color": _colours(points[:, 3:]), "opacity": 1},
+        hoverinfo="skip",
     )
-    hidden = {"visible": False, "showspikes": False}
     return figure.update_layout(
-        scene={
-            "xaxis": hidden,
-            "yaxis": hidden,
-            "zaxis": hidden,
-            "aspectmode": "data",
-            "bgcolor": GROUND,
-            "camera": {"eye": {"x": 1.1, "y": 1.1, "z": 0.7}},
-        },
+        scene=_frame(points[:, :3])
+        | {"bgcolor": GROUND, "camera": {"eye": {"x": 1.2, "y": 1.2, "z": 0.7}}},
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         showlegend=False,
     )
+
+
+def _frame(xyz: np.ndarray) -> dict[str, Any]:
+    """Axes of one scale, unseen, and a box whose diagonal is always as long: long things fit too.
+
+    Plotly's own aspectmode "data" keeps the volume instead, and cuts off what is long.
+    """
+    if not len(xyz):
+        return {}
+    low, high = xyz.min(axis=0).astype(float), xyz.max(axis=0).astype(float)
+    middle, extent = (low + high) / 2, high - low
+    extent = np.maximum(extent, 0.01 * extent.max() or 1.0)  # a sheet has a side of no length
+    ratio = DIAGONAL * extent / np.linalg.norm(extent)
+    axes: dict[str, Any] = {
+        f"{name}axis": {"visible": False, "showspikes": False, "range": [at - side, at + side]}
+        for name, at, side in zip("xyz", middle.tolist(), (extent / 2).tolist(), strict=True)
+    }
+    box = dict(zip("xyz", ratio.tolist(), strict=True))
+    return axes | {"aspectmode": "manual", "aspectratio": box}
 
 
 def _colours(rgb: np.ndarray) -> str | list[str]:

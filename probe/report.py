@@ -19,6 +19,10 @@ def print_table(results: xr.Dataset, console: Console | None = None) -> None:
         console.print(_score_table(results, "cka", "Debiased CKA to the target, higher is closer"))
         title = "Drift, 1 − cosine through a ridge map, what all objects share taken off"
         console.print(_score_table(results, "drift_centred", f"{title}, lower is closer"))
+    if "linear_mean" in results:
+        console.print(_linear_table(results))
+    if "geometry_mean" in results:
+        console.print(_geometry_table(results))
     console.print(_footnote(results), highlight=False)
     for sentence in findings(results):
         console.print(f"• {sentence}", highlight=False)
@@ -30,12 +34,23 @@ def findings(results: xr.Dataset) -> list[str]:
     if "knn_mean" in results:
         k = int(results.k.values[-1])
         sentences.append(_first_fall(results, k))
-    names = {"knn": "accuracy", "cka": "CKA to the target", "drift_centred": "drift"}
+    names = {
+        "knn": "accuracy",
+        "cka": "CKA to the target",
+        "drift_centred": "drift",
+        "linear": "linear read-out accuracy",
+    }
     for score, name in names.items():
         if f"{score}_difference" in results and MAIN in results.comparison.values:
             sentences.append(_compare(results, score, name))
     if "knn_mean" in results:
         sentences.append(_check_shuffled(results))
+    if "geometry_difference" in results and MAIN in results.comparison.values:
+        sentences.append(_compare_geometry(results))
+    if "linear_mean" in results:
+        sentences.append(_check_linear(results))
+    if "geometry_mean" in results:
+        sentences.append(_check_geometry(results))
     return sentences
 
 
@@ -73,7 +88,7 @@ def _compare(results: xr.Dataset, score: str, name: str) -> str:
         part: results[f"{score}_difference{part}"].sel(comparison=MAIN)
         for part in ("", "_low", "_high", "_p_adjusted")
     }
-    unit, scale, digits = ("points", 100, 1) if score == "knn" else ("", 1, 3)
+    unit, scale, digits = ("points", 100, 1) if score in ("knn", "linear") else ("", 1, 3)
     if "k" in gap[""].dims:
         gap = {part: values.sel(k=results.k.values[-1]) for part, values in gap.items()}
         name = f"{name} (K = {int(results.k.values[-1])})"
@@ -106,6 +121,87 @@ def _check_shuffled(results: xr.Dataset) -> str:
         f"Control: with shuffled labels accuracy is {float(shuffled.min()):.1f} to "
         f"{float(shuffled.max()):.1f} % (always naming the commonest class: {chance:.1f} %)."
     )
+
+
+def _compare_geometry(results: xr.Dataset) -> str:
+    """Properties whose read-out alignment changes, over all layers and properties at once."""
+    gap = results.geometry_difference.sel(comparison=MAIN)
+    sure = results.geometry_difference_p_adjusted.sel(comparison=MAIN) < SIGNIFICANT
+    said = []
+    for where, verb in ((sure & (gap > 0), "better"), (sure & (gap < 0), "worse")):
+        found = [
+            f"{name} from {results.layer.values[at.argmax()]}"
+            for name in results.property.values
+            if (at := where.sel(property=name).values).any()
+        ]
+        if found:
+            said.append(f"{verb} for {len(found)} ({', '.join(found)})")
+    if not said:
+        return "Aligned and baseline do not differ in any property read out, beyond noise."
+    return (
+        f"Of {results.sizes['property']} properties, aligned is read out {', '.join(said)}, each "
+        "from its first layer that differs."
+    )
+
+
+def _check_linear(results: xr.Dataset) -> str:
+    query, gallery = 100 * results.linear_shuffled, 100 * results.linear_shuffled_train
+    return (
+        f"Control: a linear read-out fitted to shuffled labels names {float(query.min()):.1f} to "
+        f"{float(query.max()):.1f} % of the query, {float(gallery.min()):.1f} to "
+        f"{float(gallery.max()):.1f} % of the gallery it learnt by heart."
+    )
+
+
+def _check_geometry(results: xr.Dataset) -> str:
+    constant = results.attrs["constant"]
+    left_out = f" Left out, as they do not vary: {', '.join(constant)}." if constant else ""
+    return (
+        "Control: with shuffled values R² is at most "
+        f"{float(results.geometry_shuffled.max()):.2f}.{left_out}"
+    )
+
+
+def _linear_table(results: xr.Dataset) -> Table:
+    target, low, high = (
+        100 * float(results[f"linear_target_{part}"]) for part in ("mean", "low", "high")
+    )
+    title = (
+        "Accuracy in % of a linear read-out, higher is better "
+        f"(target: {target:.1f} [{low:.1f}, {high:.1f}])"
+    )
+    return _layer_table(results, "linear", title, scale=100, digits=1)
+
+
+def _geometry_table(results: xr.Dataset) -> Table:
+    """A row a property: the target, then each model at its first and its deepest layer."""
+    first, last = results.layer.values[[0, -1]]
+    title = (
+        f"R² of properties read out linearly, layer {first} → {last}, higher is better; in "
+        "brackets the first layer below the target"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
+    table.add_column("property", no_wrap=True)
+    for column in ("target", *results.variant.values.astype(str)):
+        table.add_column(column, justify="right")
+    for name in results.property.values.astype(str):
+        row = results.sel(property=name)
+        cells = [_geometry_cell(row.sel(variant=variant)) for variant in row.variant.values]
+        table.add_row(name, _two_digits(float(row.geometry_target_mean)), *cells)
+    return table
+
+
+def _geometry_cell(row: xr.Dataset) -> str:
+    mean = row.geometry_mean.values
+    p = row.geometry_from_target_p_adjusted.values
+    below = (row.geometry_from_target.values < 0) & (p < SIGNIFICANT)
+    where = f"[{row.layer.values[below.argmax()]}]" if below.any() else "[–]"
+    return f"{_two_digits(mean[0])} → {_two_digits(mean[-1])} {where}"
+
+
+def _two_digits(value: float) -> str:
+    """A number for a table, without the sign of a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _knn_table(results: xr.Dataset, k: int) -> Table:

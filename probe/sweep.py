@@ -6,14 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from probe import cka, controls, intervals, knn, splits
+from probe import cka, controls, geometry, intervals, knn, splits
 from probe.drift import Drift, drift_parts
+from probe.linear import LinearProbe, linear_probe
 from store import Run
 
-PROBES = ("knn", "drift")
+PROBES = ("knn", "drift")  # unless asked for more
+ALL_PROBES = (*PROBES, "linear", "geometry")
 REFERENCE = "baseline"  # what the other models are compared with
 SHUFFLES = 10
 LEVEL = 0.95
+FITTED = "says how the read-out was fitted, no score"
 Progress = Callable[[int, int, str], None]
 
 
@@ -24,14 +27,19 @@ def sweep(
     variants: Sequence[str] | None = None,
     *,
     k: Sequence[int] = (1, 10),
+    properties: xr.Dataset | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Scores over (variant, layer), with 95 % intervals over the query objects.
 
     probes   : "knn" (accuracy of k neighbours of the mean token) and "drift" (debiased CKA of
-               the mean tokens with the target's, and 1 - cosine through a ridge map)
+               the mean tokens with the target's, and 1 - cosine through a ridge map); on request
+               "linear" (accuracy of a ridge classifier of the mean token) and "geometry" (R^2
+               of properties in a ridge regression on it)
     layers, variants : those of the run by default
+    properties : what "geometry" is to read, (sample,) variables by sample id; by default the
+               descriptors of the run's clouds
     progress : called with (steps done, steps in all, what is next)
 
     Accuracies are `knn_mean`, `_low`, `_high` (variant, layer, k), beside `knn_shuffled` (labels
@@ -39,9 +47,16 @@ def sweep(
     `drift_centred_*` (variant, layer), with `*_random` for pairs of unrelated objects. Against
     the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
     layers at once, `_p_adjusted` (comparison, layer). Each variable names its direction.
+    "linear" adds `linear_*` as for knn, without k, `linear_selectivity_*` (accuracy less that of
+    shuffled labels) and `linear_train`; "geometry" adds `geometry_*` (variant, layer, property),
+    whose `_p_adjusted` are over all layers and properties at once.
     """
     variants, layers = _wanted(run, probes, layers, variants)
     data = _read_objects(run, variants)
+    if "geometry" in probes:
+        if progress:
+            progress(0, 1, "descriptors")
+        data = data._replace(properties=_properties(run, data, properties))
     if not 1 <= min(k) <= max(k) <= len(data.gallery):
         raise ValueError(f"k={list(k)}: must be 1 to {len(data.gallery)}, the gallery's objects")
     scores = _Scores(len(variants), len(layers), list(k), len(data.query))
@@ -55,6 +70,10 @@ def sweep(
             scores.add_knn(v, at, data, tokens, seed)
         if "drift" in probes:
             scores.add_drift(v, at, data, tokens, seed)
+        if "linear" in probes:
+            scores.linear[v, at] = _read_classes(data, tokens, seed)
+        if "geometry" in probes:
+            scores.geometry[v, at] = _read_properties(data, tokens, seed)
     if progress:
         progress(len(steps), len(steps), "intervals")
     return _assemble(run, probes, scores, data, variants, layers, seed)
@@ -69,6 +88,8 @@ class _Objects(NamedTuple):
     query: np.ndarray  # rows
     copies: int
     target: np.ndarray  # (samples, tokens, target_dim)
+    groups: np.ndarray  # (samples,), one number for copies of an object
+    properties: xr.Dataset | None = None  # (sample,) each
 
 
 class _Scores:
@@ -81,6 +102,8 @@ class _Scores:
         self.cka = np.zeros((variants, layers, 3))
         self.cka_left_out = np.zeros((variants, layers, queries))
         self.drift = np.zeros((len(Drift._fields), variants, layers, queries))
+        self.linear: dict[tuple[int, int], LinearProbe] = {}
+        self.geometry: dict[tuple[int, int], xr.Dataset] = {}
 
     def add_knn(self, v: int, at: int, data: _Objects, tokens: np.ndarray, seed: int) -> None:
         found = _neighbours(data, tokens, max(self.k))
@@ -104,8 +127,8 @@ class _Scores:
 def _wanted(
     run: Run, probes: Sequence[str], layers: Sequence[int] | None, variants: Sequence[str] | None
 ) -> tuple[list[str], list[int]]:
-    if wrong := [name for name in probes if name not in PROBES]:
-        raise ValueError(f"no probe {wrong[0]!r}: there are {', '.join(PROBES)}")
+    if wrong := [name for name in probes if name not in ALL_PROBES]:
+        raise ValueError(f"no probe {wrong[0]!r}: there are {', '.join(ALL_PROBES)}")
     names = list(run.variants if variants is None else variants)
     if unknown := [name for name in names if name not in run.variants]:
         raise ValueError(
@@ -130,7 +153,56 @@ def _read_objects(run: Run, variants: Sequence[str]) -> _Objects:
     groups = splits.duplicate_groups(objects[:samples])
     kept = splits.without_copies(gallery, query, groups)
     target = run.target()[:samples].values.astype(np.float32)
-    return _Objects(samples, table.label.values, kept, query, len(gallery) - len(kept), target)
+    copies = len(gallery) - len(kept)
+    return _Objects(samples, table.label.values, kept, query, copies, target, groups)
+
+
+def _properties(run: Run, data: _Objects, given: xr.Dataset | None) -> xr.Dataset:
+    """What there is to read of each object; properties that do not vary are only named."""
+    if given is None:
+        table = geometry.descriptors(run.points()[: data.samples])
+    else:
+        ids = run.samples()["sample"].values[: data.samples]
+        if len(absent := np.setdiff1d(ids, given["sample"].values)):
+            raise ValueError(f"properties lack {len(absent)} of the run's samples, as {absent[0]}")
+        table = given.sel(sample=ids)
+    flat = [
+        str(name)
+        for name, values in table.data_vars.items()
+        if any(geometry.constant(values.values[rows]) for rows in (data.gallery, data.query))
+    ]
+    if len(flat) == len(table.data_vars):
+        raise ValueError(f"no property varies over the gallery and over the query: {flat}")
+    return table.drop_vars(flat).assign_attrs(constant=flat)
+
+
+def _read_classes(data: _Objects, tokens: np.ndarray, seed: int) -> LinearProbe:
+    states = tokens.mean(axis=1, dtype=np.float64)
+    return linear_probe(
+        states[data.gallery],
+        data.labels[data.gallery],
+        states[data.query],
+        data.labels[data.query],
+        groups=data.groups[data.gallery],
+        shuffles=SHUFFLES,
+        level=LEVEL,
+        seed=seed,
+    )
+
+
+def _read_properties(data: _Objects, tokens: np.ndarray, seed: int) -> xr.Dataset:
+    assert data.properties is not None
+    states = tokens.mean(axis=1, dtype=np.float64)
+    return geometry.geometry_probe(
+        states[data.gallery],
+        data.properties.isel(sample=data.gallery),
+        states[data.query],
+        data.properties.isel(sample=data.query),
+        groups=data.groups[data.gallery],
+        shuffles=SHUFFLES,
+        level=LEVEL,
+        seed=seed,
+    )
 
 
 def _neighbours(data: _Objects, tokens: np.ndarray, k: int) -> np.ndarray:
@@ -174,6 +246,10 @@ def _assemble(
     if "drift" in probes:
         _put_cka(results, scores, pairs, seed)
         _put_drift(results, scores, pairs, seed)
+    if "linear" in probes:
+        _put_linear(results, scores, data, pairs, seed)
+    if "geometry" in probes:
+        results = _put_geometry(results, scores, data, pairs, seed)
     return results
 
 
@@ -286,6 +362,84 @@ def _put_drift(
             _put_differences(
                 results, f"{key}_difference", ("comparison", "layer"), gaps, f"difference in {name}"
             )
+
+
+def _put_linear(
+    results: xr.Dataset, scores: _Scores, data: _Objects, pairs: list[tuple[int, int]], seed: int
+) -> None:
+    name, direction = "linear read-out accuracy", "higher is better"
+    dims, shape = ("variant", "layer"), scores.hits.shape[:2]
+    grid = [[scores.linear[v, at] for at in range(shape[1])] for v in range(shape[0])]
+
+    def stacked(part: str) -> np.ndarray:
+        return np.array([[getattr(one, part) for one in row] for row in grid])
+
+    for key, part, text in (
+        ("linear", "accuracy", name),
+        ("linear_selectivity", "selectivity", f"{name} less that with labels shuffled"),
+    ):
+        estimate = intervals.Interval(*np.moveaxis(stacked(part), -1, 0))
+        _put(results, key, dims, estimate, text, direction)
+    control, dealt = stacked("control_hits").mean(axis=-1), f"{name}, labels shuffled"
+    _put_one(results, "linear_shuffled", dims, control, dealt, direction)
+    for key, part, text in (
+        ("linear_train", "train_accuracy", f"{name}, on the gallery"),
+        ("linear_shuffled_train", "control_train_accuracy", f"{dealt}, on the gallery"),
+        ("linear_penalty", "penalty", f"{name}, penalty"),
+    ):
+        _put_one(results, key, dims, stacked(part), text, FITTED)
+    reference = _read_classes(data, data.target, seed)
+    _put(results, "linear_target", (), reference.accuracy, f"{name} of the target", direction)
+    hits = stacked("hits")  # (variants, layers, queries)
+    gaps = [_hit_differences(one, np.broadcast_to(reference.hits, one.shape), seed) for one in hits]
+    _put_differences(results, "linear_from_target", dims, gaps, f"{name} less the target's")
+    if pairs:
+        gaps = [_hit_differences(hits[a], hits[b], seed) for a, b in pairs]
+        _put_differences(
+            results, "linear_difference", ("comparison", "layer"), gaps, f"difference in {name}"
+        )
+
+
+def _hit_differences(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
+    """Paired differences of hits (layers, queries): McNemar's p, adjusted over the layers."""
+    gap = intervals.paired_difference(a, b, seed=seed)
+    p = np.array([intervals.mcnemar(*pair) for pair in zip(a, b, strict=True)])
+    return gap._replace(p=p, p_adjusted=np.maximum(p, gap.p_adjusted))
+
+
+def _put_geometry(
+    results: xr.Dataset, scores: _Scores, data: _Objects, pairs: list[tuple[int, int]], seed: int
+) -> xr.Dataset:
+    assert data.properties is not None
+    results = results.assign_coords(property=list(map(str, data.properties.data_vars)))
+    results.attrs["constant"] = data.properties.attrs["constant"]
+    name, direction = "R^2 of a linear read-out", "higher is better"
+    dims, shape = ("variant", "layer", "property"), scores.hits.shape[:2]
+    grid = [[scores.geometry[v, at] for at in range(shape[1])] for v in range(shape[0])]
+
+    def stacked(part: str) -> np.ndarray:
+        return np.array([[one[part].values for one in row] for row in grid])
+
+    estimate = intervals.Interval(*(stacked(part) for part in ("mean", "low", "high")))
+    _put(results, "geometry", dims, estimate, name, direction)
+    shuffled = stacked("shuffled")
+    _put_one(results, "geometry_shuffled", dims, shuffled, f"{name}, values shuffled", direction)
+    for part, text in (("train", "on the gallery"), ("penalty", "penalty")):
+        _put_one(results, f"geometry_{part}", dims, stacked(part), f"{name}, {text}", FITTED)
+    target = _read_properties(data, data.target, seed)
+    estimate = intervals.Interval(*(target[part].values for part in ("mean", "low", "high")))
+    _put(results, "geometry_target", ("property",), estimate, f"{name} of the target", direction)
+    # R^2 is 1 - the mean error: the gap in R^2 is that in error, the other way round
+    errors = stacked("error").swapaxes(1, 2)  # (variants, properties, layers, queries)
+    reference = np.broadcast_to(target["error"].values[:, None], errors.shape[1:])
+    gaps = [intervals.paired_difference(reference, own, seed=seed) for own in errors]
+    where = ("variant", "property", "layer")
+    _put_differences(results, "geometry_from_target", where, gaps, f"{name} less the target's")
+    if pairs:
+        gaps = [intervals.paired_difference(errors[b], errors[a], seed=seed) for a, b in pairs]
+        where = ("comparison", "property", "layer")
+        _put_differences(results, "geometry_difference", where, gaps, f"difference in {name}")
+    return results
 
 
 def _put(

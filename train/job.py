@@ -194,6 +194,7 @@ class Stage2Run:
             self.scores = sweep(
                 captured, k=tuple(self.config.ks), seed=self.config.seed, progress=progress
             )
+        captured.write_probe("sweep", self.scores)
         self.console.print()
         print_table(self.scores, self.console)
         save_depth_png(self.scores, self.folder / "depth.png")

@@ -114,10 +114,9 @@ class Phases:
     def captions(self, name: str, shown, steps: int, peak: float) -> None:
         """Next token of the answers, from the encoder's cached tokens (objects, tokens, width)."""
         from train.batches import BRIEF, MIX, Batches
-
-        kinds = {"bridge": BRIEF | MIX, "III-mixed": MIX}
         from train.objectives import CaptionObjective, trained_in
 
+        kinds = {"bridge": BRIEF | MIX, "III-mixed": MIX}
         batches = Batches(
             self.data.conversations,
             shown,

@@ -32,7 +32,6 @@ def main(path: Path) -> None:
     if measure == "knn":
         with right:
             k = show.choose("k", "Neighbours that vote (K)", results.k.values.tolist())
-    say(results)
     if measure == "all":
         everything(results, measures)
     else:
@@ -60,30 +59,39 @@ def say(results: xr.Dataset) -> None:
 
 
 def everything(results: xr.Dataset, measures: list[str]) -> None:
+    """All panels, what they show in words, and a table a measure."""
     figure = depth_figure(results)
     st.text(figure.layout.title.text)
-    figure.update_layout(title=None, margin_t=50)
-    ks = results.k.values.tolist() if "k" in results.sizes else []
-    tables = {m: data.scores_table(results, m, ks[-1] if m == "knn" else None) for m in measures}
+    figure.update_layout(title=None, margin_t=60, height=780)
+    figure.update_annotations(font_size=12.5)
     show.plot(figure, "depth", alt="All scores by layer, a line a model with its interval")
-    for name in measures:
-        st.text(MEASURES[name] + (f", K = {ks[-1]}" if name == "knn" else ""))
-        st.dataframe(tables[name], hide_index=True)
-        show.csv(tables[name], f"depth-{name}")
+    say(results)
+    st.subheader("The numbers")
+    for tab, name in zip(st.tabs([MEASURES[name] for name in measures]), measures, strict=True):
+        with tab:
+            table = data.scores_table(results, name)
+            st.dataframe(table, hide_index=True)
+            show.csv(table, f"depth-{name}")
 
 
 def one_measure(results: xr.Dataset, measure: str, k: int | None) -> None:
+    """One panel at full width, then the paired differences."""
     figure = plot_score_by_layer(results, measure, k).update_layout(height=460)
     table = data.scores_table(results, measure, k)
     show.draw(figure, table, f"{measure}-by-layer", alt=f"{MEASURES[measure]} by layer")
     if f"{measure}_difference" in results:
         st.subheader("Difference from the baseline, paired by object")
-        gaps = data.differences_table(results, measure)
-        figure = difference_figure(results, measure).update_layout(height=420)
+        shown = results if k is None else results.sel(k=[k])
+        gaps = data.differences_table(shown, measure)
+        figure = difference_figure(shown, measure).update_layout(height=420, margin_t=40)
+        st.text(figure.layout.yaxis.title.text)  # too long to stand along the axis of a page
+        figure.update_yaxes(title="difference   (0 = none)")
         show.draw(figure, gaps, f"{measure}-difference", alt="Difference from the baseline")
-        st.dataframe(gaps, hide_index=True)
-    st.subheader("Scores")
+    say(results)
+    st.subheader("The numbers")
     st.dataframe(table, hide_index=True)
+    if f"{measure}_difference" in results:
+        st.dataframe(gaps, hide_index=True)
 
 
 main(st.session_state["opened"])

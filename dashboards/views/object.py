@@ -25,7 +25,7 @@ def main(path: Path) -> None:
         st.subheader("The object")
         if run.attrs["points"] is not None:
             points = data.cloud(path, row)
-            figure = cloud_figure(points).update_layout(height=420)
+            figure = cloud_figure(points).update_layout(height=330)
             name = f"cloud-{one['sample']}"
             show.draw(figure, cloud_table(points), name, alt="The object's points in their colours")
         st.text(f"{one['sample']} ({one['split']})\nclass: {one['class_name']}")
@@ -70,8 +70,8 @@ def clouds(path: Path, near: pd.DataFrame, drawn: bool) -> None:
                 st.text(f"{'✓ right' if other['right'] else '✗ wrong'}: {other['class_name']}")
                 if drawn:
                     points = data.cloud(path, int(other["row"]))
-                    figure = cloud_figure(points).update_layout(height=190)
-                    show.plot(figure, f"neighbour-{at}", alt="A neighbour's points")
+                    figure = cloud_figure(points).update_layout(height=160)
+                    show.plot(figure, f"neighbour-{at}", alt="A neighbour's points", small=True)
                 st.text(other["sample"])
 
 

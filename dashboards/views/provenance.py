@@ -74,7 +74,7 @@ def pairs(values: dict[str, Any]) -> None:
         st.text("not recorded")
         return
     table = pd.DataFrame({"name": list(values), "value": [str(v) for v in values.values()]})
-    st.dataframe(table, hide_index=True)
+    st.dataframe(table, hide_index=True, height="content")
 
 
 main(st.session_state["opened"])

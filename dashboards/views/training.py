@@ -2,7 +2,9 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from dashboards import data, show
@@ -37,12 +39,13 @@ def follow(path: Path, running: bool) -> None:
         st.dataframe(metrics, hide_index=True)
 
 
-def progress(path: Path, record: dict, metrics, running: bool) -> None:
+def progress(path: Path, record: dict[str, Any], metrics: pd.DataFrame, running: bool) -> None:
     """How far each variant is, and how long ago something was last heard."""
     steps = record.get("config", {}).get("steps")
-    for variant, last in metrics.groupby("variant", sort=False).step.max().items():
-        of = f" of {steps}" if steps else ""
-        st.text(f"{variant}: step {last:.0f}{of}")
+    of = f" of {steps}" if steps else ""
+    reached = metrics.groupby("variant", sort=False).step.max().items()
+    if said := [f"{variant}: step {last:.0f}{of}" for variant, last in reached]:
+        st.text(" · ".join(said))
     if not running:
         st.text(f"status: {record.get('status', 'not recorded')}")
         return
