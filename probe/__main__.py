@@ -1,8 +1,6 @@
 """python -m probe RUN: where in depth is geometry lost, and does alignment keep it?"""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +26,7 @@ class ProbeConfig:
 
 def main(config: ProbeConfig) -> None:
     from probe.plots import save_depth_html, save_depth_png
-    from probe.report import print_table
+    from probe.report import print_table, progress_bar
     from probe.sweep import sweep
     from store import open_run
 
@@ -57,19 +55,6 @@ def numbers(text: str, flag: str) -> list[int]:
         return sorted({int(item) for item in text.split(",")})
     except ValueError:
         raise ValueError(f"{flag} {text!r}: expected whole numbers with commas between") from None
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with the time to go, moved by what is yielded; it goes to stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("probe")
-        yield lambda done, total, what: bar.update(
-            task, completed=done, total=total, description=what
-        )
 
 
 def cli() -> int:

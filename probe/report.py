@@ -1,8 +1,12 @@
 """A sweep in words: tables for the terminal, and what they do and do not show."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import xarray as xr
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 SIGNIFICANT = 0.05
@@ -26,6 +30,16 @@ def print_table(results: xr.Dataset, console: Console | None = None) -> None:
     console.print(_footnote(results), highlight=False)
     for sentence in findings(results):
         console.print(f"• {sentence}", highlight=False)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr, moved by what is yielded: (steps done, steps in all, what is next)."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("probe")
+        yield lambda done, total, what: bar.update(
+            task, completed=done, total=total, description=f"probe {what}"
+        )
 
 
 def findings(results: xr.Dataset) -> list[str]:

@@ -31,7 +31,6 @@ from train.losses import AlignmentProjector, alignment_loss
 from train.models.minigpt3d import MiniGPT3D, build
 from train.models.phi import bare
 from train.objectives import language_parameters
-from train.progress import counted
 from train.prompts import prefix
 from train.provenance import provenance
 
@@ -184,13 +183,13 @@ class Stage2Run:
     def measure(self) -> None:
         """Run the probes over the finished store; print the table, draw the pictures."""
         from probe.plots import save_depth_html, save_depth_png
-        from probe.report import print_table
+        from probe.report import print_table, progress_bar
         from probe.sweep import sweep
         from store import open_run
 
         self.writer.finish()
         captured = open_run(self.folder)
-        with counted("probe") as progress:
+        with progress_bar() as progress:
             self.scores = sweep(
                 captured, k=tuple(self.config.ks), seed=self.config.seed, progress=progress
             )
@@ -208,6 +207,7 @@ class Stage2Run:
         say(f"picture  {self.folder / 'depth.png'}", soft_wrap=True)
         say(f"page     {self.folder / 'depth.html'}", soft_wrap=True)
         say(f"open     python -m webbrowser -t {self.folder / 'depth.html'}", soft_wrap=True)
+        say(f"explore  streamlit run dashboards/app.py -- {self.folder.parent}", soft_wrap=True)
         say(f"took     {seconds:.0f} s")
 
     def _check_folder(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,6 +18,15 @@ from rich.progress import (
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 20
+COLUMNS = (
+    TextColumn("{task.description:<22}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn("elapsed"),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
 
 
 def track(items: Iterable[Item], label: str, *, total: int, completed: int = 0) -> Iterator[Item]:
@@ -27,23 +35,11 @@ def track(items: Iterable[Item], label: str, *, total: int, completed: int = 0) 
     if not console.is_terminal:
         yield from _lines(items, label, total, completed, console)
         return
-    with Progress(*_columns(), console=console, speed_estimate_period=60) as progress:
+    with Progress(*COLUMNS, console=console, speed_estimate_period=60) as progress:
         task = progress.add_task(label, total=total, completed=completed)
         for item in items:
             yield item
             progress.advance(task)
-
-
-def _columns():
-    return (
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
 
 
 def _lines(
@@ -58,21 +54,3 @@ def _lines(
             console.print(f"{label}: {completed + done}/{total}, about {left:.0f} s left")
             said = now
     console.print(f"{label}: done in {time.monotonic() - begun:.0f} s")
-
-
-@contextmanager
-def counted(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar moved by a callback (steps done, steps in all, what is next), as probes report."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        begun = time.monotonic()
-        yield lambda done, total, what: None
-        console.print(f"{label}: done in {time.monotonic() - begun:.0f} s")
-        return
-    with Progress(*_columns(), console=console, speed_estimate_period=60) as progress:
-        task = progress.add_task(label, total=None)
-
-        def move(done: int, total: int, what: str) -> None:
-            progress.update(task, completed=done, total=total, description=f"{label}: {what}")
-
-        yield move
