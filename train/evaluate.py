@@ -101,7 +101,7 @@ def classify(
     """
     said = answers(model, tokenizer, targets, question)
     named = [named_class(answer, class_names) for answer in said]
-    correct = sum(one == label for one, label in zip(named, labels, strict=True))
+    correct = int(sum(one == label for one, label in zip(named, labels, strict=True)))
     interval = wilson(correct, len(labels))
     chance = float(np.bincount(labels).max() / len(labels))
     low, high = float(interval.low), float(interval.high)
