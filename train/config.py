@@ -223,10 +223,10 @@ class Stage2Config:
     batch_size: int = 16
     accumulate: int = 1
     """Batches summed up before a step."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-3
     """Peak, reached after the warm-up."""
-    warmup_rate: float = 1e-5
-    floor_rate: float = 1e-5
+    warmup_rate: float = 1e-4
+    floor_rate: float = 1e-4
     warmup_steps: int = 24
     weight_decay: float = 0.05
     clip: float = 1.0
@@ -281,7 +281,14 @@ STAGE1 = {
 
 STAGE2 = {
     "nano": Stage2Config(),
-    "small": Stage2Config(preset="small", steps=2000, warmup_steps=200, learning_rate=1e-4),
+    "small": Stage2Config(
+        preset="small",
+        steps=2000,
+        warmup_steps=200,
+        learning_rate=1e-4,
+        warmup_rate=1e-5,
+        floor_rate=1e-5,
+    ),
     "minigpt3d": Stage2Config(
         preset="minigpt3d",
         data="objaverse",
