@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from probe.report import MAIN, SIGNIFICANT
+
 # Okabe & Ito 2008: told apart by colour-blind readers; a shape each, for print without colour
 COLOURS = {
     "stage1": "#0072B2",
@@ -22,7 +24,18 @@ SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DODGE = 0.07  # of the step between layers, so that error bars stand beside each other
 INK = "#333333"
 INK_ON_DARK = "#DDDDDD"
-DEPTH = ("cka", "drift_centred")  # of the scores without a K, those of the depth figure
+ROOM = 0.1  # above and below what a panel shows, as a share of it; a note fits in there
+LAYER = "layer (0 = what enters block 1)"
+DEPTH = ("knn", "cka", "drift_centred")  # the scores of the depth figure
+GAPS = {  # title and axis of their differences
+    "knn": ("Difference in accuracy", "points, K = {k}   (above 0: aligned is better)"),
+    "cka": ("Difference in CKA", "CKA   (above 0: aligned is closer)"),
+    "drift_centred": ("Difference in drift", "1 − cosine   (below 0: aligned is closer)"),
+}
+MARKED = {  # filled or hollow
+    True: f"aligned − baseline, p < {SIGNIFICANT} over all layers at once",
+    False: "aligned − baseline, within noise",
+}
 LOGGED = {  # columns of a training log, with the title and the axis of their panels
     "ntp_loss": ("Next-token loss", "nats a token   (lower is better)"),
     "align_loss": ("Alignment loss", "loss   (lower is closer)"),
@@ -50,6 +63,19 @@ class Panel(NamedTuple):
     low: xr.DataArray
     high: xr.DataArray
     lines: list[Line]
+    percent: bool = False
+
+
+class Gap(NamedTuple):
+    """Aligned less baseline over the layers, and where that is beyond noise."""
+
+    title: str
+    axis: str
+    layers: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    sure: np.ndarray
 
 
 def plot_score_by_layer(results: xr.Dataset, score: str, k: int | None = None) -> go.Figure:
@@ -59,41 +85,39 @@ def plot_score_by_layer(results: xr.Dataset, score: str, k: int | None = None) -
     """
     panel = _panel(results, score, k)
     figure = go.Figure()
-    for trace in _traces(panel):
-        figure.add_trace(trace)
+    _add_panel(figure, panel)
     figure.update_layout(title=panel.title, template="plotly_white", hovermode="x unified")
-    figure.update_xaxes(title="layer (0 = what enters block 1)", **_ticks(results))
-    return figure.update_yaxes(title=panel.axis)
+    return figure.update_xaxes(title=LAYER, **_ticks(results))
 
 
 def depth_figure(results: xr.Dataset) -> go.Figure:
-    """All scores of a sweep over the layers: accuracy for each k, CKA and drift."""
-    panels = _panels(results)
-    rows = -(-len(panels) // 2)
-    titles = [panel.title for panel in panels]
+    """Accuracy at the largest K, CKA and drift over the layers; below each, what aligned changes.
+
+    The second row is there where the sweep compares aligned with the baseline.
+    """
+    panels, gaps = _panels(results), _gaps(results)
+    rows = 2 if gaps else 1
     figure = make_subplots(
         rows,
-        min(2, len(panels)),
-        subplot_titles=titles,
+        len(panels),
+        subplot_titles=[shown.title for shown in (*panels, *gaps)],
         horizontal_spacing=0.09,
-        vertical_spacing=0.14,
+        vertical_spacing=0.16,
     )
+    figure.update_annotations(font_size=12.5)
     named: set[str] = set()
-    for at, panel in enumerate(panels):
-        place = {"row": at // 2 + 1, "col": at % 2 + 1}
-        for trace in _traces(panel):
-            trace.showlegend = trace.name not in named
-            named.add(trace.name)
-            figure.add_trace(trace, **place)
-        figure.update_yaxes(title=panel.axis, **place)
-        figure.update_xaxes(title="layer (0 = what enters block 1)", **_ticks(results), **place)
-    return figure.update_layout(
+    for column, panel in enumerate(panels, 1):
+        _add_panel(figure, panel, named, row=1, col=column)
+    for column, gap in enumerate(gaps, 1):
+        _add_gap(figure, gap, in_legend=column == 1, row=2, col=column)
+    figure.update_xaxes(title=LAYER, title_font_size=12, **_ticks(results))
+    return figure.update_yaxes(title_font_size=12).update_layout(
         template="plotly_white",
         title=_headline(results),
-        height=430 * rows + 120,
-        legend={"orientation": "h", "y": -0.12, "x": 0.5, "xanchor": "center"},
+        height=350 * rows + 130,
+        legend={"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor": "center"},
         font={"size": 13, "color": INK},
-        margin={"t": 90, "b": 110},
+        margin={"t": 90, "b": 120},
     )
 
 
@@ -195,26 +219,26 @@ def save_depth_png(results: xr.Dataset, path: str | Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    panels = _panels(results)
-    rows, columns = -(-len(panels) // 2), min(2, len(panels))
+    panels, gaps = _panels(results), _gaps(results)
+    rows, columns = 2 if gaps else 1, len(panels)
     figure = Figure(
-        figsize=(6.2 * columns, 3.9 * rows + 0.9),
+        figsize=(max(5.35 * columns, 10), 3.8 * rows + 0.9),
         dpi=160,
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
     )
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False)
     handles: dict[str, Any] = {}
-    for axis, panel in zip(axes, panels, strict=False):
+    for axis, panel in zip(axes[0], panels, strict=True):
         _draw(axis, panel, handles)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    figure.suptitle(_headline(results), fontsize=12.5, color=INK)
+    for axis, gap in zip(axes[-1], gaps, strict=False):
+        _draw_gap(axis, gap, handles)
+    figure.suptitle(_headline(results), fontsize=13 if columns > 1 else 10, color=INK)
     figure.legend(
         *_models_first(handles, results),
         loc="outside lower center",
-        ncols=min(8, len(handles)),
+        ncols=4 if columns < 3 else 5 if len(handles) > 7 else 7,
         frameon=False,
-        fontsize=9.5,
+        fontsize=11,
     )
     figure.savefig(path)
     return Path(path)
@@ -226,13 +250,44 @@ def colour(variant: str) -> str:
 
 
 def _panels(results: xr.Dataset) -> list[Panel]:
-    panels = []
-    if "knn_mean" in results:
-        panels += [_panel(results, "knn", int(k)) for k in results.k.values]
-    panels += [_panel(results, score) for score in DEPTH if f"{score}_mean" in results]
+    panels = [_panel(results, score, _largest_k(results)) for score in _scores(results)]
     if not panels:
         raise ValueError("these results hold neither knn nor drift: there is nothing to draw")
     return panels
+
+
+def _gaps(results: xr.Dataset) -> list[Gap]:
+    """Aligned less baseline in what the panels show; none where they are not compared."""
+    if MAIN not in results.get("comparison", xr.DataArray([])).values:
+        return []
+    return [_gap(results.sel(comparison=MAIN), score) for score in _scores(results)]
+
+
+def _gap(compared: xr.Dataset, score: str) -> Gap:
+    k = _largest_k(compared)
+    title, axis = GAPS[score]
+    parts = [compared[f"{score}_difference{part}"] for part in ("", "_low", "_high", "_p_adjusted")]
+    mean, low, high, p = (
+        part.sel(k=k).values if "k" in part.dims else part.values for part in parts
+    )
+    scale = 100 if score == "knn" else 1
+    return Gap(
+        f"{title}: aligned − baseline",
+        axis.format(k=k),
+        compared.layer.values,
+        scale * mean,
+        scale * low,
+        scale * high,
+        p < SIGNIFICANT,
+    )
+
+
+def _scores(results: xr.Dataset) -> list[str]:
+    return [score for score in DEPTH if f"{score}_mean" in results]
+
+
+def _largest_k(results: xr.Dataset) -> int | None:
+    return int(results.k.values.max()) if "k" in results.coords else None
 
 
 def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
@@ -242,14 +297,16 @@ def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
     flat = np.ones(results.sizes["layer"])
     if score == "knn":
         k = int(results.k.values[0]) if k is None else k
-        mean, low, high = (part.sel(k=k) for part in (mean, low, high))
+        mean, low, high = (100 * part.sel(k=k) for part in (mean, low, high))
+        shuffled = results.knn_shuffled.sel(k=k).mean("variant").values
         lines = [
-            Line("target", flat * float(results.knn_target_mean.sel(k=k)), "dash"),
-            Line("shuffled labels", results.knn_shuffled.sel(k=k).mean("variant").values, "dot"),
-            Line("chance", flat * results.attrs["chance"], "solid"),
+            Line("target", flat * 100 * float(results.knn_target_mean.sel(k=k)), "dash"),
+            Line("shuffled labels", 100 * shuffled, "dot"),
+            Line("chance", flat * 100 * results.attrs["chance"], "solid"),
         ]
         title = f"Like objects near each other: {k} nearest neighbour{'s' if k > 1 else ''}"
-        return Panel(title, f"accuracy, K = {k}   (higher is better)", mean, low, high, lines)
+        axis = f"accuracy in %, K = {k}   (higher is better)"
+        return Panel(title, axis, mean, low, high, lines, percent=True)
     if score == "cka":
         lines = [Line("unrelated objects", flat * 0, "dashdot")]
         title = "Same arrangement of objects as the target"
@@ -258,12 +315,96 @@ def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
     lines = [Line("unrelated objects", random, "dashdot")]
     title = "Drift of the tokens from the target"
     if score == "drift_centred":
-        title += " (what all objects share taken off)"
+        title = "Drift from the target, less what all objects share"
     return Panel(title, "1 − cosine, ridge map   (lower is closer)", mean, low, high, lines)
+
+
+def _span(panel: Panel) -> tuple[float, float]:
+    """Ends of the y axis: the models' intervals and the target, and some room."""
+    shown = [line.values for line in panel.lines if line.name == "target"]
+    shown = np.concatenate([panel.low.values.ravel(), panel.high.values.ravel(), *shown])
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    room = ROOM * (high - low or 1)
+    return low - room, high + room
+
+
+def _inside(panel: Panel) -> list[Line]:
+    """The references that cross the panel."""
+    low, high = _span(panel)
+    return [line for line in panel.lines if ((low <= line.values) & (line.values <= high)).any()]
+
+
+def _outside(panel: Panel) -> dict[str, str]:
+    """What to write of the references that lie beyond the axis, a note an end of it."""
+    names = {line.name for line in _inside(panel)}
+    notes: dict[str, list[str]] = {"below": [], "above": []}
+    for line in panel.lines:
+        if line.name not in names:
+            side = "below" if line.values.mean() < _span(panel)[0] else "above"
+            notes[side].append(f"{line.name} {_values(line, panel.percent)}")
+    return {side: f"{', '.join(said)}: {side} the axis" for side, said in notes.items() if said}
+
+
+def _values(line: Line, percent: bool) -> str:
+    """Least to largest value of a reference, in words."""
+    ends = (line.values.min(), line.values.max())
+    texts = [f"{round(end, 2 - percent) + 0.0:.{2 - percent}f}" for end in ends]
+    return "–".join(dict.fromkeys(texts)) + (" %" if percent else "")
+
+
+def _add_panel(
+    figure: go.Figure, panel: Panel, named: set[str] | None = None, **place: int
+) -> None:
+    """One panel in a plotly figure. named : what its legend has already, and gains here."""
+    named = set() if named is None else named
+    for trace in _traces(panel):
+        trace.showlegend = trace.name not in named
+        named.add(trace.name)
+        figure.add_trace(trace, **place)
+    figure.update_yaxes(title=panel.axis, range=_span(panel), zeroline=False, **place)
+    for side, note in _outside(panel).items():
+        figure.add_annotation(
+            text=note,
+            font_size=11,
+            x=0.015,
+            xref="x domain",
+            xanchor="left",
+            y=0 if side == "below" else 1,
+            yref="y domain",
+            yanchor="bottom" if side == "below" else "top",
+            showarrow=False,
+            **place,
+        )
+
+
+def _add_gap(figure: go.Figure, gap: Gap, in_legend: bool, **place: int) -> None:
+    edge = {"color": colour("aligned"), "width": 1.6}
+    style = {"color": colour("aligned"), "size": 9, "line": edge}
+    symbols = [SHAPES["aligned"] + ("" if sure else "-open") for sure in gap.sure]
+    figure.add_scatter(
+        x=gap.layers,
+        y=gap.mean,
+        name=MAIN,
+        mode="lines+markers",
+        showlegend=False,
+        line={"color": colour("aligned"), "width": 1.3},
+        marker=style | {"symbol": symbols},
+        error_y={"array": gap.high - gap.mean, "arrayminus": gap.mean - gap.low, "thickness": 1.3},
+        customdata=np.stack([gap.layers, gap.low, gap.high], axis=1),
+        hovertemplate="layer %{customdata[0]}: %{y:+.4f} "
+        "[%{customdata[1]:+.4f}, %{customdata[2]:+.4f}]",
+        **place,
+    )
+    for sure, name in MARKED.items() if in_legend else ():
+        marker = style | {"symbol": SHAPES["aligned"] + ("" if sure else "-open")}
+        figure.add_scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, **place)
+    figure.add_hline(y=0, line_color=INK, line_width=1, **place)
+    figure.update_yaxes(title=gap.axis, zeroline=False, **place)
 
 
 def _traces(panel: Panel) -> list[go.Scatter]:
     layers = panel.mean.layer.values
+    digits = 1 if panel.percent else 4
     traces = []
     for variant, offset in _dodged(panel.mean):
         mean, low, high = (
@@ -280,11 +421,11 @@ def _traces(panel: Panel) -> list[go.Scatter]:
                 marker={"symbol": SHAPES.get(variant, "triangle-up"), "size": 8},
                 error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1.3},
                 customdata=np.stack([layers, low, high], axis=1),
-                hovertemplate="layer %{customdata[0]}: %{y:.3f} "
-                "[%{customdata[1]:.3f}, %{customdata[2]:.3f}]",
+                hovertemplate=f"layer %{{customdata[0]}}: %{{y:.{digits}f}} "
+                f"[%{{customdata[1]:.{digits}f}}, %{{customdata[2]:.{digits}f}}]",
             )
         )
-    for line in panel.lines:
+    for line in _inside(panel):
         traces.append(
             go.Scatter(
                 x=layers,
@@ -293,7 +434,7 @@ def _traces(panel: Panel) -> list[go.Scatter]:
                 legendgroup=line.name,
                 mode="lines",
                 line={"color": INK, "width": 1.3, "dash": line.dash},
-                hovertemplate="%{y:.3f}",
+                hovertemplate=f"%{{y:.{digits}f}}",
             )
         )
     return traces
@@ -303,7 +444,7 @@ def _draw(axis: Any, panel: Panel, handles: dict[str, Any]) -> None:
     """One panel on a matplotlib axis; the first mark of each name goes to the legend."""
     layers = panel.mean.layer.values
     dashes = {"dash": (0, (6, 3)), "dot": (0, (1, 2)), "solid": "-", "dashdot": "-."}
-    for line in panel.lines:
+    for line in _inside(panel):
         style = {"color": INK, "linewidth": 1.1, "linestyle": dashes[line.dash]}
         (mark,) = axis.plot(layers, line.values, zorder=1, **style)
         handles.setdefault(line.name, mark)
@@ -323,16 +464,48 @@ def _draw(axis: Any, panel: Panel, handles: dict[str, Any]) -> None:
             capsize=2,
         )
         handles.setdefault(variant, mark)
-    axis.set_title(panel.title, fontsize=11, loc="left", color=INK)
-    axis.set_ylabel(panel.axis, fontsize=10)
-    axis.set_xlabel("layer (0 = what enters block 1)", fontsize=10)
+    axis.set_ylim(_span(panel))
+    for side, note in _outside(panel).items():
+        y, anchor = (0.012, "bottom") if side == "below" else (0.985, "top")
+        axis.text(0.015, y, note, va=anchor, transform=axis.transAxes, fontsize=10, color=INK)
+    _dress(axis, panel)
     axis.set_xticks(_some(layers))
-    if axis.get_ylim()[0] > 0:
-        axis.set_ylim(bottom=0)  # so that heights compare
+
+
+def _draw_gap(axis: Any, gap: Gap, handles: dict[str, Any]) -> None:
+    """Differences on a matplotlib axis; both kinds of mark go to the legend."""
+    style = {"color": colour("aligned"), "marker": MARKERS[SHAPES["aligned"]], "linestyle": "none"}
+    axis.axhline(0, color=INK, linewidth=1)
+    bars = [np.maximum(gap.mean - gap.low, 0), np.maximum(gap.high - gap.mean, 0)]
+    axis.errorbar(
+        gap.layers, gap.mean, yerr=bars, color=style["color"], linewidth=1.2, capsize=3, zorder=2
+    )
+    for sure, name in MARKED.items():
+        there = gap.sure == sure
+        fill = style["color"] if sure else "white"
+        (mark,) = axis.plot(
+            gap.layers[there],
+            gap.mean[there],
+            markerfacecolor=fill,
+            markersize=7,
+            markeredgewidth=1.4,
+            zorder=3,
+            **style,
+        )
+        handles.setdefault(name, mark)
+    _dress(axis, gap)
+    axis.set_xticks(_some(gap.layers))
+
+
+def _dress(axis: Any, shown: Panel | Gap) -> None:
+    """Title, names of the axes and grid of a matplotlib panel."""
+    axis.set_title(shown.title, fontsize=11.5, loc="left", color=INK)
+    axis.set_ylabel(shown.axis.replace("   (", "\n("), fontsize=11)
+    axis.set_xlabel(LAYER, fontsize=11)
     axis.grid(axis="y", color="#E4E4E4", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=9)
+    axis.tick_params(labelsize=10.5)
 
 
 def _models_first(handles: dict[str, Any], results: xr.Dataset) -> tuple[list[Any], list[str]]:

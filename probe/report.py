@@ -11,6 +11,7 @@ from rich.table import Table
 
 SIGNIFICANT = 0.05
 MAIN = "aligned - baseline"
+FINE = 4  # decimals of a difference in CKA or drift, which can be far under .01
 
 
 def print_table(results: xr.Dataset, console: Console | None = None) -> None:
@@ -102,7 +103,7 @@ def _compare(results: xr.Dataset, score: str, name: str) -> str:
         part: results[f"{score}_difference{part}"].sel(comparison=MAIN)
         for part in ("", "_low", "_high", "_p_adjusted")
     }
-    unit, scale, digits = ("points", 100, 1) if score in ("knn", "linear") else ("", 1, 3)
+    unit, scale, digits = ("points", 100, 1) if score in ("knn", "linear") else ("", 1, FINE)
     if "k" in gap[""].dims:
         gap = {part: values.sel(k=results.k.values[-1]) for part, values in gap.items()}
         name = f"{name} (K = {int(results.k.values[-1])})"
@@ -267,15 +268,16 @@ def _layer_table(
 def _difference_cell(row: xr.Dataset, score: str, scale: float, digits: int) -> str:
     key = f"{score}_difference"
     mean, low, high = (scale * float(row[f"{key}{part}"]) for part in ("", "_low", "_high"))
+    digits = FINE if digits == 3 else digits
     numbers = (_number(value, digits, sign=True) for value in (mean, low, high))
     text = "{} [{}, {}]".format(*numbers)
     return text + (" *" if float(row[f"{key}_p_adjusted"]) < SIGNIFICANT else "  ")
 
 
 def _number(value: float, digits: int, *, sign: bool = False) -> str:
-    """A number for a table, without the zero before the point where it has three digits."""
+    """A number for a table, without the zero before the point where it has three or more."""
     text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.replace("0.", ".", 1) if digits == 3 and abs(value) < 1 else text
+    return text.replace("0.", ".", 1) if digits >= 3 and abs(value) < 1 else text
 
 
 def _footnote(results: xr.Dataset) -> str:

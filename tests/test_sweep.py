@@ -236,12 +236,52 @@ def test_figures_hold_every_model_with_its_own_colour_everywhere(results):
     figure = depth_figure(results)
     assert len({t.line.color for t in figure.data if t.name == "aligned"}) == 1
     assert {t.name for t in figure.data} >= {*KEPT, "target", "chance", "shuffled labels"}
+    accuracy = next(t for t in figure.data if t.name == "aligned")
+    expected = 100 * results.knn_mean.sel(variant="aligned", k=10)
+    np.testing.assert_allclose(accuracy.y, expected)
     one = plot_score_by_layer(results, "cka")
     np.testing.assert_array_equal(one.data[0].y, results.cka_mean.sel(variant="baseline"))
     assert "higher is closer" in one.layout.yaxis.title.text
     assert len(difference_figure(results).data) == 4
     with pytest.raises(ValueError, match="hold no 'umap'"):
         plot_score_by_layer(results, "umap")
+
+
+def test_a_tiny_difference_is_seen_in_the_figure_and_in_the_table(results, tmp_path):
+    tiny = results.copy(deep=True)
+    for score, shift in (("cka", 0.0012), ("drift_centred", -0.0012)):
+        for part, aside in (("mean", 0), ("low", -0.01), ("high", 0.01)):
+            values = tiny[f"{score}_{part}"]
+            values[:] = (0.9 if score == "cka" else 0.05) + aside
+            values.loc[{"variant": "aligned"}] += shift
+        pair = {"comparison": "aligned - baseline"}
+        for part, aside in (("", 0), ("_low", -0.0004), ("_high", 0.0004)):
+            tiny[f"{score}_difference{part}"].loc[pair] = shift + aside
+        tiny[f"{score}_difference_p_adjusted"].loc[pair] = [1, 0.04, 0.01, 0.01]
+    figure = depth_figure(tiny)
+    _, cka, drift = (t for t in figure.data if t.name == "aligned - baseline")
+    np.testing.assert_allclose(cka.y, 0.0012)
+    np.testing.assert_allclose(drift.y, -0.0012)
+    assert cka.marker.symbol == ("diamond-open", "diamond", "diamond", "diamond")
+    low, high = figure.layout.yaxis2.range  # of CKA: not down to unrelated objects, at 0
+    assert 0.88 < low < 0.89 and 0.911 < high < 0.92
+    notes = {note.text for note in figure.layout.annotations}
+    assert "unrelated objects 0.00: below the axis" in notes
+    assert any(note.endswith("above the axis") for note in notes)
+    assert save_depth_png(tiny, tmp_path / "depth.png").exists()
+    text = io.StringIO()
+    print_table(tiny, Console(file=text, width=120))
+    assert "+.0012 [+.0008, +.0016] *" in text.getvalue()
+    assert "-.0012 [-.0016, -.0008] *" in text.getvalue() and "…" not in text.getvalue()
+    assert "+0.0012 [+0.0008, +0.0016]" in " ".join(findings(tiny))
+
+
+def test_without_a_comparison_there_is_no_row_of_differences(run, tmp_path):
+    alone = sweep(run, layers=[4, 8], variants=["aligned"], k=(10,))
+    figure = depth_figure(alone)
+    assert "aligned - baseline" not in {t.name for t in figure.data}
+    assert len(list(figure.select_yaxes())) == 3
+    assert save_depth_png(alone, tmp_path / "alone.png").exists()
 
 
 def test_pictures_open_without_a_network(results, tmp_path):

@@ -59,11 +59,10 @@ def say(results: xr.Dataset) -> None:
 
 
 def everything(results: xr.Dataset, measures: list[str]) -> None:
-    """All panels, what they show in words, and a table a measure."""
+    """Panels of all scores, what they show in words, and a table a measure."""
     figure = depth_figure(results)
     st.text(figure.layout.title.text)
-    figure.update_layout(title=None, margin_t=60, height=780)
-    figure.update_annotations(font_size=12.5)
+    figure.update_layout(title=None, margin_t=60)
     show.plot(figure, "depth", alt="All scores by layer, a line a model with its interval")
     say(results)
     st.subheader("The numbers")
