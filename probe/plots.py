@@ -100,7 +100,7 @@ def depth_figure(results: xr.Dataset) -> go.Figure:
     figure = make_subplots(
         rows,
         len(panels),
-        subplot_titles=[shown.title for shown in (*panels, *gaps)],
+        subplot_titles=[panel.title for panel in panels] + [gap.title for gap in gaps],
         horizontal_spacing=0.09,
         vertical_spacing=0.16,
     )
@@ -321,8 +321,8 @@ def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
 
 def _span(panel: Panel) -> tuple[float, float]:
     """Ends of the y axis: the models' intervals and the target, and some room."""
-    shown = [line.values for line in panel.lines if line.name == "target"]
-    shown = np.concatenate([panel.low.values.ravel(), panel.high.values.ravel(), *shown])
+    target = [line.values for line in panel.lines if line.name == "target"]
+    shown = np.concatenate([panel.low.values.ravel(), panel.high.values.ravel(), *target])
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     room = ROOM * (high - low or 1)
     return low - room, high + room

@@ -14,23 +14,33 @@ MAIN = "aligned - baseline"
 FINE = 4  # decimals of a difference in CKA or drift, which can be far under .01
 
 
+WIDTH = 120  # columns that no table exceeds
+
+
 def print_table(results: xr.Dataset, console: Console | None = None) -> None:
     """Accuracies, then closeness to the target, a row a layer; then what they show."""
     console = console or Console()
     if "knn_mean" in results:
         for k in results.k.values:
-            console.print(_knn_table(results, int(k)))
+            _show(console, _knn_table(results, int(k)))
     if "drift_mean" in results:
-        console.print(_score_table(results, "cka", "Debiased CKA to the target, higher is closer"))
+        _show(console, _score_table(results, "cka", "Debiased CKA to the target, higher is closer"))
         title = "Drift, 1 − cosine through a ridge map, what all objects share taken off"
-        console.print(_score_table(results, "drift_centred", f"{title}, lower is closer"))
+        _show(console, _score_table(results, "drift_centred", f"{title}, lower is closer"))
     if "linear_mean" in results:
-        console.print(_linear_table(results))
+        _show(console, _linear_table(results))
     if "geometry_mean" in results:
-        console.print(_geometry_table(results))
+        _show(console, _geometry_table(results))
     console.print(_footnote(results), highlight=False)
     for sentence in findings(results):
         console.print(f"• {sentence}", highlight=False)
+
+
+def _show(console: Console, table: Table) -> None:
+    """Print a table whole: a narrow terminal may fold its lines, but no number is cut off."""
+    if console.width < WIDTH:
+        console = Console(file=console.file, width=WIDTH, force_terminal=console.is_terminal)
+    console.print(table)
 
 
 @contextmanager

@@ -312,3 +312,12 @@ def test_the_command_takes_the_probes_it_is_asked_for(run, capsys):
     main(ProbeConfig(run=run.path, layers="4,8", probes="linear, geometry"))
     assert "extent_z" in capsys.readouterr().out
     assert {"linear_mean", "geometry_mean"} < set(run.probes("sweep"))
+
+
+def test_no_number_of_the_table_is_cut_off_in_a_narrow_terminal(results):
+    narrow, wide = io.StringIO(), io.StringIO()
+    print_table(results, Console(file=narrow, width=60))
+    print_table(results, Console(file=wide, width=120))
+    assert "…" not in narrow.getvalue()
+    rows = [line for line in wide.getvalue().splitlines() if line.startswith("│")]
+    assert rows and all(row in narrow.getvalue() for row in rows)
