@@ -315,7 +315,7 @@ def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
     lines = [Line("unrelated objects", random, "dashdot")]
     title = "Drift of the tokens from the target"
     if score == "drift_centred":
-        title = "Drift from the target, less what all objects share"
+        title = "Drift from the target (common part off)"
     return Panel(title, "1 − cosine, ridge map   (lower is closer)", mean, low, high, lines)
 
 

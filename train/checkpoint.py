@@ -168,6 +168,8 @@ def load_trainer(folder: Path, module: nn.Module, optimizer: Any) -> int:
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"model/{name}"])
             optimizer.state[parameter] = {
-                key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                "step": tensors[f"step/{name}"],  # AdamW counts on the CPU
+                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
     return step
