@@ -193,6 +193,12 @@ class Stage1Config:
     """CPU threads; 0 lets torch choose."""
 
 
+TRAINED = ("baseline", "aligned")
+"""The two models that stage 2 trains."""
+VARIANTS = ("stage1", *TRAINED, "untrained")
+"""The models that a stage-2 run captures, in this order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config:
     """Train the baseline and the aligned model, capture their layers, see where geometry goes."""

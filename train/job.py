@@ -22,7 +22,7 @@ from train.batches import MIX, Batches
 from train.budget import MIB, SHOWN_POINTS, store_bytes, training_memory
 from train.capture import capture_hidden_states, capture_objects
 from train.checkpoint import load_model, sha256, train_only, write_tensors
-from train.config import ModelConfig, Stage2Config
+from train.config import VARIANTS, ModelConfig, Stage2Config
 from train.data.load import load_data
 from train.data.objects import DataSet
 from train.frozen import target_all
@@ -110,9 +110,7 @@ class Stage2Run:
         parameters = sum(p.numel() for p in objective.parameters())
         count = sum(trained.values())
         memory = training_memory(self.config, self.sizes, parameters, count)
-        size = store_bytes(
-            self.config, self.sizes, len(self.layers), objects, len(self._variants())
-        )
+        size = store_bytes(self.config, self.sizes, len(self.layers), objects, len(VARIANTS))
         say = self.console.print
         say(f"run        {self.folder}")
         say(f"data       {_sizes(self.data)}")
@@ -257,11 +255,6 @@ class Stage2Run:
             return self.config.precision
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
-    def _variants(self) -> list[str]:
-        from train.stage2 import VARIANTS
-
-        return list(VARIANTS)
-
     def _trains(self, objective: Stage2Objective):
         wanted = {f"model.llm.{name}" for name in language_parameters(objective.model.llm)}
         return lambda name: name in wanted or name.startswith("alignment_projector.")
@@ -322,7 +315,7 @@ class Stage2Run:
             self.folder,
             samples=samples,
             layers=self.layers,
-            variants=self._variants(),
+            variants=VARIANTS,
             tokens=self.sizes.queries,
             dim=self.sizes.llm_width,
             target_dim=self.sizes.qformer_width,

@@ -13,10 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from train.cli import read_config, run
-from train.config import STAGE2, ModelConfig, Stage2Config, parse_layers
-
-TRAINED = ("baseline", "aligned")
-VARIANTS = ("stage1", *TRAINED, "untrained")
+from train.config import (
+    STAGE2,
+    TRAINED,
+    VARIANTS,
+    ModelConfig,
+    Stage2Config,
+    parse_layers,
+)
 
 
 def main(config: Stage2Config) -> None:
