@@ -1,9 +1,10 @@
-"""The alignment of PointAlign: point tokens at one layer, pulled toward the Q-Former output."""
+"""What pulls point tokens at one layer toward their targets: a projector and its distances."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,13 +57,7 @@ def alignment_loss(projected: Tensor, target: Tensor, kind: str = "cosine") -> T
     The target is detached: it teaches and does not learn. Raises ValueError on shapes that
     differ, no token at all, or an unknown kind.
     """
-    if projected.shape != target.shape:
-        raise ValueError(
-            f"alignment of {tuple(projected.shape)} with a target of {tuple(target.shape)}: "
-            "both must be (samples, tokens, target_size)"
-        )
-    if not projected.numel():
-        raise ValueError("alignment of no tokens: the batch holds no point token")
+    _check_pair(projected, target)
     target = target.detach()
     if kind == "cosine":
         return (1 - F.cosine_similarity(projected, target, dim=-1)).mean()
@@ -71,3 +66,72 @@ def alignment_loss(projected: Tensor, target: Tensor, kind: str = "cosine") -> T
     if kind == "l2":
         return F.mse_loss(projected, target)
     raise ValueError(f"alignment loss {kind!r}: choose cosine, l1 or l2")
+
+
+class LearnedCosine(nn.Module):
+    """Cosine distance under learned weights of the target's dimensions; at first the plain one.
+
+    The weights are not negative and sum to the number of dimensions, so that no scaling can shrink
+    the distance. Half of their sum is spread evenly, the softmax of `logits` shares out the other
+    half: the few dimensions that are easiest to match can't become all that counts.
+    """
+
+    def __init__(self, target_size: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(target_size))
+
+    @property
+    def weights(self) -> Tensor:
+        """(target_size,), each at least 1/2."""
+        raised = (self.logits - self.logits.detach().max()).exp()
+        return (1 + raised / raised.mean()) / 2
+
+    def forward(self, projected: Tensor, target: Tensor) -> Tensor:
+        """A scalar in [0, 2] of two tensors (samples, tokens, target_size), as `alignment_loss`."""
+        _check_pair(projected, target)
+        scale = self.weights.sqrt()
+        return (1 - F.cosine_similarity(projected * scale, target.detach() * scale, dim=-1)).mean()
+
+
+def contrastive_alignment(
+    projected: Tensor,
+    target: Tensor,
+    temperature: float = 0.07,
+    *,
+    all_targets: Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """InfoNCE: token j of a sample must find its own target among token j of all samples.
+
+    projected, target : (samples, tokens, target_size), compared by cosine.
+    temperature       : that of Wu et al. 2018 (arXiv:1805.01978); CLIP begins with it too.
+    all_targets       : (all samples, tokens, target_size), where these samples are a part of a
+                        larger batch; `target` is then its rows from `offset` on.
+
+    Returns a scalar, the mean over samples and tokens; log(all samples) is chance. The targets
+    are detached. Two samples of one object do no harm: they pull the same way. Raises ValueError
+    on shapes that differ and when there are not two samples to tell apart. InfoNCE is that of van
+    den Oord et al. 2018 (arXiv:1807.03748).
+    """
+    _check_pair(projected, target)
+    every = target if all_targets is None else all_targets
+    if len(every) < 2:
+        raise ValueError(
+            f"contrastive alignment of {len(every)} sample: it needs 2 or more in a batch, each "
+            "one's negatives are the others"
+        )
+    samples, tokens, _ = projected.shape
+    ours, theirs = F.normalize(projected, dim=-1), F.normalize(every.detach(), dim=-1)
+    logits = torch.einsum("sjd,kjd->sjk", ours, theirs) / temperature
+    own = offset + torch.arange(samples, device=logits.device)
+    return F.cross_entropy(logits.flatten(0, 1), own.repeat_interleave(tokens))
+
+
+def _check_pair(projected: Tensor, target: Tensor) -> None:
+    if projected.shape != target.shape:
+        raise ValueError(
+            f"alignment of {tuple(projected.shape)} with a target of {tuple(target.shape)}: "
+            "both must be (samples, tokens, target_size)"
+        )
+    if not projected.numel():
+        raise ValueError("alignment of no tokens: the batch holds no point token")
