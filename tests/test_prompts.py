@@ -200,6 +200,17 @@ def test_a_conversation_longer_than_the_context_names_both_numbers():
         encode_conversation(Bytes(), [("What?", "That.")], context=size - 1)
 
 
+def test_answers_are_cut_as_the_published_code_cuts_them():
+    """It keeps 1024 tokens of all that follows the first prompt; the prompts are never cut."""
+    single = encode_conversation(Bytes(), [("What?", "a" * 2000)])
+    assert learned(single) == "a" * 1024
+    rounds = encode_conversation(Bytes(), [("What?", "b" * 1010), ("Why so?", "c")])
+    assert text(rounds).endswith("b###^[INST] Why")
+    assert learned(rounds) == "b" * 1010 + "###"
+    fits = encode_conversation(Bytes(), [("What?", "d" * 1021)])
+    assert learned(fits) == "d" * 1021 + "###"
+
+
 def test_no_turns_and_no_placeholder_are_errors():
     with pytest.raises(ValueError, match="0 turns"):
         encode_conversation(Bytes(), [])

@@ -16,12 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from train.config import ModelConfig
+from train.models.llm import bare
 from train.models.minigpt3d import MiniGPT3D, build
 from train.models.pointbert import check_names
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "nano-stage1"
+FIRST_QUERIES = "first_queries.safetensors"
+SHARED = "experts.query_expert_dict.0"
+"""A second name of `qformer.query_tokens`, which a checkpoint holds once."""
 
 
 def sha256(path: Path) -> str:
@@ -49,19 +54,30 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def save_model(
-    folder: Path, model: MiniGPT3D, tokenizer: Tokenizer, config: ModelConfig, card: dict[str, Any]
+    folder: Path,
+    model: MiniGPT3D,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    card: dict[str, Any],
+    *,
+    half: bool = True,
+    first_queries: Tensor | None = None,
 ) -> None:
-    """Write a whole model: `model.safetensors` (half precision), tokenizer, sizes and its card.
+    """Write a whole model: `model.safetensors`, tokenizer, sizes and its card.
 
-    card : what made it (command, commit, seed, data) and how good it is (metrics).
+    card          : what made it (command, commit, seed, data) and how good it is (metrics).
+    half          : in half precision, as what ships; without, each tensor in the precision it has.
+    first_queries : `query_tokens` before stage II, from which stage IV begins its experts.
     """
     tensors = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in model.state_dict().items()
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in own_tensors(model).items()
     }
 
     def write(fresh: Path) -> None:
         write_tensors(fresh / "model.safetensors", tensors)
+        if first_queries is not None:
+            write_tensors(fresh / FIRST_QUERIES, {"query_tokens": first_queries.contiguous()})
         tokenizer.save(str(fresh / "tokenizer.json"))
         (fresh / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         (fresh / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -69,30 +85,82 @@ def save_model(
     replace_folder(folder, write)
 
 
-def load_model(folder: Path) -> tuple[MiniGPT3D, Tokenizer, ModelConfig]:
-    """Read what `save_model` wrote, in single precision, in eval mode.
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32
+) -> tuple[MiniGPT3D, Tokenizer, ModelConfig]:
+    """Read what `save_model` wrote, in eval mode.
+
+    dtype : of the LLM's own matrices and their biases; norms, LoRA and all before the LLM are
+            float32 whatever the file holds.
 
     Raises FileNotFoundError when a part is missing and ValueError when the tensors are not those
     of the sizes in `config.json`.
     """
+    config = read_sizes(folder)
     if missing := [
-        name
-        for name in ("config.json", "model.safetensors", "tokenizer.json")
-        if not (folder / name).is_file()
+        name for name in ("model.safetensors", "tokenizer.json") if not (folder / name).is_file()
     ]:
         raise FileNotFoundError(
             f"checkpoint {folder}: no {', '.join(missing)}; give a folder written by "
             "python -m train.stage1"
         )
+    # Without numbers: those of 2.8 billion parameters would take minutes and be thrown away.
+    with torch.device("meta"):
+        model = build(config)
+    tensors = read_tensors(folder / "model.safetensors")
+    check_names(f"checkpoint {folder} is of another architecture", own_tensors(model), tensors)
+    give_numbers(
+        model,
+        {
+            name: tensor.to(held_in(name, dtype)) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), config
+
+
+def load_first_queries(folder: Path) -> Tensor | None:
+    """`query_tokens` (1, queries, width) before stage II, if the checkpoint still has them."""
+    path = folder / FIRST_QUERIES
+    return read_tensors(path)["query_tokens"] if path.is_file() else None
+
+
+def read_sizes(folder: Path) -> ModelConfig:
+    """Sizes of the model in a checkpoint folder; nothing else of it is read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {folder}: no config.json; give a folder written by python -m train.stage1"
+        )
     try:
-        config = ModelConfig(**json.loads((folder / "config.json").read_text()))
+        return ModelConfig(**json.loads(path.read_text()))
     except (TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"checkpoint {folder}: config.json is not a model's sizes: {error}"
         ) from None
-    model = build(config, branch_scale=config.llm_branch_scale)
-    load_strictly(model, read_tensors(folder / "model.safetensors"), str(folder))
-    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), config
+
+
+def own_tensors(model: MiniGPT3D) -> dict[str, Tensor]:
+    """State of a model, each tensor once: expert 0 is the Q-Former's `query_tokens`."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name != SHARED}
+
+
+def give_numbers(model: MiniGPT3D, tensors: dict[str, Tensor]) -> None:
+    """Make these tensors, all of `own_tensors` by name, those of a model on the meta device."""
+    if model.experts is not None:
+        tensors = tensors | {SHARED: tensors["qformer.query_tokens"]}
+    model.load_state_dict(tensors, assign=True)
+    if model.experts is not None:
+        model.experts.share_queries(model.qformer.query_tokens)
+    # The rotary table is in no state dict and still without numbers.
+    body: Any = bare(model.llm).base_model
+    body.rotary_emb = type(body.rotary_emb)(config=body.config)
+
+
+def held_in(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Precision of a tensor: `dtype` for the LLM's own matrices and their biases, else float32."""
+    base = name.startswith("llm.") and "lora_" not in name and "norm" not in name
+    return dtype if base else torch.float32
 
 
 def write_tensors(
@@ -136,8 +204,13 @@ def train_only(module: nn.Module, wanted: Callable[[str], bool]) -> dict[str, in
     return trained
 
 
-def save_trainer(folder: Path, module: nn.Module, optimizer: Any, step: int) -> None:
-    """Keep what training needs to go on after `step` steps, whole or not at all."""
+def save_trainer(
+    folder: Path, module: nn.Module, optimizer: Any, step: int, scaler: GradScaler | None = None
+) -> None:
+    """Keep what training needs to go on after `step` steps, whole or not at all.
+
+    scaler : of a training in half precision; its scale and its count of good steps are kept too.
+    """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     by_identity = {id(p): name for name, p in trained.items()}
     tensors = {f"model/{name}": trained[name].detach().contiguous() for name in trained}
@@ -145,17 +218,21 @@ def save_trainer(folder: Path, module: nn.Module, optimizer: Any, step: int) -> 
         for parameter in group["params"]:
             for key, value in optimizer.state[parameter].items():
                 tensors[f"{key}/{by_identity[id(parameter)]}"] = torch.as_tensor(value).contiguous()
+    metadata = {"step": str(step)}
+    if scaler:
+        metadata["scaler"] = json.dumps(scaler.state_dict())
+    write_tensors(folder / "trainer.safetensors", tensors, metadata)
 
-    write_tensors(folder / "trainer.safetensors", tensors, {"step": str(step)})
 
-
-def load_trainer(folder: Path, module: nn.Module, optimizer: Any) -> int:
+def load_trainer(
+    folder: Path, module: nn.Module, optimizer: Any, scaler: GradScaler | None = None
+) -> int:
     """Put back what `save_trainer` kept; returns the steps done, 0 where there is nothing."""
     path = folder / "trainer.safetensors"
     if not path.is_file():
         return 0
     with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
+        metadata = file.metadata()
     tensors = read_tensors(path)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     kept = {key.removeprefix("model/") for key in tensors if key.startswith("model/")}
@@ -167,9 +244,13 @@ def load_trainer(folder: Path, module: nn.Module, optimizer: Any) -> int:
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"model/{name}"])
+            if f"step/{name}" not in tensors:
+                continue  # a scaler has skipped every step so far: AdamW has no state yet
             optimizer.state[parameter] = {
                 "step": tensors[f"step/{name}"],  # AdamW counts on the CPU
                 "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
-    return step
+    if scaler and "scaler" in metadata:
+        scaler.load_state_dict(json.loads(metadata["scaler"]))
+    return int(metadata["step"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -31,7 +32,8 @@ COLUMNS = (
 
 def track(items: Iterable[Item], label: str, *, total: int, completed: int = 0) -> Iterator[Item]:
     """Pass `items` on, showing how far it is and the time to go at the speed of the last minute."""
-    console = Console(stderr=True)
+    # Of several processes, as torchrun and accelerate number them, the first one speaks.
+    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     if not console.is_terminal:
         yield from _lines(items, label, total, completed, console)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ UNLABELLED = -100
 """What a cross entropy of torch and transformers passes over."""
 SHORT_QUESTION = 50
 """Words that a single question keeps."""
+MAX_ANSWER = 1024
+"""Tokens that are kept of what follows a first prompt: all answers and the questions between."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the conversations, padded as they are."""
+        return Batch(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def encode_ids(tokenizer: Any, text: str) -> list[int]:
@@ -96,16 +102,19 @@ def encode_conversation(
     *,
     points: int = 32,
     template: bool = True,
-    context: int = 2048,
+    context: int | None = 2048,
+    max_answer: int = MAX_ANSWER,
 ) -> Encoded:
     """A conversation for training, in the published form.
 
-    turns    : (question, answer) pairs; an only question goes through `simple_question`, the
-               questions of several rounds stay as they are.
-    points   : point tokens of an object.
-    template : put an only question between [INST] and [/INST]; several rounds always are.
-               PointAlign's released stage 2 does not, MiniGPT-3D does.
-    context  : the most tokens that the model reads.
+    turns      : (question, answer) pairs; an only question goes through `simple_question`, the
+                 questions of several rounds stay as they are.
+    points     : point tokens of an object.
+    template   : put an only question between [INST] and [/INST]; several rounds always are.
+                 PointAlign's released stage 2 does not, MiniGPT-3D does.
+    context    : the most tokens that the model reads; None to leave that to the caller.
+    max_answer : the most tokens after the first prompt; the rest is cut off, as published, and
+                 the last answer then lacks its end.
 
     Raises ValueError when there is no turn or the conversation doesn't fit the context.
     """
@@ -120,12 +129,25 @@ def encode_conversation(
         prompts = [TEMPLATE.format(text) for text in (first_prompt(questions[0]), *later)]
     answers = [answer for _, answer in turns]
     encoded = encode_prompts(tokenizer, prompts, answers, points=points)
-    if len(encoded.input_ids) > context:
+    encoded = _cut(encoded, max_answer)
+    if context is not None and len(encoded.input_ids) > context:
         raise ValueError(
             f"a conversation of {len(turns)} turns has {len(encoded.input_ids)} tokens, the model "
             f"reads {context}; shorten it or take a model with a longer context"
         )
     return encoded
+
+
+def _cut(encoded: Encoded, most: int) -> Encoded:
+    """Without what comes more than `most` tokens after the beginning of the first answer."""
+    answer = next(place for place, label in enumerate(encoded.labels) if label != UNLABELLED)
+    end = answer + most
+    return replace(
+        encoded,
+        input_ids=encoded.input_ids[:end],
+        labels=encoded.labels[:end],
+        attended=encoded.attended[:end],
+    )
 
 
 def encode_question(
