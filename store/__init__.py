@@ -1,11 +1,14 @@
 """A run on disk: hidden states by layer, sample and token, with what made them."""
 
 from store.integrity import verify_run
+from store.lock import Locked
 from store.reader import Run, UnfinishedRunWarning, open_run
 from store.schema import StoreError
-from store.writer import RunWriter, create_run, resume_run
+from store.writer import NonFiniteWarning, RunWriter, create_run, resume_run
 
 __all__ = [
+    "Locked",
+    "NonFiniteWarning",
     "Run",
     "RunWriter",
     "StoreError",

@@ -1,70 +1,290 @@
-"""Does a store hold what it says? Reads every chunk of it once."""
+"""Does a store hold what it says? Reads every file of it once."""
 
-from pathlib import Path
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 
-from store.reader import Run, open_run
-from store.writer import leading
+from store.layout import Part, metadata_keys, parts, seal_of
+from store.lazy import inside
+from store.place import Place
+from store.reader import Run, check_group, open_run
+from store.schema import CHANNELS, STORE, StoreError, digest
+from store.shards import Damaged, Shard
+from store.writer import finished
+
+FAILURES = (ValueError, RuntimeError, OSError, KeyError, TypeError)
+Names = Callable[[slice], str]
 
 
-def verify_run(path: str | Path) -> list[str]:
+def verify_run(path: str | PurePath) -> list[str]:
     """Problems of the run in `path`, a sentence each; none when it is whole.
 
-    Every finished chunk is read, which checks its checksum, and searched for values that are not
-    finite, as those of a lost chunk are. An unfinished store is no problem, unless it says that
-    it is complete. Raises StoreError where there is no run at all.
+    Every file is read and held against a checksum that was recorded when it was written: shards
+    and their marks by crc32c, the table of samples and the clouds by SHA-256 of their values, all
+    metadata by the seal of the root. Damaged samples are named. An unfinished store is no
+    problem, unless it says that it is complete. Raises StoreError where there is no run at all.
     """
     run = open_run(path)
-    problems = []
-    root: Any = zarr.open_group(run.store, mode="r", use_consolidated=False)
-    for name, array in [("target", "tokens"), *((variant, "hidden") for variant in run.variants)]:
-        if name not in root:
-            problems.append(f"{name} is missing")
-            continue
-        problems += _check_states(run, root, name, array)
-    if run.attrs["points"] is not None:
-        problems += _check_points(root)
-    return problems
+    store = Place(path).child(STORE)
+    if foreign := [*_guarded(_foreign(store))]:
+        return [*_guarded(_metadata(store)), *foreign]
+    with warnings.catch_warnings():
+        # of a folder without its metadata, which is reported here in another way
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        names = _namer(run)
+        checks = [_metadata(store), _table(run, store), _clouds(run, store, names)]
+        for group in parts(run.attrs).values():
+            checks += [_states(run, store, part, names) for part in group]
+        checks += [_counts(run, store, names), _probes(store)]
+        return [problem for check in checks for problem in _guarded(check)]
 
 
-def _check_states(run: Run, root: Any, name: str, array: str) -> list[str]:
+def _guarded(check: Iterator[str]) -> Iterator[str]:
     try:
-        done = leading(np.asarray(root[f"{name}/written"]))
-        states = root[f"{name}/{array}"]
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
-        return [f"{name} cannot be read: {error}"]
-    samples, chunk = run.attrs["samples"], run.attrs["chunk"]
-    problems = []
-    if run.complete and done < samples:
-        problems.append(
-            f"{name} has {done} of {samples} samples, yet the store says it is complete"
-        )
-    layers: list[int | None] = list(run.layers) if array == "hidden" else [None]
-    for at, layer in enumerate(layers):
-        where = name if layer is None else f"{name}, layer {layer}"
-        for start in range(0, done, chunk):
-            rows = slice(start, min(start + chunk, done))
-            problems += _check_chunk(states, rows if layer is None else (at, rows), where, rows)
-    return problems
+        yield from check
+    except FAILURES as error:
+        yield f"what follows cannot be read: {error}"
 
 
-def _check_points(root: Any) -> list[str]:
-    if "points/points" not in root:
-        return ["points are missing"]
-    points = root["points/points"]
-    steps = range(0, points.shape[0], points.chunks[0])
-    spans = [slice(start, min(start + points.chunks[0], points.shape[0])) for start in steps]
-    return [problem for rows in spans for problem in _check_chunk(points, rows, "points", rows)]
+def _metadata(store: Place) -> Iterator[str]:
+    root = json.loads(store.read("zarr.json"))
+    if "seal" not in root["attributes"]:
+        return  # of schema 1
+    if seal_of(root) != root["attributes"]["seal"]:
+        yield "zarr.json, the plan of the run, is not what was written"
+    sealed = root["consolidated_metadata"]["metadata"]
+    for key in sorted({*metadata_keys(store), *(f"{name}/zarr.json" for name in sealed)}):
+        name = key.removesuffix("zarr.json").rstrip("/")
+        if not name:
+            continue
+        try:
+            about = json.loads(store.read(key))
+        except FileNotFoundError:
+            yield f"{key} is lost"
+            continue
+        except ValueError as error:
+            yield f"{key} cannot be read: {error}"
+            continue
+        for node in (about, sealed.get(name, {})):
+            node.pop("consolidated_metadata", None)
+        if about != sealed.get(name):
+            yield f"{key} is not what was written"
 
 
-def _check_chunk(array: Any, index: object, where: str, rows: slice) -> list[str]:
+def _table(run: Run, store: Place) -> Iterator[str]:
+    for name, recorded in run.attrs["digests"].items():
+        if name == "points":
+            continue
+        column = name.removeprefix("samples.")
+        key = "sample" if column == "id" else column
+        try:
+            values = np.asarray(_array(store, key)[:])
+            if run.attrs["schema_version"] > 1 and not store.exists(f"{key}/c/0"):
+                yield f"{key} of the samples is lost"
+            elif digest(values) != recorded:
+                yield f"{key} of the samples is not what was written"
+        except FAILURES as error:
+            yield f"{key} of the samples cannot be read: {error}"
+
+
+def _clouds(run: Run, store: Place, names: Names) -> Iterator[str]:
+    if run.attrs["points"] is None:
+        return
+    points = _array(store, "points/points")
+    content = hashlib.sha256(repr(points.shape).encode())
+    content.update(np.dtype("float32").str.encode())
+    whole = True
+    for rows in _spans(points.shape[0], points.chunks[0]):
+        values = yield from _read(points, rows, f"points, {names(rows)}")
+        whole &= values is not None
+        if values is not None:
+            content.update(np.ascontiguousarray(values).data)
+    if whole and content.hexdigest() != run.attrs["digests"]["points"]:
+        yield "points are not what was written"
+    if not np.array_equal(_array(store, "points/channel")[:], CHANNELS):
+        yield "the channels of the points are not what was written"
+
+
+def _read(array: Any, index: Any, where: str):
+    """Values of one chunk, or None and a problem."""
     try:
         values = np.asarray(array[index])
-    except (ValueError, RuntimeError, OSError) as error:
-        return [f"{where}, samples {rows.start}-{rows.stop - 1}: unreadable ({error})"]
+    except FAILURES as error:
+        yield f"{where}: unreadable ({error})"
+        return None
     if not np.isfinite(values).all():
-        return [f"{where}, samples {rows.start}-{rows.stop - 1}: a chunk is lost"]
-    return []
+        yield f"{where}: a chunk is lost"
+        return None
+    return values
+
+
+def _states(run: Run, store: Place, part: Part, names: Names) -> Iterator[str]:
+    samples = run.attrs["samples"]
+    array = _array(store, part.path)
+    if run.attrs["schema_version"] > 1 and array.shape != part.shape:
+        yield f"{part.path} is {array.shape}, the plan says {part.shape}"
+        return
+    for name, expected in (("step", part.steps), ("layer", run.layers)):
+        if name in part.dims and list(_array(store, f"{part.group}/{name}")[:]) != list(expected):
+            yield f"{part.group}, coordinate {name} is not what was written"
+    for step in part.steps or (None,):
+        have = finished(store, part, step)
+        where = part.group if step is None else f"{part.group}, step {step}"
+        if run.complete and (lost := set(range(-(-samples // part.chunk))) - have):
+            yield (
+                f"{where} lacks {len(lost)} of {len(lost | have)} chunks of samples, yet the "
+                "store says it is complete"
+            )
+        for number in sorted(have):
+            rows = slice(number * part.chunk, min((number + 1) * part.chunk, samples))
+            if array.shards is None:
+                yield from _old_shard(run, array, where, rows, names)
+            else:
+                yield from _shard(run, store, part, where, number, step, rows, names)
+
+
+def _old_shard(run: Run, array: Any, where: str, rows: slice, names: Names) -> Iterator[str]:
+    """Of schema 1: a file a layer, with a checksum inside, where a lost one reads as NaN."""
+    if array.ndim == 3:
+        yield from _read(array, rows, f"{where}, {names(rows)}")
+        return
+    for at, layer in enumerate(run.layers):
+        place = f"{where}, layer {layer}, {names(rows)}"
+        yield from _read(array, (at, rows), place)
+
+
+def _shard(run, store, part: Part, where, number, step, rows: slice, names: Names) -> Iterator[str]:
+    key = part.shard(number, step)
+    try:
+        data = _bytes(store, key)
+    except FileNotFoundError:
+        yield f"{where}, {names(rows)}: a chunk is lost ({key})"
+        return
+    except (Damaged, StoreError) as error:
+        yield f"{where}, {names(rows)}: {error} ({key})"
+        return
+    count = rows.stop - rows.start
+    mark = _mark(store, part.mark("written", number, step))
+    if mark is None or not np.array_equal(mark.view(bool), np.arange(part.chunk) < count):
+        yield f"{where}, {names(rows)}: its mark of being written is damaged"
+    recorded = _mark(store, part.mark("crc32c", number, step))
+    if recorded is None:
+        yield f"{where}, {names(rows)}: its recorded checksum is lost or damaged"
+    try:
+        shard, found, crc = Shard(io.BytesIO(data), part.grid), False, 0
+    except Damaged as error:
+        yield f"{where}, {names(rows)}: {error}"
+        return
+    for layer in range(part.layers):
+        depth = f", layer {run.layers[layer]}" if "layer" in part.dims else ""
+        for at, inner in enumerate(_spans(count, part.inner)):
+            span = slice(rows.start + inner.start, rows.start + inner.stop)
+            try:
+                (chunk,) = shard.chunks(layer, at, at)
+                crc = google_crc32c.extend(crc, chunk)
+            except Damaged as error:
+                found = True
+                yield f"{where}{depth}, {names(span)}: {error}"
+    known = recorded is None or crc == int(recorded.view("<u4")[0])
+    if not found and not (known and len(data) == part.length(count)):
+        yield f"{where}, {names(rows)}: it is not the file that was written there"
+
+
+def _counts(run: Run, store: Place, names: Names) -> Iterator[str]:
+    """The counts of NaN and infinity: every file of them, and their sum."""
+    for name in run.variants if run.attrs["schema_version"] > 1 else []:
+        counts = _array(store, f"{name}/nonfinite")
+        total = np.zeros((len(run.layers), 2), np.int64)
+        for rows in _spans(run.attrs["samples"], run.attrs["chunk"]):
+            try:
+                part = counts[..., rows, :]
+            except FAILURES as error:
+                yield f"{name}, {names(rows)}: counts of NaN unreadable ({error})"
+                break
+            total += part.sum(axis=(*range(part.ndim - 3), part.ndim - 2), dtype=np.int64)
+        else:
+            layers = zip(run.layers, total.tolist(), strict=True)
+            found = {str(layer): {"nan": n, "inf": i} for layer, (n, i) in layers if n or i}
+            if run.complete and found != run.nonfinite().get(name, {}):
+                yield f"{name}: the counts of NaN are not what was written"
+
+
+def _probes(store: Place) -> Iterator[str]:
+    for key in metadata_keys(store):
+        path = key.removesuffix("/zarr.json")
+        if not path.startswith("probes/") or "shape" not in json.loads(store.read(key)):
+            continue
+        try:
+            array = _array(store, path)
+            array[...]
+            held = store.exists(f"{path}/c")
+        except FAILURES as error:
+            yield f"{path} cannot be read: {error}"
+        else:
+            if not held or array.nchunks_initialized < array.nchunks:
+                yield f"{path}: a chunk is lost"
+
+
+def _foreign(store: Place) -> Iterator[str]:
+    """What is never read: links out of the store, types and codecs that are not ours."""
+    if store.local is not None:
+        for key in list(store.keys()):
+            try:
+                inside(store, key)
+            except StoreError as error:
+                yield str(error)
+    groups = {key.removesuffix("zarr.json").rstrip("/") for key in metadata_keys(store)}
+    for group in sorted({"", *(name.rpartition("/")[0] for name in groups)}):
+        try:
+            check_group(store, group)
+        except StoreError as error:
+            if "is damaged" not in str(error):  # that is found later, by name
+                yield str(error)
+
+
+def _bytes(store: Place, key: str) -> bytes:
+    return inside(store, key).read_bytes() if store.local is not None else store.read(key)
+
+
+def _mark(store: Place, key: str) -> np.ndarray | None:
+    """What a mark says, uint8; None where it is lost or damaged."""
+    try:
+        data = np.frombuffer(store.read(key), np.uint8)
+    except OSError:
+        return None
+    if len(data) < 4 or google_crc32c.value(data[:-4]) != int(data[-4:].view("<u4")[0]):
+        return None
+    return data[:-4]
+
+
+def _array(store: Place, path: str) -> Any:
+    return zarr.open_array(store.zarr(), path=path, mode="r", zarr_format=3)
+
+
+def _spans(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _namer(run: Run) -> Callable[[slice], str]:
+    """Says which samples some rows are, by number and, where the table can be read, by id."""
+    try:
+        ids = run.samples()["sample"].values
+    except FAILURES:
+        ids = None
+
+    def names(rows: slice) -> str:
+        span = f"samples {rows.start}-{rows.stop - 1}"
+        if ids is None:
+            return span
+        first, last = ids[rows.start], ids[rows.stop - 1]
+        return f"{span} ({first})" if first == last else f"{span} ({first} to {last})"
+
+    return names

@@ -1,43 +1,67 @@
 """Read a run store, lazily, as xarray; write results of probes back into it."""
 
+import json
 import shutil
+import tempfile
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from store import schema
+from store.layout import Part, parts, seal
+from store.lazy import lazy_states
+from store.place import Place
 from store.schema import STORE, StoreError
-from store.writer import consolidate, leading
+from store.writer import done
+
+CODECS = {"bytes", "crc32c", "zstd", "vlen-utf8", "sharding_indexed", "blosc", "gzip", "transpose"}
+TYPES = {"bool", "string", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16))}
+TYPES |= {"int32", "int64", "uint32", "uint64", "float16", "float32", "float64"}
 
 
 class UnfinishedRunWarning(UserWarning):
     """Fewer samples came back than the run is to have."""
 
 
-def open_run(path: str | Path) -> "Run":
-    """Open the run folder `path`. Raises StoreError, in one sentence, where it is none."""
+def open_run(path: str | PurePath) -> "Run":
+    """Open the run folder `path`, or any fsspec URL as s3://bucket/run.
+
+    Raises StoreError, in one sentence, where it is none. Nothing in a store is ever executed:
+    only arrays of numbers and text are read, through a fixed list of codecs, and no link that
+    leads out of the store is followed.
+    """
     return Run(path)
 
 
 class Run:
     """One captured run. Arrays are lazy: nothing is read until values are asked for."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.store = self.path / STORE
-        if not self.store.is_dir():
-            what = "there is no such folder" if not self.path.is_dir() else f"it holds no {STORE}"
+    def __init__(self, path: str | PurePath):
+        run = Place(path)
+        self._store = run.child(STORE)
+        self.path, self.store = run.path, self._store.path
+        self.name = run.name
+        if run.local is not None and not (run.local / STORE).is_dir():
+            what = f"it holds no {STORE}" if run.local.is_dir() else "there is no such folder"
             raise StoreError(f"{path} is no run: {what}")
         try:
-            root = zarr.open_group(self.store, mode="r", use_consolidated=False)
-        except (FileNotFoundError, ValueError) as error:
+            root = json.loads(self._store.read("zarr.json"))
+            if root["node_type"] != "group" or root["zarr_format"] != 3:
+                raise ValueError("it describes no group of zarr v3")
+            self.attrs: dict[str, Any] = root["attributes"]
+        except FileNotFoundError as error:
+            if run.local is None:
+                raise StoreError(f"{path} is no run: it holds no {STORE}") from error
+            raise StoreError(f"{self.store} is damaged: its zarr.json is lost") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.store} is damaged: its zarr.json cannot be read") from error
-        self.attrs: dict[str, Any] = dict(root.attrs)
-        schema.check_version(self.attrs, str(path))
+        schema.check_attrs(self.attrs, str(path))
+        self._parts = parts(self.attrs)
         self.variants: list[str] = self.attrs["variants"]
         self.layers: list[int] = self.attrs["layers"]
         self.complete: bool = self.attrs["complete"]
@@ -45,7 +69,7 @@ class Run:
     def __repr__(self) -> str:
         state = "complete" if self.complete else "unfinished"
         return (
-            f"<Run {self.path}: {self.attrs['samples']} samples, {len(self.layers)} layers, "
+            f"<Run {self.name}: {self.attrs['samples']} samples, {len(self.layers)} layers, "
             f"{', '.join(self.variants)}, {state}>"
         )
 
@@ -54,34 +78,57 @@ class Run:
         return _plain_text(self._dataset(None).load())
 
     def hidden(self, variant: str) -> xr.DataArray:
-        """States (layer, sample, token, dim) of one model, with label, class_name and split."""
+        """States (layer, sample, token, dim) of one model, with label, class_name and split.
+
+        A variant captured during training has a leading dimension `step`. bfloat16 comes as
+        float32, which holds it exactly.
+        """
         if variant not in self.variants:
             raise StoreError(
-                f"{self.path} has no variant {variant!r}: it has {', '.join(self.variants)}"
+                f"{self.name} has no variant {variant!r}: it has {', '.join(self.variants)}"
             )
-        return self._finished(variant, "hidden")
+        return self._finished(self._parts[variant][0])
+
+    def steps(self, variant: str) -> list[int]:
+        """Training steps a variant was captured at; none where it was captured once."""
+        return list(self.attrs.get("steps", {}).get(variant, []))
 
     def target(self) -> xr.DataArray:
         """The frozen Q-Former's tokens (sample, token, target_dim): what drift is measured from."""
-        return self._finished("target", "tokens")
+        return self._finished(self._parts["target"][0])
+
+    def attention(self) -> xr.Dataset:
+        """Which 3D patches each query token reads.
+
+        weights : (sample, token, patch), the share of its attention
+        centres : (sample, patch, xyz), in the coordinates of the points
+        """
+        if "attention" not in self._parts:
+            raise StoreError(f"{self.name} was captured without attention")
+        return xr.Dataset({part.array: self._finished(part) for part in self._parts["attention"]})
 
     def points(self) -> xr.DataArray:
         """The clouds (sample, point, channel), channels x y z red green blue."""
         if self.attrs["points"] is None:
-            raise StoreError(f"{self.path} was captured without its clouds")
+            raise StoreError(f"{self.name} was captured without its clouds")
         return self._label(self._dataset("points")["points"])
 
+    def nonfinite(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Counts of NaN and infinity by variant and layer, {} where every state is finite."""
+        return self.attrs.get("nonfinite", {})
+
     def done(self, variant: str) -> int:
-        """Leading samples of a variant (or of "target") that are finished."""
-        return leading(self._dataset(variant)["written"].values)
+        """Leading samples of a variant (or of "target") that are finished, at every step."""
+        if variant not in self._parts:
+            raise StoreError(f"{self.name} has no variant {variant!r}")
+        return done(self._store, self._parts[variant][0])
 
     def probes(self, name: str) -> xr.Dataset:
         """The stored results of one probe."""
-        folder = self.store / "probes"
-        if not (folder / name / "zarr.json").is_file():
-            known = sorted(child.name for child in folder.iterdir() if child.is_dir())
+        if not schema.plain_name(name) or not self._store.exists(f"probes/{name}/zarr.json"):
+            known = sorted(n for n in self._store.names("probes") if n != "zarr.json")
             raise StoreError(
-                f"{self.path} has no results of {name!r}: it has {', '.join(known) or 'none'}"
+                f"{self.name} has no results of {name!r}: it has {', '.join(known) or 'none'}"
             )
         return _plain_text(self._dataset(f"probes/{name}").load())
 
@@ -89,44 +136,120 @@ class Run:
         """Keep the results of one probe, in place of older ones of that name.
 
         They are written beside the store first, so that a reader finds either the old or the
-        new ones. Dimension `sample` belongs to the captured samples: name subsets otherwise.
+        new ones; on an object store, which has no renaming, it may find none for a moment.
+        Dimension `sample` belongs to the captured samples: name subsets otherwise.
         """
-        if not name.replace("_", "").isalnum():
+        if not schema.plain_name(name):
             raise ValueError(f"probe {name!r}: letters, digits and _ only")
         if results.sizes.get("sample", self.attrs["samples"]) != self.attrs["samples"]:
             raise ValueError(
                 f"results of {name!r} have {results.sizes['sample']} samples, the run has "
                 f"{self.attrs['samples']}: name the dimension of a subset otherwise"
             )
-        new, old = self.path / f".probe-{name}.new", self.path / f".probe-{name}.old"
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _stored_text(results).to_zarr(new, mode="w", zarr_format=3, consolidated=False)
-        place = self.store / "probes" / name
-        if place.exists():
-            place.rename(old)
-        new.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
-        consolidate(self.store)
+        place = self._store.child("probes").child(name)
+        if place.local is None:
+            with tempfile.TemporaryDirectory() as folder:
+                _write_results(Path(folder) / "new", results)
+                place.remove("zarr.json")
+                place.clear()
+                place.adopt(Path(folder) / "new")
+        else:
+            run = Path(self.path)
+            new, old = run / f".probe-{name}.new", run / f".probe-{name}.old"
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            _write_results(new, results)
+            if place.local.exists():
+                place.local.rename(old)
+            new.rename(place.local)
+            shutil.rmtree(old, ignore_errors=True)
+        seal(self._store)
 
     def _dataset(self, group: str | None) -> xr.Dataset:
-        return xr.open_zarr(self.store, group=group, consolidated=False, chunks=None)
+        check_group(self._store, group or "")
+        return xr.open_zarr(
+            self._store.zarr(), group=group, consolidated=False, chunks=None, zarr_format=3
+        )
 
-    def _finished(self, group: str, name: str) -> xr.DataArray:
-        dataset = self._dataset(group)
-        done, samples = leading(dataset["written"].values), self.attrs["samples"]
-        if done < samples:
+    def _finished(self, part: Part) -> xr.DataArray:
+        dataset = self._dataset(part.group)
+        array = zarr.open_array(self._store.zarr(), path=part.path, mode="r", zarr_format=3)
+        if array.shape != part.shape:
+            raise StoreError(
+                f"{self.name} is damaged: {part.path} is {array.shape}, its plan says {part.shape}"
+            )
+        coords = {name: dataset[name] for name in ("step", "layer") if name in dataset}
+        states = xr.DataArray(lazy_states(self._store, part, array), coords, name=part.array)
+        have, samples = self.done(part.group), self.attrs["samples"]
+        if have < samples:
             warnings.warn(
-                f"{self.path}: {group} has {done} of {samples} samples; only these are returned",
+                f"{self.name}: {part.group} has {have} of {samples} samples; "
+                "only these are returned",
                 UnfinishedRunWarning,
                 stacklevel=3,
             )
-        return self._label(dataset[name]).isel(sample=slice(done))
+        return self._label(states).isel(sample=slice(have))
 
     def _label(self, array: xr.DataArray) -> xr.DataArray:
         table = self.samples()
         coords = {name: table[name] for name in ("sample", "label", "class_name", "split")}
         return array.assign_coords(coords)
+
+
+def check_group(store: Place, group: str) -> None:
+    """Refuse to read a group whose metadata asks for more than numbers and text.
+
+    Raises StoreError for links, for types and codecs that are not on the list (pickled objects
+    among them), and for metadata that cannot be read.
+    """
+    inside = f"{group}/" if group else ""
+    if store.local is not None and (store.local / group).is_symlink():
+        raise StoreError(f"{store.name}: {group} is a link, it is not followed")
+    for name in store.names(group):
+        key = f"{inside}{name}"
+        if store.local is not None and (store.local / key).is_symlink():
+            raise StoreError(f"{store.name}: {key} is a link, it is not followed")
+        if name == "zarr.json" or "." in name:
+            continue
+        try:
+            about = json.loads(store.read(f"{key}/zarr.json"))
+            if about["node_type"] == "group":
+                continue
+            kind, codecs = about["data_type"], _codecs(about["codecs"])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{store.name} is damaged: {key}/zarr.json: {error}") from error
+        if not isinstance(kind, str) or kind not in TYPES:
+            raise StoreError(f"{store.name}: {key} is of type {kind}, which is not read")
+        if foreign := codecs - CODECS:
+            raise StoreError(
+                f"{store.name}: {key} is encoded by {', '.join(sorted(foreign))}, which is not read"
+            )
+
+
+def _codecs(listed: list[Any]) -> set[str]:
+    """Names of codecs, those inside of shards too."""
+    found = set()
+    for codec in listed:
+        found.add(str(codec["name"]))
+        for nested in ("codecs", "index_codecs"):
+            found |= _codecs(codec.get("configuration", {}).get(nested, []))
+    return found
+
+
+def _write_results(folder: Path, results: xr.Dataset) -> None:
+    results = _stored_text(results)
+    checked = {"compressors": [ZstdCodec(level=0), Crc32cCodec()]}
+    encoding = {name: checked for name in results.variables}
+    results.drop_encoding().to_zarr(
+        folder,
+        mode="w",
+        zarr_format=3,
+        consolidated=False,
+        encoding=encoding,
+        write_empty_chunks=True,
+    )
 
 
 def _plain_text(results: xr.Dataset) -> xr.Dataset:

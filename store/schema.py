@@ -7,26 +7,45 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STORE = "activations.zarr"
 COLUMNS = ("id", "label", "class_name", "split", "caption")
 SPLITS = ("gallery", "query")
-DTYPES = ("float16", "float32")
+DTYPES = ("float16", "bfloat16", "float32")
 RESERVED = ("points", "target", "probes", "attention")
 CHANNELS = ("x", "y", "z", "red", "green", "blue")
-CHUNK_BYTES = 4 * 2**20  # one layer of one chunk: big enough for a disk, small enough for a page
-MOST_SAMPLES = 128  # in a chunk; bounds what an interrupted capture has to do again
+CHUNK_BYTES = 4 * 2**20  # one layer of one shard; all layers of it are one file, one append
+MOST_SAMPLES = 128  # in a shard; bounds what an interrupted capture has to do again
+INNER_BYTES = 128 * 2**10  # an inner chunk, the least that is read: see tests/benchmarks
+SEALED = ("complete", "seal", "nonfinite")  # attributes that come later than the plan
 
 
 class StoreError(ValueError):
     """A store that cannot be read, or is asked for what it does not hold."""
 
 
+def stored_dtype(dtype: str) -> str:
+    """numpy's name of what lies in the file: bfloat16, which numpy lacks, as its bit patterns."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
 def chunk_samples(samples: int, tokens: int, dim: int, dtype: str) -> int:
-    """Samples in a chunk: a power of two, about `CHUNK_BYTES` per layer."""
-    fits = CHUNK_BYTES // (tokens * dim * np.dtype(dtype).itemsize)
-    bound = max(1, min(fits, MOST_SAMPLES, samples))
-    return 1 << (bound.bit_length() - 1)
+    """Samples in a shard: a power of two, about `CHUNK_BYTES` per layer."""
+    fits = CHUNK_BYTES // (tokens * dim * np.dtype(stored_dtype(dtype)).itemsize)
+    return _power_of_two(min(fits, MOST_SAMPLES, samples))
+
+
+def inner_samples(chunk: int, values: int, dtype: str) -> int:
+    """Samples in an inner chunk of a shard of `chunk`: a power of two, about `INNER_BYTES`.
+
+    values : numbers of one sample at one layer
+    """
+    fits = INNER_BYTES // (values * np.dtype(stored_dtype(dtype)).itemsize)
+    return _power_of_two(min(fits, chunk))
+
+
+def _power_of_two(bound: int) -> int:
+    return 1 << (max(1, bound).bit_length() - 1)
 
 
 def digest(values: np.ndarray) -> str:
@@ -71,6 +90,8 @@ def plan_attrs(
     dim: int,
     target_dim: int,
     points: np.ndarray | None,
+    patches: int | None,
+    steps: Sequence[int] | Mapping[str, Sequence[int]] | None,
     dtype: str,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -80,12 +101,14 @@ def plan_attrs(
         raise ValueError(f"layers {layers}: need distinct layers from 0 up, in order")
     if not variants or len(set(variants)) < len(variants):
         raise ValueError(f"variants {variants}: need distinct names")
-    if wrong := [n for n in variants if n in RESERVED or not n.replace("_", "").isalnum()]:
+    if wrong := [n for n in variants if not plain_name(n) or n in RESERVED]:
         raise ValueError(f"variant {wrong[0]!r}: letters, digits and _, and none of {RESERVED}")
     if min(tokens, dim, target_dim) < 1:
         raise ValueError(f"tokens={tokens}, dim={dim}, target_dim={target_dim}: must be 1 or more")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}: must be {' or '.join(DTYPES)}")
+        raise ValueError(f"dtype {dtype!r}: must be {', '.join(DTYPES)}")
+    if patches is not None and patches < 1:
+        raise ValueError(f"patches={patches}: must be 1 or more, or None for no attention")
     samples = len(table["id"])
     digests = {f"samples.{name}": digest(values) for name, values in table.items()}
     if points is not None:
@@ -94,6 +117,7 @@ def plan_attrs(
         digests["points"] = digest(points)
     plan = {
         "schema_version": SCHEMA_VERSION,
+        "title": "hidden states of point tokens, by variant, layer, sample, token and dimension",
         "complete": False,
         "samples": samples,
         "layers": layers,
@@ -102,6 +126,8 @@ def plan_attrs(
         "dim": int(dim),
         "target_dim": int(target_dim),
         "points": None if points is None else list(points.shape[1:]),
+        "patches": None if patches is None else int(patches),
+        "steps": plan_steps(steps, variants),
         "dtype": dtype,
         "chunk": chunk_samples(samples, tokens, max(dim, target_dim), dtype),
         "digests": digests,
@@ -110,11 +136,33 @@ def plan_attrs(
     return json.loads(json.dumps(plan, default=str))  # as it will read back from the disk
 
 
+def plan_steps(
+    steps: Sequence[int] | Mapping[str, Sequence[int]] | None, variants: Sequence[str]
+) -> dict[str, list[int]]:
+    """Training steps that are captured, of the variants that have any."""
+    if steps is None:
+        return {}
+    if not isinstance(steps, Mapping):
+        steps = dict.fromkeys(variants, steps)
+    if unknown := [name for name in steps if name not in variants]:
+        raise ValueError(f"steps of {unknown[0]!r}: the variants are {', '.join(variants)}")
+    planned = {name: [int(step) for step in steps[name]] for name in variants if name in steps}
+    for name, own in planned.items():
+        if not own or own != sorted(set(own)) or own[0] < 0:
+            raise ValueError(f"steps {own} of {name}: need distinct steps from 0 up, in order")
+    return planned
+
+
+def plain_name(name: object) -> bool:
+    """Whether a name is letters, digits and _ only, so that it can't lead out of a store."""
+    return isinstance(name, str) and name.replace("_", "").isalnum()
+
+
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs between two plans, one clause each, nested keys written with dots."""
     found = []
     for key in dict.fromkeys([*stored, *asked]):
-        if not prefix and key == "complete":
+        if not prefix and key in SEALED:
             continue
         old, new = stored.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -130,8 +178,8 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
     return found
 
 
-def check_version(attrs: Mapping[str, Any], name: str) -> None:
-    """Refuse a store of no known version, or of one written by a later program."""
+def check_attrs(attrs: Mapping[str, Any], name: str) -> None:
+    """Refuse what is no run store, and one written by a later program. Raises StoreError."""
     version = attrs.get("schema_version")
     if not isinstance(version, int):
         raise StoreError(f"{name} is no run store: it does not say its schema version")
@@ -140,3 +188,12 @@ def check_version(attrs: Mapping[str, Any], name: str) -> None:
             f"{name} has schema version {version}, and this program reads up to {SCHEMA_VERSION}: "
             "update the program"
         )
+    needed = ("variants", "layers", "samples", "chunk", "tokens", "dim", "target_dim", "dtype")
+    if missing := [key for key in (*needed, "complete", "points") if key not in attrs]:
+        raise StoreError(f"{name} is damaged: its attributes lack {', '.join(missing)}")
+    lists = isinstance(attrs["variants"], list) and isinstance(attrs["layers"], list)
+    numbers = all(isinstance(attrs[key], int) and attrs[key] > 0 for key in needed[2:7])
+    if not (lists and numbers and all(isinstance(layer, int) for layer in attrs["layers"])):
+        raise StoreError(f"{name} is damaged: its attributes do not describe a run")
+    if wrong := [variant for variant in attrs["variants"] if not plain_name(variant)]:
+        raise StoreError(f"{name} is damaged: {wrong[0]!r} is no name of a variant")

@@ -1,21 +1,27 @@
-"""Write a run store: made whole or not at all, filled a chunk at a time, resumed where it was."""
+"""Write a run store: made whole or not at all, filled a shard at a time, resumed where it was."""
 
-import shutil
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 
 from store import schema
+from store.layout import Part, lay_out, parts, seal
+from store.lock import lock
+from store.place import PARTIAL, Place
 from store.schema import STORE
+from store.shards import Encoder, Overflow, checksum
+
+
+class NonFiniteWarning(UserWarning):
+    """Captured states hold NaN or infinity."""
 
 
 def create_run(
-    path: str | Path,
+    path: str | PurePath,
     *,
     samples: Mapping[str, Any],
     layers: Sequence[int],
@@ -24,24 +30,33 @@ def create_run(
     dim: int,
     target_dim: int,
     points: np.ndarray | None = None,
+    patches: int | None = None,
+    steps: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     dtype: str = "float16",
     provenance: Mapping[str, Any] | None = None,
     resume: bool = False,
 ) -> "RunWriter":
     """Lay out an empty store in the run folder `path` and return its writer.
 
+    path       : a folder, or any fsspec URL as s3://bucket/run
     samples    : id, label, class_name, split ("gallery" or "query") and caption, each (samples,)
     layers     : layers whose states will come, 0 = what enters block 1; in order
     variants   : models that will be captured, as "stage1", "baseline", "aligned", "untrained"
     tokens, dim, target_dim : point tokens an object, their width, the width of its target
     points     : (samples, points, 6), xyz and rgb, or None
+    patches    : patches of a cloud, when it is captured which of them each token reads
+    steps      : training steps captured of every variant, or {variant: steps} for some of them;
+                 a variant without any is captured once
+    dtype      : of the states: float16, float32, or bfloat16, whose bit patterns are kept (numpy
+                 has no such dtype) and which is read as float32, which holds it exactly
     provenance : what made it (config, seed, hashes), kept as JSON
 
     The store appears under its name once it is whole; a failure before that leaves nothing.
     With `resume` a store that is there is gone on with, as `resume_run` does. Raises
-    FileExistsError where there is one and `resume` is not asked for.
+    FileExistsError where there is one and `resume` is not asked for, and Locked where another
+    process is writing it.
     """
-    folder = Path(path)
+    run = Place(path)
     table = schema.sample_columns(samples)
     points = None if points is None else np.asarray(points, np.float32)
     plan = schema.plan_attrs(
@@ -52,189 +67,248 @@ def create_run(
         dim=dim,
         target_dim=target_dim,
         points=points,
+        patches=patches,
+        steps=steps,
         dtype=dtype,
         provenance=provenance or {},
     )
-    if (folder / STORE).exists():
+    if run.exists(f"{STORE}/zarr.json" if run.local is None else STORE):
         if not resume:
-            raise FileExistsError(f"{folder} already holds a run: resume it or name another folder")
-        return _resume(folder, plan)
-    _build(folder, plan, table, points)
-    return RunWriter(folder)
+            raise FileExistsError(
+                f"{run.name} already holds a run: resume it or name another folder"
+            )
+        return _resume(run, plan)
+    new_folder = run.local is not None and not run.local.exists()
+    held = lock(run, 0)
+    try:
+        lay_out(run, plan, table, points)
+        return RunWriter(path)
+    except BaseException:
+        if new_folder:
+            run.clear()
+        raise
+    finally:
+        held.release()
 
 
-def resume_run(path: str | Path, **plan: Any) -> "RunWriter":
+def resume_run(path: str | PurePath, *, process: int = 0, **plan: Any) -> "RunWriter":
     """Go on with the store in `path`; takes what `create_run` took.
+
+    process : number of this process, where several fill one store together: process 0 creates
+              it, the others then resume it, each with its own number
 
     Raises ValueError naming what differs, FileNotFoundError where there is no store.
     """
-    if not (Path(path) / STORE).exists():
-        raise FileNotFoundError(f"{path} holds no {STORE} to resume")
-    return create_run(path, **plan, resume=True)
+    run = Place(path)
+    if not run.exists(f"{STORE}/zarr.json"):
+        raise FileNotFoundError(f"{run.name} holds no {STORE} to resume")
+    if process == 0:
+        return create_run(path, **plan, resume=True)
+    table = schema.sample_columns(plan.pop("samples"))
+    points = plan.pop("points", None)
+    defaults = {"patches": None, "steps": None, "dtype": "float16"}
+    given = defaults | plan | {"provenance": plan.get("provenance") or {}}
+    points = None if points is None else np.asarray(points, np.float32)
+    return _resume(run, schema.plan_attrs(table, points=points, **given), process)
 
 
-def _resume(folder: Path, plan: dict[str, Any]) -> "RunWriter":
-    writer = RunWriter(folder)
+def _resume(run: Place, plan: dict[str, Any], process: int = 0) -> "RunWriter":
+    writer = RunWriter(run.name, process=process)
     if different := schema.differences(writer.attrs, plan):
-        raise ValueError(f"cannot resume {folder}: {'; '.join(different)}")
-    for leftover in (folder / STORE).rglob("*.partial"):  # chunks that a kill cut short
-        leftover.unlink()
+        writer.close()
+        raise ValueError(f"cannot resume {run.name}: {'; '.join(different)}")
+    if process == 0:
+        writer.forget_torn()
     return writer
 
 
-def _build(
-    folder: Path, plan: dict[str, Any], table: dict[str, np.ndarray], points: np.ndarray | None
-) -> None:
-    """Make the empty store beside its place and move it there in one rename."""
-    partial = folder / f".{STORE}.partial"
-    new_folder = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
-    try:
-        root: Any = zarr.create_group(partial, attributes=plan)
-        for name, values in table.items():
-            _column(root, "sample" if name == "id" else name, values)
-        if points is not None:
-            group = root.create_group("points")
-            _column(group, "channel", np.array(schema.CHANNELS), "channel")
-            _states(group, "points", points.shape, plan["chunk"], "sample point channel", "float32")
-            group["points"][:] = points
-        count, chunk, tokens = plan["samples"], plan["chunk"], plan["tokens"]
-        target_shape = (count, tokens, plan["target_dim"])
-        group = root.create_group("target")
-        _states(group, "tokens", target_shape, chunk, "sample token target_dim", plan["dtype"])
-        _written(group, count, chunk)
-        for variant in plan["variants"]:
-            group = root.create_group(variant)
-            _column(group, "layer", np.array(plan["layers"]), "layer")
-            hidden_shape = (len(plan["layers"]), count, tokens, plan["dim"])
-            _states(group, "hidden", hidden_shape, chunk, "layer sample token dim", plan["dtype"])
-            _written(group, count, chunk)
-        root.create_group("probes")
-        consolidate(partial)
-        partial.rename(folder / STORE)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if new_folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _column(group: Any, name: str, values: np.ndarray, dim: str = "sample") -> None:
-    text = values.dtype.kind in "OUT"
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=(max(1, len(values)),),
-        dtype=str if text else values.dtype,
-        dimension_names=[dim],
-    )
-    array[:] = values.astype(object) if text else values
-
-
-def _states(
-    group: Any, name: str, shape: tuple[int, ...], chunk: int, dims: str, dtype: str
-) -> None:
-    """An array of states: a chunk is some samples of one layer, with a checksum inside.
-
-    What is not written reads as NaN, so that a lost chunk cannot pass for a state.
-    """
-    names = dims.split()
-    sizes = {"layer": 1, "sample": chunk}
-    group.create_array(
-        name,
-        shape=shape,
-        chunks=tuple(sizes.get(dim, size) for dim, size in zip(names, shape, strict=True)),
-        dtype=dtype,
-        fill_value=float("nan"),
-        compressors=[ZstdCodec(level=1, checksum=True)],
-        dimension_names=names,
-    )
-
-
-def _written(group: Any, samples: int, chunk: int) -> None:
-    """The marks of finished samples, set after their states: what a reader may believe."""
-    group.create_array(
-        "written", shape=(samples,), chunks=(chunk,), dtype=bool, dimension_names=["sample"]
-    )
-
-
-def consolidate(store: Path) -> None:
-    """Copy all metadata to the root, so that stock xarray opens the store in one read."""
-    with warnings.catch_warnings():
-        # zarr warns that the v3 specification has yet to name this block; readers may ignore it
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(store, zarr_format=3)
-
-
 class RunWriter:
-    """Fills one store. `chunk` samples at a time; what is marked finished stays finished."""
+    """Fills one store, `chunk` samples at a time; what is marked finished stays finished.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._root: Any = zarr.open_group(self.path / STORE, mode="r+", use_consolidated=False)
+    Several processes may fill one store together: each opens it with its own number `process`,
+    and appends the rows that `pending(name, process, processes)` gives it. Every append writes
+    files of its own, so the result has the same bytes in whatever order and by whomever it is
+    written. It is whole in every layer or absent: all layers of its samples are one file.
+
+    The writer holds a lock on the run until it is closed, finished, or its process ends.
+    """
+
+    def __init__(self, path: str | PurePath, *, process: int = 0):
+        self._run = Place(path)
+        self.path = self._run.path
+        self._store = self._run.child(STORE)
+        self._lock: Any = lock(self._run, process)
+        self._owner = f".{process}"
+        self._root: Any = zarr.open_group(self._store.zarr(), mode="r", use_consolidated=False)
         self.attrs: dict[str, Any] = dict(self._root.attrs)
-        schema.check_version(self.attrs, str(path))
+        schema.check_attrs(self.attrs, self._run.name)
+        self._parts = parts(self.attrs)
         self.chunk: int = self.attrs["chunk"]
         self.samples: int = self.attrs["samples"]
 
-    def append(self, variant: str, rows: slice, hidden: np.ndarray) -> None:
+    def append(
+        self, variant: str, rows: slice, hidden: np.ndarray, *, step: int | None = None
+    ) -> None:
         """Write the states of some samples. hidden : (layers, samples, tokens, dim).
 
-        `rows` starts at a multiple of `chunk` and ends at one or at the last sample. Raises
-        ValueError for states that are not finite in the store's dtype.
+        `rows` starts at a multiple of `chunk` and ends at one or at the last sample; `step` is
+        for a variant that has steps. States are floats, or bit patterns (uint16) of bfloat16.
+        NaN and infinity are stored and counted; a finite value that the store's dtype has no
+        room for is refused: raises ValueError, naming layer and sample.
         """
-        group = self._group(variant)
-        self._check_rows(rows)
-        hidden = np.asarray(hidden)
-        count = rows.stop - rows.start
-        plan = self.attrs
-        expected = (len(plan["layers"]), count, plan["tokens"], plan["dim"])
-        if hidden.shape != expected:
-            raise ValueError(
-                f"{variant} rows {rows.start}-{rows.stop}: {hidden.shape} states, "
-                f"the store takes {expected} (layer, sample, token, dim)"
-            )
-        for layer, states in zip(plan["layers"], hidden, strict=True):
-            self._check_values(states, f"variant {variant}, layer {layer}", rows)
-        group["hidden"][:, rows] = hidden.astype(plan["dtype"])
-        group["written"][rows] = True
+        (part,) = self._group(variant, step)
+        self._check(rows, np.shape(hidden), part)
+        number = rows.start // self.chunk
+        encoder = self._write_shard(part, rows, np.asarray(hidden), step)
+        if encoder.nonfinite.any():
+            counts = np.zeros((part.layers, self.chunk, 2), "<u4")
+            counts[:, : rows.stop - rows.start] = encoder.nonfinite
+            self._note(part, "nonfinite", number, counts, step)
+        self._done(part, rows, step)
 
     def append_target(self, rows: slice, tokens: np.ndarray) -> None:
-        """Write the targets of some samples. tokens : (samples, tokens, target_dim)."""
-        self._check_rows(rows)
-        tokens = np.asarray(tokens)
-        expected = (rows.stop - rows.start, self.attrs["tokens"], self.attrs["target_dim"])
-        if tokens.shape != expected:
-            raise ValueError(
-                f"target rows {rows.start}-{rows.stop}: {tokens.shape} tokens, "
-                f"the store takes {expected} (sample, token, target_dim)"
-            )
-        self._check_values(tokens, "target", rows)
-        group = self._group("target")
-        group["tokens"][rows] = tokens.astype(self.attrs["dtype"])
-        group["written"][rows] = True
+        """Write the targets of some samples. tokens : (samples, tokens, target_dim), finite."""
+        self._append_frozen("target", rows, [tokens])
 
-    def done(self, variant: str) -> int:
-        """Leading samples of a variant (or of "target") that are finished."""
-        return leading(self._group(variant)["written"][:])
+    def append_attention(self, rows: slice, weights: np.ndarray, centres: np.ndarray) -> None:
+        """Write which 3D patches each query token reads.
+
+        weights : (samples, tokens, patches), kept in float16
+        centres : (samples, patches, 3), xyz of the patches, kept in float32
+        """
+        self._append_frozen("attention", rows, [weights, centres])
+
+    def pending(
+        self,
+        name: str,
+        process: int = 0,
+        processes: int = 1,
+        *,
+        step: int | None = None,
+    ) -> Iterator[slice]:
+        """Rows of a variant ("target", "attention") that are still missing, an append each.
+
+        Of several processes each gets every `processes`-th append, finished ones counted, so
+        that theirs never overlap.
+        """
+        self._group(name, step)
+        have = finished(self._store, self._parts[name][0], step)
+        for number in range(process, -(-self.samples // self.chunk), processes):
+            if number not in have:
+                start = number * self.chunk
+                yield slice(start, min(start + self.chunk, self.samples))
+
+    def done(self, variant: str, step: int | None = None) -> int:
+        """Leading samples of a variant (or of "target") that are finished, at all steps or one."""
+        self._group(variant, step, all_steps=True)
+        return done(self._store, self._parts[variant][0], step)
 
     def finish(self) -> None:
-        """Declare the store complete. Raises ValueError while a sample is missing."""
-        for name in ["target", *self.attrs["variants"]]:
-            if (done := self.done(name)) < self.samples:
-                raise ValueError(f"{self.path}: {name} has {done} of {self.samples} samples")
-        self._root.attrs["complete"] = True
-        self.attrs["complete"] = True
-        consolidate(self.path / STORE)
+        """Declare the store complete. Raises ValueError while a sample is missing.
 
-    def _group(self, name: str) -> Any:
-        if name != "target" and name not in self.attrs["variants"]:
+        Warns, once, of states that are not finite. Where several processes write, one of them
+        calls this after all are through.
+        """
+        for name in self._parts:
+            if (have := self.done(name)) < self.samples:
+                raise ValueError(f"{self._run.name}: {name} has {have} of {self.samples} samples")
+        for key in list(self._store.keys()):
+            if key.endswith(PARTIAL):  # what a kill cut short
+                self._store.remove(key)
+        self._store.sync()
+        counts = {name: self._nonfinite(name) for name in self.attrs["variants"]}
+        found = {name: layers for name, layers in counts.items() if layers}
+        seal(self._store, complete=True, nonfinite=found)
+        self.attrs |= {"complete": True, "nonfinite": found}
+        self.close()
+        if found:
+            warnings.warn(f"{self._run.name}: {say(found)}", NonFiniteWarning, stacklevel=2)
+
+    def forget_torn(self) -> None:
+        """Take back the marks of shards that a loss of power left too short, or lost."""
+        for part in (part for group in self._parts.values() for part in group):
+            for step in part.steps or (None,):
+                for number in finished(self._store, part, step):
+                    count = min(self.chunk, self.samples - number * self.chunk)
+                    if self._store.length(part.shard(number, step)) != part.length(count):
+                        self._store.remove(part.mark("written", number, step))
+
+    def close(self) -> None:
+        """Let others write. What is appended stays; a closed writer appends no more."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __del__(self):
+        if getattr(self, "_lock", None) is not None:
+            self.close()
+
+    def _append_frozen(self, name: str, rows: slice, arrays: Sequence[np.ndarray]) -> None:
+        """What comes from frozen parts: not finite there is a mistake, not a finding."""
+        group = self._group(name, None)
+        for part, values in zip(group, arrays, strict=True):
+            self._check(rows, np.shape(values), part)
+            if np.asarray(values).dtype.kind == "f" and not np.isfinite(values).all():
+                row = int(np.argwhere(~np.isfinite(values))[0][0])
+                raise ValueError(
+                    f"{part.path}, sample {self._sample(rows.start + row)}: a value is not finite"
+                )
+        for part, values in zip(group, arrays, strict=True):
+            self._write_shard(part, rows, np.asarray(values)[None], None)
+        self._done(group[0], rows, None)
+
+    def _write_shard(
+        self, part: Part, rows: slice, states: np.ndarray, step: int | None
+    ) -> Encoder:
+        if self._lock is None:
+            raise ValueError(f"{self._run.name}: its writer is closed")
+        number = rows.start // self.chunk
+        encoder = Encoder(states, part.dtype, part.inner, self.chunk)
+        try:
+            self._store.write(part.shard(number, step), encoder.pieces(), self._owner)
+        except Overflow as error:
+            layer = f", layer {self.attrs['layers'][error.at[0]]}" if part.array == "hidden" else ""
+            kind = "variant " if part.array == "hidden" else ""
+            raise ValueError(
+                f"{kind}{part.group}{layer}, sample {self._sample(rows.start + error.at[1])}: "
+                f"{error.value} does not fit {part.dtype}; capture in bfloat16 or float32"
+            ) from None
+        self._note(part, "crc32c", number, np.array([encoder.crc], "<u4"), step)
+        return encoder
+
+    def _done(self, part: Part, rows: slice, step: int | None) -> None:
+        written = np.zeros(self.chunk, bool)
+        written[: rows.stop - rows.start] = True
+        self._note(part, "written", rows.start // self.chunk, written, step)
+
+    def _note(
+        self, part: Part, name: str, number: int, values: np.ndarray, step: int | None
+    ) -> None:
+        data = values.reshape(-1).view(np.uint8)
+        self._store.write(part.mark(name, number, step), [data, checksum(data)], self._owner)
+
+    def _nonfinite(self, name: str) -> dict[str, dict[str, int]]:
+        """Counts of a variant by layer, layers without any left out."""
+        counts: Any = self._root[f"{name}/nonfinite"]
+        total = np.zeros((len(self.attrs["layers"]), 2), np.int64)
+        for start in range(0, self.samples, self.chunk):
+            part = counts[..., start : start + self.chunk, :]
+            total += part.sum(axis=(*range(part.ndim - 3), part.ndim - 2), dtype=np.int64)
+        layers = zip(self.attrs["layers"], total.tolist(), strict=True)
+        return {str(layer): {"nan": n, "inf": i} for layer, (n, i) in layers if n or i}
+
+    def _group(self, name: str, step: int | None, *, all_steps: bool = False) -> list[Part]:
+        if name not in self._parts:
             known = ", ".join(self.attrs["variants"])
-            raise ValueError(f"{self.path} has no variant {name!r}: it has {known}")
-        return self._root[name]
+            raise ValueError(f"{self._run.name} has no variant {name!r}: it has {known}")
+        group = self._parts[name]
+        steps = group[0].steps
+        if (step is None and steps and not all_steps) or (step is not None and step not in steps):
+            has = f"has steps {', '.join(map(str, steps))}" if steps else "has no steps"
+            raise ValueError(f"{self._run.name}: {name} {has}, and step={step} was given")
+        return group
 
-    def _check_rows(self, rows: slice) -> None:
+    def _check(self, rows: slice, shape: tuple[int, ...], part: Part) -> None:
         start, stop = rows.start, rows.stop
         aligned = start % self.chunk == 0 and (stop % self.chunk == 0 or stop == self.samples)
         if not (0 <= start < stop <= self.samples and aligned and rows.step in (None, 1)):
@@ -242,22 +316,42 @@ class RunWriter:
                 f"rows {start}-{stop} do not fit: {self.samples} samples are written "
                 f"in chunks of {self.chunk}"
             )
+        dims = [dim for dim in part.dims if dim != "step"]
+        sizes = part.sized(sample=stop - start)[-len(dims) :]
+        if shape != sizes:
+            raise ValueError(
+                f"{part.group} rows {start}-{stop}: {shape} {part.array}, "
+                f"the store takes {sizes} ({', '.join(dims)})"
+            )
 
-    def _check_values(self, states: np.ndarray, where: str, rows: slice) -> None:
-        largest = np.finfo(self.attrs["dtype"]).max
-        with np.errstate(invalid="ignore"):
-            bad = ~(np.abs(states) <= largest)  # NaN compares false: it counts as bad too
-        if not bad.any():
-            return
-        row = int(bad.any(axis=(1, 2)).argmax())
-        name = self._root["sample"][rows.start + row]
-        value = states[row][bad[row]][0]
-        raise ValueError(
-            f"{where}, sample {name}: {value} does not fit {self.attrs['dtype']} "
-            f"(finite, up to {largest:.6g})"
-        )
+    def _sample(self, row: int) -> str:
+        return str(self._root["sample"][row])
 
 
-def leading(written: np.ndarray) -> int:
-    """How many samples from the first on are marked finished."""
-    return len(written) if written.all() else int(np.argmin(written))
+def finished(store: Place, part: Part, step: int | None = None) -> set[int]:
+    """Numbers of the shards that are marked finished.
+
+    A mark is written after its shard and only ever says yes, so that its name is enough.
+    """
+    steps = [str(part.steps.index(step))] if step is not None else []
+    names = store.names("/".join([part.group, "written", "c", *steps]))
+    return {int(name) for name in names if name.isdigit()}
+
+
+def done(store: Place, part: Part, step: int | None = None) -> int:
+    """Leading samples that are finished, at one step or at every step."""
+    samples = part.shape[part.dims.index("sample")]
+    if part.steps and step is None:
+        return min(done(store, part, one) for one in part.steps)
+    have = finished(store, part, step)
+    first = next(number for number in range(len(have) + 1) if number not in have)
+    return min(first * part.chunk, samples)
+
+
+def say(nonfinite: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:
+    """The counts of NaN and infinity as a clause for each variant and layer."""
+    return "; ".join(
+        f"{name}, layer {layer}: {counts['nan']} NaN and {counts['inf']} infinite values"
+        for name, layers in nonfinite.items()
+        for layer, counts in layers.items()
+    )

@@ -101,7 +101,7 @@ def test_stock_xarray_opens_the_store(finished):
     tree = xr.open_datatree(finished / "activations.zarr", engine="zarr")
     np.testing.assert_array_equal(tree["/stage1"].ds.hidden, states())
     assert list(tree["/stage1"].ds.layer.values) == LAYERS
-    assert tree.attrs["schema_version"] == 1 and tree.attrs["provenance"]["seed"] == 0
+    assert tree.attrs["schema_version"] == 2 and tree.attrs["provenance"]["seed"] == 0
     tree.close()
 
 
@@ -143,7 +143,7 @@ def test_a_failed_creation_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("store.writer.consolidate", full)
+    monkeypatch.setattr("store.layout.seal", full)
     with pytest.raises(OSError, match="No space left"):
         store.create_run(tmp_path / "run", **plan())
     assert list(tmp_path.iterdir()) == []
@@ -170,14 +170,24 @@ def test_creating_over_a_run_is_refused_and_loses_nothing(finished):
     assert contents(finished) == before
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 70000.0])
-def test_states_that_do_not_fit_are_refused_by_name(tmp_path, value):
-    writer = store.create_run(tmp_path / "run", **plan())
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 70000.0), ("bfloat16", -3.4e38)])
+def test_states_that_do_not_fit_are_refused_by_name(tmp_path, dtype, value):
+    writer = store.create_run(tmp_path / "run", **plan(dtype=dtype))
     hidden = states().astype(np.float32)[:, :128]
     hidden[1, 5, 2, 3] = value
-    with pytest.raises(ValueError, match="variant aligned, layer 4, sample object-0005"):
+    with pytest.raises(ValueError, match=r"aligned, layer 4, sample object-0005: .*does not"):
         writer.append("aligned", slice(0, 128), hidden)
     assert writer.done("aligned") == 0
+    assert not any(file.is_file() for file in tmp_path.rglob("aligned/hidden/c/**/*"))
+
+
+def test_a_target_that_is_not_finite_is_refused_by_name(tmp_path):
+    writer = store.create_run(tmp_path / "run", **plan())
+    tokens = targets()[:128]
+    tokens[7, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="target/tokens, sample object-0007"):
+        writer.append_target(slice(0, 128), tokens)
+    assert writer.done("target") == 0
 
 
 def test_rows_across_a_chunk_are_refused(tmp_path):
@@ -222,7 +232,7 @@ def test_a_later_schema_is_refused(tmp_path):
     root = json.loads(file.read_text())
     root["attributes"]["schema_version"] = 9
     file.write_text(json.dumps(root))
-    with pytest.raises(StoreError, match="schema version 9, and this program reads up to 1"):
+    with pytest.raises(StoreError, match="schema version 9, and this program reads up to 2"):
         store.open_run(tmp_path / "run")
 
 
@@ -230,7 +240,7 @@ def test_a_later_schema_is_refused(tmp_path):
 def test_verify_finds_a_damaged_chunk(tmp_path, damage):
     path = tmp_path / "run"
     fill(store.create_run(path, **plan()))
-    chunk = path / "activations.zarr" / "aligned" / "hidden" / "c" / "1" / "0" / "0" / "0"
+    chunk = path / "activations.zarr" / "aligned" / "hidden" / "c" / "0" / "0" / "0" / "0"
     if damage == "flip":
         content = bytearray(chunk.read_bytes())
         content[len(content) // 2] ^= 1
@@ -238,7 +248,12 @@ def test_verify_finds_a_damaged_chunk(tmp_path, damage):
     else:
         chunk.unlink()
     problems = store.verify_run(path)
-    assert len(problems) == 1 and "aligned, layer 4, samples 0-127" in problems[0]
+    layer = ", layer 4" if damage == "flip" else ""
+    assert len(problems) == 1
+    assert problems[0].startswith(f"aligned{layer}, samples 0-127 (object-0000 to object-0127)")
+    if damage == "flip":
+        with pytest.raises(StoreError, match="aligned/hidden/c/0/0/0/0: its checksum is wrong"):
+            store.open_run(path).hidden("aligned").sel(layer=4).load()
 
 
 def test_results_of_a_probe_replace_older_ones(tmp_path):
@@ -278,6 +293,9 @@ def test_the_command_line_reports_and_fails_as_promised(finished, tmp_path):
     fill(store.create_run(tmp_path / "run", **plan()))
     next((tmp_path / "run" / "activations.zarr" / "target" / "tokens").rglob("0/0/0")).unlink()
     damaged = call("verify", tmp_path / "run")
-    assert damaged.returncode == 1 and "target, samples 0-127: a chunk is lost" in damaged.stderr
+    assert (
+        damaged.returncode == 1
+        and "target, samples 0-127 (object-0000 to object-0127): a chunk is lost" in damaged.stderr
+    )
     wrong = call("verify", tmp_path)
     assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -1,0 +1,194 @@
+"""New runs out of old ones: joined, or with less in them. Nothing that is there is changed."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store.layout import seal
+from store.lock import lock
+from store.place import Place
+from store.reader import Run, open_run
+from store.schema import STORE, StoreError
+from store.writer import RunWriter, create_run
+
+SAME = ("samples", "layers", "tokens", "dim", "target_dim", "dtype", "points", "patches", "digests")
+
+
+def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
+    """Join complete runs of one data set into a new run `out`, without their probes.
+
+    A variant of one run keeps its name. One of several runs is kept once if they hold the same
+    states, else each gets the name of its run as a suffix (aligned_seed0, aligned_seed1).
+    Interrupted, the same call goes on. Raises ValueError naming what differs between the runs.
+    """
+    opened = [_complete(run) for run in runs]
+    first = opened[0]
+    for other in opened[1:]:
+        for key in SAME:
+            if first.attrs.get(key) != other.attrs.get(key):
+                what = _different(first, other, key)
+                raise ValueError(f"cannot merge {other.name} with {first.name}: their {what}")
+        if not _equal(first.target(), other.target()):
+            raise ValueError(f"cannot merge {other.name} with {first.name}: their targets differ")
+    sources = _names(opened)
+    about = [{"run": run.path.name, "provenance": run.attrs["provenance"]} for run in opened]
+    taken = {name: [run.path.name, variant] for name, (run, variant) in sources.items()}
+    return _copy(first, sources, out, first.layers, {}, {"merged": about, "variants": taken})
+
+
+def prune(
+    path: str | Path,
+    *,
+    layers: Sequence[int] = (),
+    steps: Sequence[int] = (),
+    out: str | Path | None = None,
+) -> Run:
+    """Drop layers or steps of a complete run: in its place, or as a new run `out`.
+
+    The smaller store is written beside and takes the place of the other once it is whole; the
+    results of probes stay. An object store can't rename: there `out` is needed.
+    """
+    place = Place(path)
+    _finish_swap(place)
+    run = _complete(path)
+    if absent := [layer for layer in layers if layer not in run.layers]:
+        raise StoreError(f"{run.name} has no layer {absent[0]}")
+    if absent := [s for s in steps if all(s not in run.steps(v) for v in run.variants)]:
+        raise StoreError(f"{run.name} has no step {absent[0]}")
+    kept = [layer for layer in run.layers if layer not in layers]
+    kept_steps = {v: [s for s in run.steps(v) if s not in steps] for v in run.variants}
+    if not kept or any(run.steps(v) and not left for v, left in kept_steps.items()):
+        raise ValueError(f"{run.name}: nothing would be left")
+    sources = {name: (run, name) for name in run.variants}
+    about = run.attrs["provenance"] | {"pruned": {"layers": list(layers), "steps": list(steps)}}
+    if out is not None:
+        return _copy(run, sources, out, kept, kept_steps, about)
+    if place.local is None:
+        raise ValueError(f"{place.name}: name a new run (--out), nothing can be renamed there")
+    held = lock(place, 0)
+    try:
+        beside = place.local / ".pruned"
+        _copy(run, sources, beside, kept, kept_steps, about)
+        shutil.copytree(
+            place.local / STORE / "probes", beside / STORE / "probes", dirs_exist_ok=True
+        )
+        seal(Place(beside / STORE))
+        (place.local / STORE).rename(place.local / f".{STORE}.old")
+        _finish_swap(place)
+    finally:
+        held.release()
+    return open_run(path)
+
+
+def _finish_swap(place: Place) -> None:
+    """Give the pruned store its name, also where a kill came between the two renames."""
+    if place.local is None:
+        return
+    old, beside = place.local / f".{STORE}.old", place.local / ".pruned"
+    if not (place.local / STORE).exists() and (beside / STORE).exists() and old.exists():
+        (beside / STORE).rename(place.local / STORE)
+    if (place.local / STORE).exists() and old.exists():
+        shutil.rmtree(old)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _complete(path: str | Path) -> Run:
+    run = open_run(path)
+    if not run.complete:
+        raise ValueError(f"{run.name} is not complete: only complete runs are copied")
+    return run
+
+
+def _different(first: Run, other: Run, key: str) -> str:
+    if key == "digests":
+        names = [n for n, value in first.attrs[key].items() if other.attrs[key].get(n) != value]
+        return f"{', '.join(names) or 'data'} differ"
+    return f"{key} are {first.attrs.get(key)} and {other.attrs.get(key)}"
+
+
+def _names(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
+    """Where each variant of the merged run comes from."""
+    owners: dict[str, list[Run]] = {}
+    for run in runs:
+        for variant in run.variants:
+            owners.setdefault(variant, []).append(run)
+    found: dict[str, tuple[Run, str]] = {}
+    for variant, having in owners.items():
+        first = having[0].hidden(variant)
+        if all(_equal(first, run.hidden(variant)) for run in having[1:]):
+            found[variant] = having[0], variant
+            continue
+        for run in having:
+            suffix = re.sub(r"\W", "_", run.path.name)
+            if f"{variant}_{suffix}" in found:
+                raise ValueError(f"two runs are called {run.path.name}: rename one of the folders")
+            found[f"{variant}_{suffix}"] = run, variant
+    return found
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two lazy arrays (.., sample, token, dim) are equal, a block of samples at a time."""
+    if first.shape != second.shape:
+        return False
+    blocks = range(0, first.sizes["sample"], 128)
+    spans = [{"sample": slice(start, start + 128)} for start in blocks]
+    return all(
+        np.array_equal(first.isel(s).values, second.isel(s).values, equal_nan=True) for s in spans
+    )
+
+
+def _copy(
+    like: Run,
+    sources: Mapping[str, tuple[Run, str]],
+    out: str | Path,
+    layers: list[int],
+    steps: Mapping[str, list[int]],
+    provenance: dict[str, Any],
+) -> Run:
+    """A new run with the samples of `like` and variants from several; goes on where it stopped."""
+    attrs, table = like.attrs, like.samples()
+    columns = {"sample": "id"}
+    samples = {columns.get(str(n), str(n)): table[n].values for n in table.variables}
+    own = {
+        name: steps.get(name) or run.steps(variant)
+        for name, (run, variant) in sources.items()
+        if run.steps(variant)
+    }
+    writer = create_run(
+        out,
+        samples=samples,
+        layers=layers,
+        variants=list(sources),
+        tokens=attrs["tokens"],
+        dim=attrs["dim"],
+        target_dim=attrs["target_dim"],
+        points=None if attrs["points"] is None else like.points().values,
+        patches=attrs.get("patches"),
+        steps=own,
+        dtype=attrs["dtype"],
+        provenance=json.loads(json.dumps(provenance)),
+        resume=True,
+    )
+    for rows in writer.pending("target"):
+        writer.append_target(rows, like.target()[rows].values)
+    if attrs.get("patches"):
+        attention = like.attention()
+        for rows in writer.pending("attention"):
+            weights, centres = (attention[n][rows].values for n in ("weights", "centres"))
+            writer.append_attention(rows, weights, centres)
+    for name, (run, variant) in sources.items():
+        states = run.hidden(variant).sel(layer=layers)
+        for step in own.get(name, [None]):
+            _copy_states(writer, name, states if step is None else states.sel(step=step), step)
+    writer.finish()
+    return open_run(out)
+
+
+def _copy_states(writer: RunWriter, name: str, states: Any, step: int | None) -> None:
+    for rows in writer.pending(name, step=step):
+        writer.append(name, rows, states.isel(sample=rows).values, step=step)

@@ -1,0 +1,269 @@
+"""The arrays of a run store, and how an empty one is laid out and its metadata sealed."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.buffer.cpu import Buffer
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from store import schema
+from store.place import Place
+from store.schema import STORE
+from store.shards import fill
+
+MARKS = ("written", "crc32c", "nonfinite")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array of states: what is in it, and in which files.
+
+    A file, a shard, holds `chunk` samples at every layer (of one step); its inner chunks hold
+    `inner` samples at one layer.
+    """
+
+    group: str
+    array: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    chunk: int
+    inner: int
+    meaning: str
+    steps: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> str:
+        return f"{self.group}/{self.array}"
+
+    @property
+    def layers(self) -> int:
+        return self.shape[self.dims.index("layer")] if "layer" in self.dims else 1
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Shape of one sample at one layer."""
+        return self.shape[self.dims.index("sample") + 1 :]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Inner chunks in a shard: layers, and stretches of samples."""
+        return self.layers, self.chunk // self.inner
+
+    def length(self, samples: int) -> int:
+        """Bytes of a shard's file with so many samples in it."""
+        one = np.dtype(schema.stored_dtype(self.dtype)).itemsize * int(np.prod(self.values))
+        chunks = self.layers * -(-samples // self.inner)
+        return chunks * (self.inner * one + 4) + 16 * self.grid[0] * self.grid[1] + 4
+
+    def sized(self, **sizes: int) -> tuple[int, ...]:
+        """The shape, with other sizes of some dimensions."""
+        return tuple(sizes.get(dim, n) for dim, n in zip(self.dims, self.shape, strict=True))
+
+    def shard(self, number: int, step: int | None = None) -> str:
+        """Key of the file with samples from `number` x `chunk` on."""
+        at = {"sample": number} | ({"step": self.steps.index(step)} if step is not None else {})
+        return "/".join([self.path, "c", *(str(at.get(dim, 0)) for dim in self.dims)])
+
+    def mark(self, name: str, number: int, step: int | None = None) -> str:
+        """Key of what is noted beside a shard; `name` is one of `MARKS`."""
+        steps = [str(self.steps.index(step))] if step is not None else []
+        at = {"crc32c": [str(number)], "written": [str(number)]}.get(name, ["0", str(number), "0"])
+        name = f"{self.array}_{name}" if name == "crc32c" else name
+        return "/".join([self.group, name, "c", *steps, *at])
+
+
+def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
+    """The arrays that a capture fills, by group: target, the variants, attention."""
+    samples, tokens, chunk = attrs["samples"], attrs["tokens"], attrs["chunk"]
+
+    def part(group, array, dims, sizes, dtype, meaning, steps=()):
+        inner = schema.inner_samples(chunk, int(np.prod(sizes[dims.index("sample") + 1 :])), dtype)
+        return Part(group, array, dims, sizes, dtype, chunk, inner, meaning, tuple(steps))
+
+    about = "output of the frozen Q-Former, which drift is measured from"
+    sizes: tuple[int, ...] = (samples, tokens, attrs["target_dim"])
+    dims: tuple[str, ...] = ("sample", "token", "target_dim")
+    found = {"target": [part("target", "tokens", dims, sizes, attrs["dtype"], about)]}
+    for name in attrs["variants"]:
+        about = "residual stream at the point tokens after each block, 0 = what enters block 1"
+        dims = ("layer", "sample", "token", "dim")
+        sizes = (len(attrs["layers"]), samples, tokens, attrs["dim"])
+        if steps := attrs.get("steps", {}).get(name, ()):
+            dims, sizes = ("step", *dims), (len(steps), *sizes)
+        found[name] = [part(name, "hidden", dims, sizes, attrs["dtype"], about, steps)]
+    if patches := attrs.get("patches"):
+        about = "share of its attention that each token gives to each patch of the cloud"
+        dims, sizes = ("sample", "token", "patch"), (samples, tokens, patches)
+        weights = part("attention", "weights", dims, sizes, "float16", about)
+        about = "centres of the patches, in the coordinates of the points"
+        dims, sizes = ("sample", "patch", "xyz"), (samples, patches, 3)
+        found["attention"] = [weights, part("attention", "centres", dims, sizes, "float32", about)]
+    return found
+
+
+def lay_out(
+    run: Place, plan: dict[str, Any], table: dict[str, np.ndarray], points: np.ndarray | None
+) -> None:
+    """Make an empty store whole and only then give it its name; a failure leaves nothing."""
+    if run.local is None:
+        with tempfile.TemporaryDirectory() as folder:
+            _fill_folder(Path(folder) / STORE, plan, table, points)
+            run.child(STORE).adopt(Path(folder) / STORE)
+        return
+    partial = run.local / f".{STORE}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed right here
+    try:
+        _fill_folder(partial, plan, table, points)
+        run.child(STORE).adopt(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill_folder(
+    folder: Path, plan: dict[str, Any], table: dict[str, np.ndarray], points: np.ndarray | None
+) -> None:
+    root: Any = zarr.create_group(folder, attributes=plan)
+    for name, values in table.items():
+        _column(root, "sample" if name == "id" else name, values)
+    if points is not None:
+        group = root.create_group("points")
+        _column(group, "channel", np.array(schema.CHANNELS), "channel")
+        group.create_array(
+            "points",
+            shape=points.shape,
+            chunks=(plan["chunk"], *points.shape[1:]),
+            dtype="float32",
+            fill_value=float("nan"),
+            compressors=_packed(1),
+            dimension_names=["sample", "point", "channel"],
+            attributes={"long_name": "coloured cloud of each sample", "units": "1"},
+            config={"write_empty_chunks": True},  # so that an absent chunk is a lost one
+        )
+        group["points"][:] = points
+    for name, arrays in parts(plan).items():
+        _states(root.create_group(name), plan, arrays)
+    root.create_group("probes")
+    seal(Place(folder))
+
+
+def _states(group: Any, plan: Mapping[str, Any], arrays: list[Part]) -> None:
+    first = arrays[0]
+    steps = ("step",) if first.steps else ()
+    counted = (len(first.steps),) if first.steps else ()
+    ones = (1,) * len(counted)
+    if first.steps:
+        _column(group, "step", np.array(first.steps), "step")
+    if first.array == "hidden":
+        _column(group, "layer", np.array(plan["layers"]), "layer")
+        about = {"long_name": "values that are NaN and infinite", "units": "count"}
+        shape = (*counted, first.layers, plan["samples"], 2)
+        chunks = (*ones, first.layers, first.chunk, 2)
+        names = [*steps, "layer", "sample", "kind"]
+        _plain(group, "nonfinite", "uint32", shape, chunks, names, about)
+    for part in arrays:
+        note = {"long_name": part.meaning, "units": "1"}
+        if part.dtype == "bfloat16":
+            note |= {"dtype": "bfloat16", "comment": "bit patterns; shift left by 16 for float32"}
+        unit = {"step": 1, "layer": 1}
+        group.create_array(
+            part.array,
+            shape=part.shape,
+            chunks=part.sized(**unit, sample=part.inner),
+            shards=part.sized(step=1, sample=part.chunk),
+            dtype=schema.stored_dtype(part.dtype),
+            serializer=BytesCodec(),
+            compressors=[Crc32cCodec()],
+            fill_value=fill(part.dtype),
+            dimension_names=part.dims,
+            attributes=note,
+        )
+        about = {"long_name": f"crc32c of the states in each file of {part.array}", "units": "1"}
+        shape = (*counted, -(-plan["samples"] // part.chunk))
+        _plain(group, f"{part.array}_crc32c", "uint32", shape, (*ones, 1), [*steps, "shard"], about)
+    about = {"long_name": "whether all of a sample is stored", "units": "1"}
+    shape, chunks = (*counted, plan["samples"]), (*ones, first.chunk)
+    _plain(group, "written", "bool", shape, chunks, [*steps, "sample"], about)
+
+
+def _plain(group, name, dtype, shape, chunks, dims, about) -> None:
+    """A small array whose chunk files are its bytes and their crc32c."""
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=[Crc32cCodec()],
+        dimension_names=dims,
+        attributes=about,
+    )
+
+
+def _column(group: Any, name: str, values: np.ndarray, dim: str = "sample") -> None:
+    text = values.dtype.kind in "OUT"
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=(max(1, len(values)),),
+        dtype=str if text else values.dtype,
+        compressors=_packed(0),
+        dimension_names=[dim],
+        config={"write_empty_chunks": True},
+    )
+    array[:] = values.astype(object) if text else values
+
+
+def _packed(level: int) -> list[Any]:
+    """Compressed, with a checksum over every byte of the chunk's file."""
+    return [ZstdCodec(level=level), Crc32cCodec()]
+
+
+def seal(store: Place, **attrs: Any) -> None:
+    """Set root attributes and copy all metadata to the root, in one write.
+
+    So stock xarray opens the store in one read. Attribute `seal` is the SHA-256 of everything
+    else in the root's zarr.json, and with it of all metadata.
+    """
+    metadata: dict[str, Any] = {
+        key: Buffer.from_bytes(store.read(key)) for key in sorted(metadata_keys(store))
+    }
+    memory = zarr.storage.MemoryStore(metadata)
+    with warnings.catch_warnings():
+        # zarr warns that the v3 specification has yet to name this block; readers may ignore it
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(memory, zarr_format=3)
+    root = json.loads(metadata["zarr.json"].to_bytes())
+    root["attributes"] |= attrs
+    root["attributes"]["seal"] = seal_of(root)
+    store.write("zarr.json", [json.dumps(root, indent=2).encode()])
+
+
+def seal_of(root: Mapping[str, Any]) -> str:
+    """SHA-256 of the root's zarr.json without its seal."""
+    attrs = {name: value for name, value in root["attributes"].items() if name != "seal"}
+    content = json.dumps({**root, "attributes": attrs}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def metadata_keys(store: Place) -> list[str]:
+    """Keys of every zarr.json: of the root, its groups and arrays, and the results of probes."""
+    found, folders = [], [""]
+    while folders:
+        folder = folders.pop()
+        names = store.names(folder)
+        inside = f"{folder}/" if folder else ""
+        if "zarr.json" not in names:
+            continue
+        found.append(f"{inside}zarr.json")
+        folders += [f"{inside}{name}" for name in names if name not in ("zarr.json", "c")]
+    return found

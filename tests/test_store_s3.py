@@ -1,0 +1,209 @@
+"""A run behind a URL has the guarantees of a run on a disk: a real S3 server, and memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+
+import store
+from store.lock import LEASE, Lease
+from store.place import Place
+from tests.test_store import ROOT, SAMPLES, contents, fill, plan, states, targets
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """URL of an empty bucket on a server that speaks the S3 protocol, on this machine."""
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    fsspec.filesystem("s3").mkdir("runs")
+    yield "s3://runs"
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
+def place(request):
+    """URL under which runs may be made."""
+    if request.param == "s3":
+        yield request.getfixturevalue("bucket") + "/" + request.node.name.partition("[")[0]
+    else:
+        yield "memory://runs"
+        fsspec.filesystem("memory").rm("/runs", recursive=True)
+
+
+def remote_contents(url):
+    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    below = len(f"{root}/activations.zarr/".lstrip("/"))
+    return {
+        name.lstrip("/")[below:]: fs.cat_file(name) for name in fs.find(f"{root}/activations.zarr")
+    }
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    path = tmp_path_factory.mktemp("disk") / "run"
+    fill(store.create_run(path, **plan()))
+    return contents(path)
+
+
+def test_a_run_behind_a_url_has_the_bytes_of_one_on_a_disk(place, on_disk):
+    url = f"{place}/whole"
+    fill(store.create_run(url, **plan()))
+    assert remote_contents(url) == on_disk
+    run = store.open_run(url)
+    assert run.complete and run.path.name == "whole"
+    np.testing.assert_array_equal(run.hidden("aligned"), states("aligned"))
+    np.testing.assert_array_equal(
+        run.hidden("aligned")[1, [299, 5]], states("aligned")[1, [299, 5]]
+    )
+    np.testing.assert_array_equal(run.points(), plan()["points"])
+    assert store.verify_run(url) == []
+
+
+def test_a_small_run_in_a_bucket_goes_on_where_it_was_cut(bucket):
+    url, small = f"{bucket}/small", plan(points=None, variants=["stage1"])
+    store.create_run(url, **small).close()
+    writer = store.resume_run(url, **small)
+    with pytest.raises(store.Locked, match=f"written by process {os.getpid()}"):
+        lock_of_another(url)
+    for rows in writer.pending("target"):
+        writer.append_target(rows, targets()[rows])
+        writer.append("stage1", rows, states()[:, rows])
+    writer.finish()
+    np.testing.assert_array_equal(store.open_run(url).hidden("stage1"), states())
+    assert store.verify_run(url) == []
+
+
+def lock_of_another(url):
+    """What a second process would get that asks for the lock of this one."""
+    lease = Lease.__new__(Lease)
+    lease._run, lease._key = Place(url), ".writer-0.lock"
+    lease._take()
+
+
+def test_an_interrupted_run_behind_a_url_goes_on(place, on_disk):
+    url = f"{place}/cut"
+    writer = store.create_run(url, **plan())
+    writer.append_target(slice(0, 128), targets()[:128])
+    writer.close()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        store.create_run(url, **plan())
+    with pytest.raises(ValueError, match=r"layers is \[0, 4, 8\] in the store and \[0, 4\] now"):
+        store.resume_run(url, **plan(layers=[0, 4]))
+    with pytest.warns(store.UnfinishedRunWarning, match="target has 128 of 300"):
+        np.testing.assert_array_equal(store.open_run(url).target(), targets()[:128])
+    fill(store.resume_run(url, **plan()))
+    assert remote_contents(url) == on_disk
+
+
+def test_results_behind_a_url_replace_older_ones(place):
+    url = f"{place}/probes"
+    fill(store.create_run(url, **plan()))
+    run = store.open_run(url)
+    for value in (1.0, 2.0):
+        run.write_probe("knn", xr.Dataset({"mean": ("layer", [value] * 3)}))
+    assert store.open_run(url).probes("knn")["mean"].values.tolist() == [2, 2, 2]
+    assert store.verify_run(url) == []
+
+
+def test_damage_behind_a_url_is_found(place):
+    url = f"{place}/damaged"
+    fill(store.create_run(url, **plan()))
+    fs, root = fsspec.core.url_to_fs(url)
+    key = f"{root}/activations.zarr/aligned/hidden/c/0/1/0/0"
+    content = bytearray(fs.cat_file(key))
+    content[len(content) // 2] ^= 4
+    fs.pipe_file(key, bytes(content))
+    (problem,) = store.verify_run(url)
+    assert problem.startswith("aligned, layer 4, samples 128-255 (object-0128 to object-0255)")
+
+
+def test_an_upload_of_an_empty_store_that_was_cut_short_is_begun_anew(place, monkeypatch):
+    url = f"{place}/half"
+    fs, root = fsspec.core.url_to_fs(url)
+    key = Place._key
+
+    def lost(self, name):
+        if name == "label/zarr.json":
+            raise OSError("the network is down")
+        return key(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "_key", lost)
+        with pytest.raises(OSError, match="the network is down"):
+            store.create_run(url, **plan(points=None))
+    assert fs.exists(f"{root}/activations.zarr/caption/c/0")
+    with pytest.raises(store.StoreError, match=r"holds no activations\.zarr"):
+        store.open_run(url)
+    fill(store.create_run(url, **plan()))
+    assert store.verify_run(url) == []
+    assert not fs.exists(f"{root}/activations.zarr/.making")
+
+
+def test_a_store_that_lost_its_root_is_not_written_over(place):
+    url = f"{place}/headless"
+    store.create_run(url, **plan()).close()
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.rm_file(f"{root}/activations.zarr/zarr.json")
+    with pytest.raises(FileExistsError, match="a damaged store or none of ours"):
+        store.create_run(url, **plan())
+
+
+KILLED = (
+    "import sys; from tests.test_store import *\n"
+    "fill(store.create_run(sys.argv[1], **plan(), resume=True), pause=0.2)"
+)
+
+
+@pytest.mark.slow
+def test_a_capture_to_s3_that_is_killed_goes_on_to_the_same_bytes(bucket, on_disk):
+    url = f"{bucket}/killed"
+    fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    child = subprocess.Popen([sys.executable, "-c", KILLED, url], cwd=ROOT)
+    deadline = time.time() + 60
+    while not fs.exists(f"{root}/activations.zarr/stage1/hidden/c") and time.time() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(store.Locked, match=f"is being written by process {child.pid} on "):
+        store.resume_run(url, **plan())
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    writer = store.resume_run(url, **plan())  # its process is gone, so its lock is left behind
+    assert writer.done("target") == SAMPLES and writer.done("aligned") < SAMPLES
+    fill(writer)
+    assert remote_contents(url) == on_disk
+
+
+@pytest.mark.slow
+def test_a_lock_of_another_machine_ends_when_it_is_silent(bucket, monkeypatch):
+    url = f"{bucket}/lease"
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    writer = store.create_run(url, **plan())
+    monkeypatch.undo()
+    monkeypatch.setattr("store.lock.Lease._held", {})
+    with pytest.raises(store.Locked, match="on elsewhere"):
+        store.resume_run(url, **plan())
+    later = time.time() + LEASE + 5
+    monkeypatch.setattr("store.lock.time.time", lambda: later)
+    store.resume_run(url, **plan()).close()
+    writer.close()
