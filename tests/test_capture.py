@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from train.capture import capture_hidden_states, short_forward
+from train.checkpoint import SHIPPED, load_model
+from train.prompts import collate, encode_conversation, prefix
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
 MODELS = {
@@ -98,6 +100,99 @@ def test_gradients_reach_the_model_through_states_that_are_not_detached_under_ch
         loss.backward()
         gradients.append(model.model.layers[0].mlp.up_proj.weight.grad)
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("site", ["resid", "attn"])  # a branch is inside of what is recomputed
+@pytest.mark.parametrize("detach", [True, False])
+def test_what_checkpointing_computes_again_is_not_kept(detach, site):
+    torch.manual_seed(0)
+    model = MODELS["llama"]().train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    with capture_hidden_states(model, [2, 4], detach=detach, site=site) as states:
+        loss = model(inputs_embeds=embeddings().requires_grad_()).logits.sum()
+        kept = dict(states)
+        loss.backward()
+    assert all(states[layer] is kept[layer] for layer in (2, 4))
+
+
+def test_reentrant_checkpointing_is_refused_where_it_would_hide_the_graph():
+    model = MODELS["llama"]().train()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    embeds = embeddings().requires_grad_()
+    refused = pytest.raises(RuntimeError, match=r"turn it on with \{\"use_reentrant\": False\}")
+    with refused, capture_hidden_states(model, [2], detach=False, site="attn"):
+        model(inputs_embeds=embeds)
+
+
+def test_a_compiled_model_gives_its_states_before_and_after_it_has_run():
+    model = MODELS["llama"]().eval()
+    with torch.no_grad(), capture_hidden_states(model, LAYERS) as plain:
+        model(inputs_embeds=embeddings())
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):
+        with torch.no_grad(), capture_hidden_states(compiled, LAYERS) as states:
+            compiled(inputs_embeds=embeddings())
+        assert all(torch.equal(states[layer], plain[layer]) for layer in LAYERS)
+        with torch.no_grad():
+            compiled(inputs_embeds=embeddings())
+    assert torch.equal(short_forward(compiled, embeddings(), [3])[3], plain[3])
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of one, for the wrappers that want one."""
+    store = f"file://{tmp_path / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_capture_works_on_models_that_train_on_several_devices(one_process, wrapper):
+    model = MODELS["llama"]().eval()
+    plain = short_forward(model, embeddings(), [1, 3])
+    if wrapper == "ddp":
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    else:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        for block in model.model.layers:
+            torch.distributed.fsdp.fully_shard(block, mesh=mesh)
+        wrapped = torch.distributed.fsdp.fully_shard(model, mesh=mesh)
+    for _ in range(2):  # a pass cut short would leave a sharded model gathered
+        short = short_forward(wrapped, embeddings(), [1, 3])
+        assert all(torch.equal(short[layer], plain[layer]) for layer in (1, 3))
+    with torch.no_grad(), capture_hidden_states(wrapped, [1, 3]) as states:
+        wrapped(inputs_embeds=embeddings())
+    assert torch.equal(states[3], plain[3])
+
+
+def test_the_short_forward_of_our_model_is_the_full_one_bit_for_bit_in_eager_float32():
+    model, tokenizer, sizes = load_model(SHIPPED)
+    model.llm.get_base_model().set_attn_implementation("eager")
+    start = prefix(tokenizer, sizes.queries)
+    said = [("What is this?", "A chair with four legs."), ("How many?", "Four.")]
+    whole = encode_conversation(tokenizer, said, points=sizes.queries)
+    target = torch.randn(3, sizes.queries, sizes.qformer_width)
+    long, short = collate([whole] * 3, 0), collate([start] * 3, 0)
+    layers = [0, 1, 16, 32]
+    with torch.no_grad():
+        embeds = model.embed(long, target)
+        with capture_hidden_states(model.llm, layers, long.point_mask) as full:
+            model.llm(inputs_embeds=embeds, attention_mask=long.attention_mask)
+        early = short_forward(model.llm, model.embed(short, target), layers, short.point_mask)
+    assert all(torch.equal(early[layer], full[layer]) for layer in layers)
+
+
+def test_a_branch_that_a_block_does_not_have_is_named():
+    capture = capture_hidden_states(MODELS["opt"](), [1], site="mlp")
+    with pytest.raises(ValueError, match="OPTDecoderLayer has no mlp branch"), capture:
+        pass
+
+
+def test_a_branch_has_no_layer_0():
+    capture = capture_hidden_states(MODELS["phi"](), [0], site="attn")
+    with pytest.raises(ValueError, match=r"no layer \[0\]: this model has 1 to 4"), capture:
+        pass
 
 
 def test_a_mask_picks_each_rows_own_positions():

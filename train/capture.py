@@ -1,26 +1,57 @@
-"""Hooks that copy the residual stream at the point tokens, and the short forward they need."""
+"""Copy what flows through a language model at the point tokens: python -m train.capture.
+
+The library part is small: hooks on the blocks, and the short forward that the point tokens need.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from store.writer import RunWriter
-from train.models.minigpt3d import MiniGPT3D
-from train.progress import track
+from train.cli import fail, read_config, run
+from train.config import CaptureConfig
 from train.prompts import Encoded, collate
+
+if TYPE_CHECKING:  # a call for --help doesn't wait for transformers and zarr
+    import numpy as np
+
+    from store.writer import RunWriter
+    from train.models.minigpt3d import MiniGPT3D
+    from train.verify import Proofs
+
+SITES = ("resid", "attn", "mlp")
+"""The residual stream, and what the attention and the feed-forward branch of a block add to it."""
+BRANCHES = {
+    "attn": ("post_layernorm", "self_attn", "self_attention", "attention", "attn"),
+    "mlp": ("mlp", "feed_forward"),
+}
+"""Child of a block whose output is a branch, first found. MiniGPT-3D norms the attention's output
+(`post_layernorm`) before it adds it."""
+NORMED_BRANCHES = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+"""The same where both branches are normed on their way out, as in Gemma 2 and OLMo 2."""
+
+
+def unwrapped(model: Any) -> Any:
+    """The model without the wrappers of torch: compiled, data parallel, sharded."""
+    while not hasattr(model, "config") or hasattr(model, "_orig_mod"):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if inner is None:
+            raise ValueError(f"{type(model).__name__} is no language model: it has no config")
+        model = inner
+    return model
 
 
 def transformer_blocks(model: Any) -> nn.ModuleList:
-    """The list of blocks of a causal language model, also inside a peft wrapper.
+    """The list of blocks of a causal language model, also inside peft and torch's wrappers.
 
     It is the module list as long as `config.num_hidden_layers`. Raises ValueError when there is
     none, or more than one.
     """
+    model = unwrapped(model)
     depth = model.config.get_text_config().num_hidden_layers
     found = [
         (name, module)
@@ -40,6 +71,18 @@ def transformer_blocks(model: Any) -> nn.ModuleList:
     return outermost[0][1]
 
 
+def branch(block: nn.Module, site: str) -> nn.Module:
+    """The module whose output a block adds to the stream: its attention or its feed-forward."""
+    children = dict(block.named_children())
+    names = BRANCHES[site]
+    if NORMED_BRANCHES["mlp"] in children:
+        names = (NORMED_BRANCHES[site], *names)
+    found = [children[name] for name in names if name in children]
+    if not found:
+        raise ValueError(f"{type(block).__name__} has no {site} branch among {list(children)}")
+    return found[0]
+
+
 @contextmanager
 def capture_hidden_states(
     model: nn.Module,
@@ -47,26 +90,43 @@ def capture_hidden_states(
     positions: Tensor | slice | None = None,
     *,
     detach: bool = True,
+    site: str = "resid",
 ) -> Iterator[dict[int, Tensor]]:
     """Keep the residual stream at `layers` of each forward pass inside the `with`.
 
-    model     : any causal language model of transformers, bare or wrapped by peft.
+    model     : any causal language model of transformers, bare or wrapped by peft or torch. A
+                compiled model runs as it was written inside the `with`, since compiled code would
+                pass over the hooks.
     layers    : layer L is the output of block L, before any final norm; 0 is what enters block 1.
     positions : which tokens are kept: None for all, a slice, or a bool mask (samples, tokens) with
                 as many True in each row.
     detach    : False keeps the graph, for a loss on the states.
+    site      : `resid`, or what block L adds to it: `attn` or `mlp` (there is no layer 0 then).
 
     Yields {layer: (samples, tokens, dim)}, copies that hold no more than what was asked for; the
-    next pass overwrites them. No hook outlives the `with`, whatever happens inside. Raises
-    ValueError for a layer that the model does not have or a mask of unequal rows.
+    next pass overwrites them, and what gradient checkpointing computes again doesn't. No hook
+    outlives the `with`, whatever happens inside. Raises ValueError for a layer that the model does
+    not have or a mask of unequal rows.
     """
     blocks = transformer_blocks(model)
-    if wrong := [layer for layer in layers if not 0 <= layer <= len(blocks)]:
-        raise ValueError(f"no layer {wrong}: this model has 0 (embeddings) to {len(blocks)}")
+    first = 0 if site == "resid" else 1
+    if wrong := [layer for layer in layers if not first <= layer <= len(blocks)]:
+        raise ValueError(
+            f"no layer {wrong}: this model has {first}{'' if first else ' (embeddings)'} to "
+            f"{len(blocks)}"
+        )
     pick = _picker(positions)
     states: dict[int, Tensor] = {}
+    recording = torch.is_grad_enabled()
 
     def keep(layer: int, hidden: Tensor) -> None:
+        if _recomputing():
+            return
+        if recording and not detach and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "reentrant gradient checkpointing hides the graph of its blocks from a loss on "
+                'their states; turn it on with {"use_reentrant": False}'
+            )
         picked = pick(hidden)
         # A slice that is only a view would keep the whole sequence alive.
         states[layer] = picked.detach().clone() if detach else picked
@@ -80,20 +140,34 @@ def capture_hidden_states(
 
         return hook
 
-    handles = []
-    try:
-        for layer in set(layers):
+    with ExitStack() as stack:
+        stack.enter_context(_as_written(model))
+        for layer in sorted(set(layers)):
             if layer == 0:
-                handles.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
+                handle = blocks[0].register_forward_pre_hook(before, with_kwargs=True)
             else:
-                handles.append(blocks[layer - 1].register_forward_hook(after(layer)))
+                block = blocks[layer - 1]
+                module = block if site == "resid" else branch(block, site)
+                handle = module.register_forward_hook(after(layer))
+            stack.callback(handle.remove)
         yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _picker(positions: Tensor | slice | None):
+def _recomputing() -> bool:
+    """Whether a backward pass is under way: gradient checkpointing then repeats its forward."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _as_written(model: nn.Module):
+    """Nothing runs compiled inside, where something of the model is."""
+    compiled = any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def _picker(positions: Tensor | slice | None) -> Callable[[Tensor], Tensor]:
     if positions is None:
         return lambda hidden: hidden
     if isinstance(positions, slice):
@@ -117,33 +191,45 @@ def short_forward(
     inputs_embeds: Tensor,
     layers: Sequence[int],
     positions: Tensor | slice | None = None,
+    *,
+    attention_mask: Tensor | None = None,
+    site: str = "resid",
 ) -> dict[int, Tensor]:
     """States at `layers` from a pass that ends at the deepest of them.
 
-    inputs_embeds : (samples, tokens, dim), nothing behind the tokens that are asked for and no
-                    padding: a causal model's states do not depend on what follows.
+    inputs_embeds  : (samples, tokens, dim). Nothing needs to stand behind the tokens that are asked
+                     for: a causal model's states do not depend on what follows.
+    attention_mask : (samples, tokens), 0 at padding; None where there is none.
 
     Returns {layer: (samples, tokens, dim)} on the model's device. Equals the states of the full
-    forward at the same positions.
+    forward at the same positions. A sharded model (FSDP) runs to its end, to gather as it is used
+    to.
     """
-    blocks = transformer_blocks(model)
-    with capture_hidden_states(model, layers, positions) as states, torch.no_grad():
+    block = transformer_blocks(model)[max([1, *layers]) - 1]
 
-        def stop(*_):
-            raise _Deepest
+    def stop(*_):
+        raise _Deepest
 
-        # Registered after the capture's own hook, so it runs after the last state is kept.
-        deepest = max(layers)
-        block = blocks[max(deepest, 1) - 1]
-        handle = block.register_forward_hook(stop)
-        try:
-            with suppress(_Deepest):
-                model(inputs_embeds=inputs_embeds, use_cache=False)
-        finally:
-            handle.remove()
+    with (
+        ExitStack() as stack,
+        torch.no_grad(),
+        capture_hidden_states(model, layers, positions, site=site) as states,
+    ):
+        if not _sharded(model):
+            model = unwrapped(model)
+            # Registered after the capture's own hook, so it runs after the last state is kept.
+            stack.callback(block.register_forward_hook(stop).remove)
+        stack.enter_context(suppress(_Deepest))
+        model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False)
     return {layer: states[layer] for layer in sorted(states)}
 
 
+def _sharded(model: nn.Module) -> bool:
+    names = ("FullyShardedDataParallel", "FSDPModule")
+    return any(kind.__name__ in names for module in model.modules() for kind in type(module).mro())
+
+
+@torch.no_grad()
 def capture_objects(
     model: MiniGPT3D,
     targets: Tensor,
@@ -151,24 +237,77 @@ def capture_objects(
     layers: Sequence[int],
     writer: RunWriter,
     variant: str,
-) -> None:
+    *,
+    step: int | None = None,
+    verify: bool = True,
+) -> Proofs:
     """Append the point tokens of all objects to the store, going on where it was stopped.
 
     model   : in eval mode
     targets : Q-Former outputs, (objects, queries, width), in the order of the store's samples
     prefix  : the tokens up to the last point token, the same for every object
+    step    : of a variant that is captured several times while it trains
+    verify  : prove the capture before anything is stored, see `train.verify`
+
+    Returns the proofs, none without `verify`. Raises CaptureError with the proof that fails.
     """
+    from train.background import in_background
+    from train.progress import track
+    from train.verify import verify_capture
+
     device = next(model.parameters()).device
     span = slice(prefix.point_start, prefix.point_start + prefix.points)
-    done, objects = writer.done(variant), len(targets)
-    starts = range(done, objects, writer.chunk)
-    total = -(-objects // writer.chunk)
-    label = f"capture {variant}"
-    for start in track(starts, label, total=total, completed=total - len(starts)):
-        rows = slice(start, min(start + writer.chunk, objects))
-        shown = targets[rows].to(device)
-        with torch.no_grad():
-            batch = collate([prefix] * len(shown), pad_id=0)  # equally long: nothing is padded
-            embeds = model.embed(batch.to(device), shown)
-        states = short_forward(model.llm, embeds, layers, span)
-        writer.append(variant, rows, torch.stack(list(states.values())).float().cpu().numpy())
+
+    def embed(shown: Tensor) -> Tensor:
+        batch = collate([prefix] * len(shown), pad_id=0)  # equally long: nothing is padded
+        return model.embed(batch.to(device), shown)
+
+    def write(rows: slice, arrays: dict[str, np.ndarray]) -> None:
+        writer.append(variant, rows, arrays["states"], step=step)
+
+    proofs: Proofs = {}
+    pending = list(writer.pending(variant, step=step))
+    total = -(-len(targets) // writer.chunk)
+    label = f"capture {variant}" if step is None else f"capture {variant} {step}"
+    if verify and pending:
+        shown = two_or_more(targets).to(device)
+        embeds, points = embed(shown), entering(model, shown)
+        with model.mixed():
+            proofs = verify_capture(model.llm, embeds, span, layers, entering=points)
+    with in_background(write) as put:
+        for rows in track(pending, label, total=total, completed=total - len(pending)):
+            embeds = embed(targets[rows].to(device))
+            with model.mixed():
+                states = short_forward(model.llm, embeds, layers, span)
+            put(rows, {"states": torch.stack(list(states.values()))})
+    return proofs
+
+
+def entering(model: MiniGPT3D, targets: Tensor) -> Tensor:
+    """The projector's output as it enters the LLM, whose embeddings may be of half precision."""
+    from train.models.llm import bare
+
+    return model.projector(targets).to(bare(model.llm).get_input_embeddings().weight.dtype)
+
+
+def two_or_more(values: Any, most: int = 3) -> Any:
+    """The first samples of an array or tensor, to verify on; an only one stands there twice."""
+    return values[:most] if len(values) > 1 else values[[0, 0]]
+
+
+def main(config: CaptureConfig) -> None:
+    """Capture a model's layers for the objects of a data set."""
+    from store.lock import Locked
+    from train.capture_job import capture
+    from train.verify import CaptureError
+
+    try:
+        capture(config)
+    except CaptureError as error:
+        fail(f"the capture can't be proven right, nothing was stored: {error}", 1)
+    except Locked as error:
+        fail(str(error), 1)
+
+
+if __name__ == "__main__":
+    run(main, read_config({"nano": CaptureConfig()}))

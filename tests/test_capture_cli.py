@@ -1,0 +1,262 @@
+"""python -m train.capture: what it stores, what it proves first, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from probe.sweep import sweep
+from store import open_run
+from tests.conftest import TINY
+from train.capture import main
+from train.capture_job import QUESTION, capture
+from train.checkpoint import load_model, write_tensors
+from train.config import CaptureConfig
+from train.data.modelnet import modelnet
+from train.frozen import kept_rows
+from train.models.minigpt3d import MiniGPT3D
+from train.prompts import collate, encode_conversation
+
+SAMPLES = 90
+
+
+def config(out, checkpoint, data, **more):
+    settings = {"layers": "0,1,3,4", "data": "modelnet", "dtype": "float32", "threads": 1}
+    return CaptureConfig(
+        out=out,
+        checkpoint=checkpoint,
+        data_root=data,
+        **(settings | {"gallery_per_class": 0} | more),
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_checkpoint, solids_folder):
+    """make(name, **settings): folder of a finished run, made once."""
+    root, done = tmp_path_factory.mktemp("captures"), {}
+
+    def make(name, **more):
+        if name not in done:
+            capture(config(root / name, tiny_checkpoint, solids_folder, **more))
+            done[name] = root / name
+        return done[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain(made):
+    return made("plain")
+
+
+def files(folder):
+    """Every file of the captured states, not what probes wrote beside them."""
+    store = folder / "activations.zarr"
+    found = {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+    return {name: data for name, data in found.items() if not name.startswith("probes/")}
+
+
+def asked(tokenizer, captions):
+    return [
+        encode_conversation(tokenizer, [(QUESTION, caption)], points=TINY.queries, context=256)
+        for caption in captions
+    ]
+
+
+def whole_forward(checkpoint, data, rows):
+    """What transformers returns for whole conversations, one object at a time."""
+    model, tokenizer, _ = load_model(checkpoint)
+    objects = modelnet(data).gallery
+    for row in rows:
+        batch = collate(asked(tokenizer, [objects.captions[row]]), 0)
+        cloud = torch.from_numpy(objects.points(row)[:, kept_rows(objects, TINY.points)])
+        with torch.no_grad():
+            embeds = model.embed(batch, model.encode(cloud))
+            yield batch, model.llm(inputs_embeds=embeds, output_hidden_states=True).hidden_states
+
+
+def test_the_states_are_those_that_transformers_returns_in_a_whole_conversation(
+    plain, tiny_checkpoint, solids_folder
+):
+    run = open_run(plain)
+    assert run.complete and run.layers == [0, 1, 3, 4] and run.attrs["samples"] == SAMPLES
+    stored = run.hidden("stage1")
+    for row, (batch, theirs) in enumerate(whole_forward(tiny_checkpoint, solids_folder, range(3))):
+        for layer in (0, 1, 3):  # the last of transformers is behind the final norm
+            expected = theirs[layer][batch.point_mask].numpy()
+            np.testing.assert_allclose(stored.sel(layer=layer)[row], expected, atol=1e-5)
+
+
+def test_the_proofs_are_recorded_in_the_store_and_beside_it(plain):
+    record = json.loads((plain / "run.json").read_text())
+    proofs = record["proofs"]["stage1"]
+    assert record["status"] == "complete" and len(proofs) >= 15
+    assert proofs["layer 0"] == "the projector's output, bit for bit"
+    assert open_run(plain).attrs["provenance"]["proofs"] == record["proofs"]
+
+
+def test_the_run_can_be_probed(plain):
+    results = sweep(open_run(plain), k=(1,))
+    assert set(results.layer.values) == {0, 1, 3, 4}
+
+
+def test_attention_says_which_patches_each_token_reads(plain):
+    tree = xr.open_datatree(plain / "activations.zarr", engine="zarr")
+    weights, centres = tree["attention"]["weights"], tree["attention"]["centres"]
+    assert weights.shape == (SAMPLES, TINY.queries, TINY.groups)
+    np.testing.assert_allclose(weights.astype("f4").sum("patch"), 1, atol=2e-3)
+    assert centres.shape == (SAMPLES, TINY.groups, 3)
+    assert float(np.linalg.norm(centres, axis=-1).max()) <= 1 + 1e-6
+
+
+def test_branches_are_stored_in_runs_of_their_own_and_add_up(made):
+    folder = made("sites", layers="0-4", sites="resid,attn,mlp")
+    stream, attn, mlp = (open_run(folder / part).hidden("stage1") for part in (".", "attn", "mlp"))
+    assert list(attn.layer.values) == list(mlp.layer.values) == [1, 2, 3, 4]
+    added = stream.sel(layer=slice(1, 4)).values - stream.sel(layer=slice(0, 3)).values
+    np.testing.assert_allclose(attn.values + mlp.values, added, atol=1e-5)
+
+
+def test_pooling_is_the_mean_over_the_tokens(made, plain):
+    pooled, every = open_run(made("pooled", pool="mean")), open_run(plain)
+    for name in ("hidden", "target"):
+        arguments = ["stage1"] if name == "hidden" else []
+        mean = getattr(every, name)(*arguments).values.mean(axis=-2, keepdims=True)
+        np.testing.assert_allclose(getattr(pooled, name)(*arguments), mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", ["answer", "all"])
+def test_tokens_of_padded_conversations_are_pooled_as_if_each_were_alone(
+    tokens, made, tiny_checkpoint, solids_folder
+):
+    stored = open_run(made(tokens, tokens=tokens, pool="mean")).hidden("stage1")
+    for row, (batch, theirs) in enumerate(whole_forward(tiny_checkpoint, solids_folder, range(3))):
+        counted = batch.labels[0] >= 0 if tokens == "answer" else slice(None)
+        for layer in (1, 3):
+            expected = theirs[layer][0, counted].mean(dim=0).numpy()
+            np.testing.assert_allclose(stored.sel(layer=layer)[row, 0], expected, atol=1e-5)
+
+
+def test_smaller_batches_and_bfloat16_store_the_same_up_to_rounding(made, plain):
+    exact = open_run(plain).hidden("stage1").values
+    small = open_run(made("small", batch_size=7)).hidden("stage1").values
+    np.testing.assert_allclose(small, exact, atol=1e-5)
+    rounded = open_run(made("bfloat16", dtype="bfloat16")).hidden("stage1").values
+    expected = torch.from_numpy(exact).bfloat16().float().numpy()
+    np.testing.assert_array_equal(rounded, expected)
+
+
+def test_a_model_of_stage_2_is_captured_beside_the_one_it_was_trained_from(
+    made, tmp_path, tiny_checkpoint
+):
+    model, _, _ = load_model(tiny_checkpoint)
+    name = "llm.base_model.model.model.layers.2.input_layernorm.weight"
+    changed = dict(model.named_parameters())[name].detach() * 2
+    write_tensors(tmp_path / "aligned" / "model.safetensors", {f"model.{name}": changed})
+    run = open_run(made("trained", trained=(tmp_path / "aligned",)))
+    assert run.variants == ["stage1", "aligned"]
+    before, after = (run.hidden(name) for name in run.variants)
+    assert np.array_equal(before.sel(layer=1), after.sel(layer=1))
+    assert not np.allclose(before.sel(layer=3), after.sel(layer=3), atol=1e-3)
+
+
+def command(out, checkpoint, data, *more):
+    words = [sys.executable, "-m", "train.capture", "--out", out, "--checkpoint", checkpoint]
+    words += ["--data-root", data, "--data", "modelnet", "--layers", "0,1,3,4"]
+    words += ["--dtype", "float32", "--threads", "1", "--gallery-per-class", "0"]
+    return [*map(str, words), *more]
+
+
+def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(
+    plain, tmp_path, tiny_checkpoint, solids_folder
+):
+    out, here = tmp_path / "run", Path(__file__).parents[1]
+    words = command(out, tiny_checkpoint, solids_folder)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": here}
+    with subprocess.Popen(words, **quiet) as job:
+        while not (out / "activations.zarr/target/written/c/0").exists() and job.poll() is None:
+            time.sleep(0.001)
+        os.kill(job.pid, signal.SIGKILL)
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    capture(config(out, tiny_checkpoint, solids_folder))
+    assert files(out) == files(plain)
+
+
+@pytest.mark.slow
+def test_two_processes_store_the_bytes_of_one(plain, tmp_path, tiny_checkpoint, solids_folder):
+    words = command(tmp_path / "run", tiny_checkpoint, solids_folder)
+    words[1:3] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    words.insert(6, "train.capture")
+    subprocess.run(words, check=True, cwd=Path(__file__).parents[1])
+    assert files(tmp_path / "run") == files(plain)
+
+
+def refuse(capsys, settings, code, *words):
+    from train.cli import run
+
+    with pytest.raises(SystemExit) as left:
+        run(main, settings)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == code and said.startswith("error: ")
+    assert all(word in said for word in words), said
+
+
+def test_another_config_is_refused_with_the_difference_named(
+    plain, tmp_path, tiny_checkpoint, solids_folder, capsys
+):
+    refuse(capsys, config(plain, tiny_checkpoint, solids_folder), 2, "complete run", "--out")
+    out = tmp_path / "run"
+    out.mkdir()
+    record = json.loads((plain / "run.json").read_text()) | {"status": "running"}
+    (out / "run.json").write_text(json.dumps(record))
+    other = config(out, tiny_checkpoint, solids_folder, seed=5, pool="mean")
+    refuse(capsys, other, 2, "seed was 0, now 5", "pool was none, now mean")
+
+
+def test_a_capture_that_cannot_be_proven_stores_nothing(
+    tmp_path, tiny_checkpoint, solids_folder, capsys, monkeypatch
+):
+    embed = MiniGPT3D.embed
+    monkeypatch.setattr(MiniGPT3D, "embed", lambda *all: embed(*all).roll(1, dims=1))
+    out = tmp_path / "run"
+    refuse(capsys, config(out, tiny_checkpoint, solids_folder), 1, "layer 0", "nothing was stored")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers": "40"}, ["40", "0", "4"]),
+        ({"checkpoint": Path("no-such-folder")}, ["no-such-folder"]),
+        ({"data_root": Path("no-such-data")}, ["no-such-data"]),
+        ({"trained": (Path("no-such-variant"),)}, ["no-such-variant", "train.stage2"]),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(
+    settings, words, tmp_path, tiny_checkpoint, solids_folder, capsys
+):
+    out = tmp_path / "run"
+    own = {"checkpoint": tiny_checkpoint, "data_root": solids_folder, "layers": "all"}
+    refuse(capsys, CaptureConfig(out=out, data="modelnet", **(own | settings)), 2, *words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sites": "resid,heads"}, "'heads' is none of resid, attn, mlp"),
+        ({"sites": "mlp"}, "resid is always among them"),
+        ({"tokens": "answer"}, "add --pool mean"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        CaptureConfig(**settings)
