@@ -3,7 +3,7 @@
 import pytest
 
 from train.cli import read_config
-from train.config import MODELS, STAGE2, parse_layers
+from train.config import MODELS, STAGE2, Stage2Config, parse_layers, with_recipe
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,27 @@ def test_an_unknown_key_in_a_config_file_ends_with_code_2(tmp_path, capsys):
 def test_the_nano_model_is_as_deep_as_the_published_one():
     assert MODELS["nano"].llm_depth == MODELS["minigpt3d"].llm_depth == 32
     assert MODELS["nano"].queries == MODELS["minigpt3d"].queries == 32
+
+
+def test_the_release_recipe_sets_every_faithful_switch_and_flags_win():
+    asked = ["--recipe", "release", "--fps-start", "first"]
+    config = read_config(STAGE2, arguments=asked, recipe=with_recipe)
+    assert (config.align_layer, config.align_positions) == (15, "release")
+    assert (config.qformer_dropout, config.neighbour_precision) == (True, "float16")
+    assert config.fps_start == "first"
+    assert config.stochastic_front
+    assert not STAGE2["nano"].stochastic_front
+
+
+def test_the_paper_recipe_falls_linearly_from_3e_6_to_1e_6():
+    asked = ["--recipe", "paper", "--preset", "minigpt3d"]
+    config = read_config(STAGE2, arguments=asked, recipe=with_recipe)
+    assert (config.learning_rate, config.floor_rate) == (3e-6, pytest.approx(1e-6))
+    assert (config.decay, config.warmup_steps, config.align_layer) == ("linear", 0, 16)
+
+
+def test_a_batch_has_one_size_or_one_for_each_kind():
+    assert set(Stage2Config(batch_size="4").batch_sizes.values()) == {4}
+    assert Stage2Config(batch_size="6,10,4").batch_sizes["single_round"] == 10
+    with pytest.raises(ValueError, match="--batch-size '6,10'"):
+        Stage2Config(batch_size="6,10")

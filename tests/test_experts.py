@@ -191,6 +191,17 @@ def test_expert_0_can_be_the_queries_of_a_qformer():
         experts.share_queries(torch.nn.Parameter(torch.zeros(1, 2, 10)))
 
 
+def test_experts_begin_from_queries_of_which_the_first_has_its_own():
+    experts = small_experts()
+    own = torch.nn.Parameter(torch.zeros(1, 3, 10))
+    experts.share_queries(own)
+    experts.begin_from(torch.full((1, 3, 10), 2.0))
+    assert not own.any()
+    others = [expert for name, expert in experts.query_expert_dict.items() if name != "0"]
+    assert len(others) == 3 and all((expert == 2).all() for expert in others)
+    assert all(expert.requires_grad for expert in others)
+
+
 def test_published_names_restore_the_experts():
     source, target = small_experts(seed=1), small_experts(seed=2)
     state = source.state_dict() | {"query_tokens": source.query_expert_dict["0"].detach()}

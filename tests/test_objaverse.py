@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from train.config import Stage2Config
+from train.data.load import load_data
 from train.data.objaverse import CORRUPT, objaverse, read_annotations
 from train.data.objects import KINDS
 from train.data.shapes import shapes
@@ -108,12 +112,58 @@ def test_without_a_validation_file_a_seeded_tenth_is_kept_out(tmp_path, capsys):
     assert "a tenth of the objects is kept out" in capsys.readouterr().out
 
 
-def test_missing_clouds_stop_the_reading_unless_a_partial_set_is_asked_for(tmp_path, capsys):
-    write_set(tmp_path, clouds=("a1", "c3"))
-    with pytest.raises(FileNotFoundError, match=r"1 train objects have no cloud.*b2_8192\.npy"):
+def test_missing_clouds_stop_the_reading_unless_they_are_to_be_skipped(tmp_path, capsys):
+    write_set(tmp_path, train=("b2", "a1", "d4"), clouds=("a1", "c3"))
+    # b2 also has a conversation of several rounds
+    found = "2 train objects, of 3 conversations, have no cloud in 8192_npy: b2, d4; "
+    with pytest.raises(FileNotFoundError, match=found + "unpack .* --skip-missing"):
         objaverse(tmp_path)
-    assert objaverse(tmp_path, partial=True).train.ids == ["a1"]
-    assert "1 train objects without a cloud are left out" in capsys.readouterr().out
+    data = objaverse(tmp_path, partial=True)
+    assert data.train.ids == ["a1"] and data.query.ids == ["c3"]
+    assert [each.object for each in data.train.conversations] == [0]
+    assert found + "they are left out" in capsys.readouterr().out
+
+
+def test_of_very_many_missing_clouds_some_are_named_and_all_counted(tmp_path):
+    write_set(tmp_path, train=[f"o{number:02}" for number in range(30)], clouds=("o07", "c3"))
+    with pytest.raises(FileNotFoundError, match=r"29 train objects.*: o00, .*, o20 and 9 more;"):
+        objaverse(tmp_path)
+
+
+def test_a_set_without_any_cloud_is_an_error_even_when_skipping(tmp_path):
+    write_set(tmp_path, clouds=("c3",))
+    with pytest.raises(FileNotFoundError, match="none of the train objects"):
+        objaverse(tmp_path, partial=True)
+
+
+def test_the_config_says_whether_missing_clouds_are_skipped(tmp_path):
+    write_set(tmp_path, clouds=("a1", "c3"))
+    config = Stage2Config(data="objaverse", data_root=tmp_path)
+    with pytest.raises(FileNotFoundError, match="--skip-missing"):
+        load_data(config)
+    assert load_data(replace(config, skip_missing=True)).train.ids == ["a1"]
+
+
+def test_smaller_shares_of_the_training_objects_are_part_of_larger_ones(tmp_path):
+    names = [f"o{number:02}" for number in range(20)]
+    config = Stage2Config(
+        data="objaverse", data_root=write_set(tmp_path, train=names), train_per_class=20
+    )
+    whole = load_data(config)
+    assert whole.train.ids == names
+    shares = [load_data(replace(config, data_fraction=part / 20)).train for part in range(1, 21)]
+    assert [len(each) for each in shares] == list(range(1, 21))
+    for small, large in pairwise(shares):
+        assert set(small.ids) < set(large.ids)
+    half = shares[9]
+    about = {half.ids[each.object] for each in half.conversations}
+    assert about == set(half.ids) and half.ids == sorted(half.ids)
+    assert half.captions == [f"A thing named {name}." for name in half.ids]
+    again, other = (load_data(replace(config, data_fraction=0.5, seed=s)).train for s in (0, 1))
+    assert again.ids == half.ids != other.ids
+    few = load_data(replace(config, data_fraction=0.01))
+    assert len(few.train) == 1
+    assert few.gallery.ids == whole.gallery.ids and few.query.ids == whole.query.ids
 
 
 def test_a_folder_of_something_else_is_named(tmp_path):

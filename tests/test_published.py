@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import TINY
+from train.checkpoint import train_only
 from train.config import ModelConfig
 from train.losses import AlignmentProjector
 from train.models import phi, qformer
 from train.models.experts import MixtureOfQueryExperts
 from train.models.minigpt3d import build
 from train.models.phi import fuse_split
-from train.objectives import CaptionObjective, language_parameters, trained_in
+from train.objectives import CaptionObjective, language_parameters
 from train.prompts import collate, encode_conversation
 from train.published import (
     CHAINS,
@@ -29,6 +30,7 @@ from train.published import (
     read_weights,
     weight_files,
 )
+from train.stages import add_experts, learner, trained_in
 
 PHI = phi.PUBLISHED_PREFIX
 PATHS = {
@@ -272,12 +274,19 @@ def test_before_stage_one_the_mlp_is_drawn_and_the_lora_does_nothing(weights):
 def test_stage_four_brings_the_query_experts_and_shares_the_queries(weights):
     found = load_folder(weights.folder, TINY, upto="stage-4")
     queries = found.model.qformer.query_tokens
+    assert found.experts is found.model.experts
     assert found.experts.query_expert_dict["0"] is queries
+    assert torch.equal(found.first_queries, weights.blip2["query_tokens"])
     for name, value in found.experts.state_dict().items():
         assert torch.equal(value, weights.experts[name]), name
     expected = weights.expected(weights.stage3, {"query_tokens": queries.detach()})
     assert_holds(found.model, expected, found.fresh)
     assert found.alignment_projector is None
+    points = torch.rand(2, TINY.points, 6, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        seen = found.model.point_encoder(points)
+        read = found.experts(seen, found.model.mlp(seen), found.model.qformer)
+        assert torch.equal(found.model.encode(points), read)
 
 
 def test_pointalign_s_projector_comes_with_its_second_stage(weights):
@@ -574,21 +583,29 @@ def full_size():
 
 
 def test_each_stage_trains_as_many_parameters_as_published(full_size):
-    model = full_size.model
-
-    def count(wanted):
-        return sum(p.numel() for name, p in full_size.named_parameters() if wanted(name))
-
-    assert count(trained_in("I-mlp", model)) == 1_378_432
-    assert count(trained_in("II-brief", model)) == 47_417_984
-    assert count(trained_in("III-mixed", model)) == 47_417_984
+    sizes, union = ModelConfig(), {}
     with torch.device("meta"):
-        experts, projector = MixtureOfQueryExperts(), AlignmentProjector(2560, 768)
-    assert sum(p.numel() for p in experts.parameters()) == 395_528
-    language = {f"model.llm.{name}" for name in language_parameters(model.llm)}
-    added_by_alignment = sum(p.numel() for p in projector.parameters())
-    assert count(language.__contains__) == 31_628_800
-    assert count(language.__contains__) + added_by_alignment == 39_939_584
+        model = build(sizes)
+        for phase, count in (
+            ("I-mlp", 1_378_432),
+            ("II-brief", 47_417_984),
+            ("III-mixed", 47_417_984),
+            ("IV-experts", 395_528),
+        ):
+            if phase == "IV-experts":
+                sizes = add_experts(model, sizes, None, "sparse", 0)
+            trained = train_only(*learner(phase, model, sizes))
+            assert sum(trained.values()) == count
+            union |= trained
+    assert sum(union.values()) == 47_788_936  # the paper's 47.8 M
+    assert sum(p.numel() for p in model.experts.query_router.parameters()) == 198_920
+    with torch.device("meta"):
+        projector = AlignmentProjector(2560, 768)
+    named = dict(full_size.named_parameters())
+    language = {f"model.llm.{name}" for name in language_parameters(full_size.model.llm)}
+    counted = sum(named[name].numel() for name in language)
+    assert counted == 31_628_800
+    assert counted + sum(p.numel() for p in projector.parameters()) == 39_939_584
 
 
 def test_each_stage_file_must_hold_what_the_stage_trains(full_size):
@@ -600,11 +617,11 @@ def test_each_stage_file_must_hold_what_the_stage_trains(full_size):
     assert common == 167
     needed = {file: {n for n in names if file.needs(n)} for file in (STAGE3, STAGE4, FINETUNE)}
     parameters = [name for name, _ in full_size.named_parameters()]
-    trained = set(filter(trained_in("III-mixed", model), parameters))
+    trained = set(filter(trained_in("III", model), parameters))
     assert {f"model.{names[name]}" for name in needed[STAGE3]} == trained
     language = {f"llm.{name}" for name in language_parameters(model.llm)}
     assert {names[name] for name in needed[FINETUNE]} == language
-    assert len(list(filter(trained_in("I-mlp", model), parameters))) + common == 171
+    assert len(list(filter(trained_in("I", model), parameters))) + common == 171
     assert len(needed[STAGE3]) + common == 571
     with torch.device("meta"):
         experts, projector = MixtureOfQueryExperts(), AlignmentProjector(2560, 768)

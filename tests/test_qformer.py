@@ -132,6 +132,22 @@ def test_eval_turns_lora_dropout_off_and_train_turns_only_that_on():
     assert torch.equal(without.train()(states()), without.eval()(states()))
 
 
+@torch.no_grad()
+def test_dropout_that_is_always_on_draws_in_evaluation_too_and_can_be_taken_back():
+    qformer = small_qformer(lora_dropout=0.5)
+    quiet = qformer(states())
+    qformer.drop_always = True
+    torch.manual_seed(1)
+    drawn = qformer.eval()(states())
+    torch.manual_seed(1)
+    assert torch.equal(qformer.train()(states()), drawn)
+    assert not torch.equal(qformer.eval()(states()), drawn)
+    dropping = [name for name, module in qformer.named_modules() if module.training]
+    assert dropping and all("lora_dropout" in name for name in dropping)
+    qformer.drop_always = False
+    assert torch.equal(qformer.eval()(states()), quiet)
+
+
 def test_states_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 7, 11\): must be \(samples, tokens, 12\)"):
         small_qformer()(states()[..., :11])

@@ -22,30 +22,32 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def read_config(
-    presets: Mapping[str, Config], default: str = "nano", arguments: list[str] | None = None
+    presets: Mapping[str, Config],
+    default: str = "nano",
+    arguments: list[str] | None = None,
+    recipe: Callable[[Config, str], Config] | None = None,
 ) -> Config:
-    """The config that the command line asks for: a preset, then `--config FILE`, then flags.
+    """The config that the command line asks for: preset, recipe, `--config FILE`, then flags.
 
     presets   : name -> config, all of one dataclass.
     arguments : the command line, `sys.argv` when None.
+    recipe    : makes of a preset what `--recipe NAME` asks for.
 
     Leaves the program with code 2 and a sentence on an unknown flag, key, preset or value.
     """
     words = sys.argv[1:] if arguments is None else arguments
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
+    first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
     early, _ = first.parse_known_args(words)
     from_file = _file_flags(early.config) if early.config else []
     named, _ = first.parse_known_args(from_file)
     preset = presets.get(early.preset or named.preset or default, presets[default])
+    if recipe and (asked := early.recipe or named.recipe):
+        preset = recipe(preset, asked)
     try:
-        return tyro.cli(
-            type(preset),
-            default=preset,
-            args=[*from_file, *words],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        return tyro.cli(type(preset), default=preset, args=[*from_file, *words])
     except ValueError as error:
         fail(str(error), 2)
 
@@ -61,9 +63,9 @@ def _file_flags(path: Path) -> list[str]:
     flags = []
     for key, value in settings.items():
         flag = f"--{str(key).replace('_', '-')}"
-        if value is True:
-            flags.append(flag)
-        elif value is not None and value is not False:
+        if isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        elif value is not None:
             flags += [flag, str(value)]
     return flags
 

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from probe.intervals import wilson
+from train.models.llm import bare
 from train.models.minigpt3d import MiniGPT3D
-from train.models.phi import bare
 from train.progress import track
 from train.prompts import ANSWER_END, bos_id, collate, encode_question
 
@@ -65,14 +65,15 @@ def answers(
     for start in track(starts, "ask", total=len(starts)):
         shown = targets[start : start + AT_ONCE].to(device)
         batch = collate([prompt] * len(shown), pad).to(device)
-        ids = llm.generate(
-            inputs_embeds=model.embed(batch, shown),
-            attention_mask=batch.attention_mask,
-            max_new_tokens=longest,
-            do_sample=False,
-            eos_token_id=end if end is not None else pad,
-            pad_token_id=pad,
-        )
+        with model.mixed():
+            ids = llm.generate(
+                inputs_embeds=model.embed(batch, shown),
+                attention_mask=batch.attention_mask,
+                max_new_tokens=longest,
+                do_sample=False,
+                eos_token_id=end if end is not None else pad,
+                pad_token_id=pad,
+            )
         said += [text.split(ANSWER_END)[0].strip() for text in tokenizer.decode_batch(ids.tolist())]
     return said
 

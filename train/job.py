@@ -4,112 +4,116 @@ from __future__ import annotations
 
 import json
 import shutil
-from copy import deepcopy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from peft import PeftModel
 from rich.console import Console
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from store.writer import RunWriter, create_run
-from train.batches import MIX, Batches
-from train.budget import MIB, SHOWN_POINTS, store_bytes, training_memory
-from train.capture import capture_hidden_states, capture_objects
-from train.checkpoint import load_model, sha256, train_only, write_tensors
-from train.config import VARIANTS, ModelConfig, Stage2Config
+from train.alignment import Stage2Objective
+from train.batches import MIX, Batches, Drawn, check_lengths
+from train.budget import MIB, store_bytes, training_memory
+from train.capture import capture_objects
+from train.captured import sample_table, shown_points, store_attention
+from train.checkpoint import read_tensors, train_only, write_tensors
+from train.config import TRAINED, VARIANTS, ModelConfig, Stage2Config
 from train.data.load import load_data
 from train.data.objects import DataSet
-from train.frozen import target_all
+from train.frozen import keep_targets, kept_rows, kept_targets
 from train.loop import Schedule, Training, fit, trained_tensors
-from train.losses import AlignmentProjector, alignment_loss
-from train.models.minigpt3d import MiniGPT3D, build
-from train.models.phi import bare
+from train.models.llm import add_lora, bare, build_llm, hold_in, set_attention
+from train.models.minigpt3d import MiniGPT3D, build, set_switches
 from train.objectives import language_parameters
 from train.prompts import prefix
 from train.provenance import provenance
+from train.record import check_new, check_same, write_record
+from train.start import load_start
 
 UNTRAINED_SEED = 1_000_000
 """Added to the seed for the weights of the untrained LLM, which no training has seen."""
-NOT_PART_OF_A_RUN = ("out", "config", "threads", "dry_run", "save_every", "log_every", "data_root")
-"""Settings that may differ when an interrupted run goes on: they don't change its numbers."""
-
-
-class Stage2Objective(nn.Module):
-    """Next-token loss and, with a weight, the alignment of one layer's point tokens."""
-
-    def __init__(self, model: MiniGPT3D, config: Stage2Config, weight: float):
-        super().__init__()
-        self.model, self.weight = model, weight
-        self.layer, self.kind = config.align_layer, config.align_loss
-        self.alignment_projector = None
-        if weight:
-            hidden = bare(model.llm).config.hidden_size
-            target = model.qformer.query_tokens.shape[-1]
-            # Its own generator: the dropouts of both models then see the same random numbers.
-            with torch.random.fork_rng():
-                torch.manual_seed(config.seed)
-                self.alignment_projector = AlignmentProjector(
-                    hidden, target, config.align_projector_layers
-                )
-
-    def forward(self, batch) -> dict[str, Tensor]:
-        """batch : `train.batches.Drawn`, showing targets (samples, queries, width)."""
-        if self.alignment_projector is None:
-            loss = self.model(batch.tokens, target=batch.shown).loss
-            return {"loss": loss, "ntp_loss": loss.detach()}
-        mask = batch.tokens.point_mask
-        with capture_hidden_states(self.model.llm, [self.layer], mask, detach=False) as states:
-            ntp = self.model(batch.tokens, target=batch.shown).loss
-        projected = self.alignment_projector(states[self.layer])
-        align = alignment_loss(projected, batch.shown, self.kind)
-        return {
-            "loss": ntp + self.weight * align,
-            "ntp_loss": ntp.detach(),
-            "align_loss": align.detach(),
-        }
+NOT_PART_OF_A_RUN = (
+    *("out", "config", "threads", "dry_run", "save_every", "log_every", "data_root"),
+    *("weights", "stage1", "cache", "gradient_checkpointing"),
+)
+"""Settings that may differ when an interrupted run goes on: they don't change its numbers, or
+what they name is known by its hash."""
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Stage2Run:
     """A run in its folder; every step goes on where an interrupted one stopped."""
 
-    def __init__(
-        self, config: Stage2Config, checkpoint: Path, sizes: ModelConfig, layers: list[int]
-    ):
+    def __init__(self, config: Stage2Config, sizes: ModelConfig, layers: list[int]):
         self.config, self.sizes, self.layers = config, sizes, layers
         self.folder = config.folder
-        self.console = Console()
         if config.threads:
             torch.set_num_threads(config.threads)
-        self._check_folder()
-        self.start_model, self.tokenizer, _ = load_model(checkpoint)
-        self.data = load_data(config)
-        self.accelerator = Accelerator(mixed_precision=self._precision())
-        self.record = provenance(
-            config,
-            {
-                "stage1": sha256(checkpoint / "model.safetensors"),
-                "train": self.data.train.fingerprint(),
-                "gallery": self.data.gallery.fingerprint(),
-                "query": self.data.query.fingerprint(),
-            },
+        # Who is not the main process waits for it while it encodes and captures: hours at most.
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
+        self.accelerator = Accelerator(
+            # Told so, accelerate lets several processes share a machine without a GPU.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=self._precision(),
+            kwargs_handlers=[patience],
         )
-        self._check_same()
+        self.console = Console(quiet=not self.accelerator.is_main_process)
+        check_new(self.folder)
+        with self.accelerator.main_process_first():  # it may have to make the data
+            self.data = load_data(config)
         self._check_neighbours()
 
+    def load(self) -> None:
+        """Read the model that the run begins with; refuse a folder begun with something else."""
+        dtype = DTYPES[self._precision()]
+        begin = load_start(self.config, self.sizes, dtype)
+        self.model, self.tokenizer = begin.model, begin.tokenizer
+        for line in begin.files:
+            self.console.print(f"weights: {line}")
+        set_switches(self.model, self.config)
+        check_lengths(
+            [each for each in self.data.train.conversations if each.kind in MIX],
+            self.tokenizer,
+            queries=self.sizes.queries,
+            context=self.sizes.llm_context,
+            template=self.config.single_turn_template,
+            ids=self.data.train.ids,
+        )
+        learning = language_parameters(self.model.llm)
+        self.beginning = {
+            f"llm.{name}": tensor.detach().clone()
+            for name, tensor in self.model.llm.named_parameters()
+            if name in learning
+        }
+        splits = {"train": self.data.train, "gallery": self.data.gallery, "query": self.data.query}
+        digests = {name: objects.fingerprint() for name, objects in splits.items()}
+        self.record = provenance(self.config, begin.hashes | digests)
+        check_same(self.folder, self.record, NOT_PART_OF_A_RUN)
+
     def describe(self) -> None:
-        """Say what the run would do and cost, and change nothing."""
-        objective = Stage2Objective(self.start_model, self.config, self.config.align_weight)
+        """Say what the run would do and cost, and change nothing; no weight is read for it."""
+        dtype = DTYPES[self._precision()]
+        with torch.device("meta"):
+            model = build(self.sizes)
+            objective = Stage2Objective(model, self.config, self.config.align_weight)
+        if self.config.weights:
+            hold_in(model.llm, dtype)
+        set_switches(model, self.config)
         trained = train_only(objective, self._trains(objective))
         objects = len(self.data.gallery) + len(self.data.query)
         parameters = sum(p.numel() for p in objective.parameters())
         count = sum(trained.values())
-        memory = training_memory(self.config, self.sizes, parameters, count)
+        half = None if dtype == torch.float32 else dtype
+        processes = self.accelerator.num_processes
+        memory = training_memory(objective, self.config, half=half, processes=processes)
         size = store_bytes(self.config, self.sizes, len(self.layers), objects, len(VARIANTS))
         say = self.console.print
         say(f"run        {self.folder}")
@@ -118,9 +122,13 @@ class Stage2Run:
         for name, (tensors, numbers) in _by_part(trained).items():
             say(f"             {name}: {numbers:,} in {tensors} tensors")
         say("           the baseline the same, without the alignment projector")
-        say(f"steps      {self.config.steps} of {self.config.batch_size} conversations, each model")
+        sizes = sorted(set(self.config.batch_sizes.values()))
+        batch = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
+        say(f"steps      {self.config.steps} of {batch} conversations, each model")
         say(f"layers     {', '.join(map(str, self.layers))}; aligned at {self.config.align_layer}")
-        say(f"memory     about {memory / MIB:,.0f} MiB for training, estimated")
+        say("memory     of training, computed from the shapes:")
+        for line in memory.lines():
+            say(f"             {line}", soft_wrap=True)
         say(f"store      {size / MIB:,.0f} MiB before compression, {objects} objects")
 
     def start(self) -> None:
@@ -128,55 +136,128 @@ class Stage2Run:
 
         A failure in here leaves no new folder behind: nothing in it would be worth going on from.
         """
-        new = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lay_out()
-        except BaseException:
-            if new:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
+        self.accelerator.wait_for_everyone()  # all have looked at the folder before it changes
+        if self.accelerator.is_main_process:
+            new = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lay_out()
+            except BaseException:
+                if new:
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+        self.accelerator.wait_for_everyone()
+        splits = ("train", "gallery", "query") if self.cached else ("gallery", "query")
+        self.targets = {name: kept_targets(self._cache(name)) for name in splits}
+
+    @property
+    def cached(self) -> bool:
+        """Whether training reads targets computed once: not where the front draws at random."""
+        return self.config.cache and not self.config.stochastic_front
 
     def _lay_out(self) -> None:
-        self._write_record(status="running")
+        write_record(self.folder, self.record | {"status": "running"})
         self.console.print(f"data: {_sizes(self.data)}; run: {self.folder}")
-        self.targets = self._targets()
-        self.captured = torch.cat([self.targets["gallery"], self.targets["query"]])
-        self.writer = self._store()
-        for start in range(self.writer.done("target"), len(self.captured), self.writer.chunk):
-            rows = slice(start, min(start + self.writer.chunk, len(self.captured)))
-            self.writer.append_target(rows, self.captured[rows].numpy())
+        self.model.to(self.accelerator.device)
+        parts = {"train": self.data.train, "gallery": self.data.gallery, "query": self.data.query}
+        switches = (self.config.fps_start, self.config.qformer_dropout)
+        key = json.dumps(
+            [self.record["hashes"], *switches, self.config.neighbour_precision], sort_keys=True
+        )
+        for name, objects in parts.items():
+            if name != "train" or self.cached:
+                keep_targets(
+                    self._cache(name),
+                    key,
+                    self.model,
+                    objects,
+                    self.sizes.points,
+                    self.accelerator.device,
+                    self.config.seed,
+                )
+        writer = self.writer
+        for start in range(writer.done("target"), writer.samples, writer.chunk):
+            rows = slice(start, min(start + writer.chunk, writer.samples))
+            writer.append_target(rows, self.captured[rows].numpy())
+        store_attention(self.model, self.data, writer, self.sizes.points)
 
     def train(self, variant: str) -> None:
-        """Train one of the two models from the stage-1 weights; its last state is kept."""
-        model = deepcopy(self.start_model)
+        """Train one of the two models from the weights of the start; its last state is kept."""
+        self._put(self.beginning)
         weight = self.config.align_weight if variant == "aligned" else 0.0
-        objective = Stage2Objective(model, self.config, weight)
+        objective = Stage2Objective(self.model, self.config, weight)
         train_only(objective, self._trains(objective))
         objective.to(self.accelerator.device)
-        batches = Batches(
-            self.data.train.conversations,
-            self.targets["train"],
-            self.tokenizer,
-            weights=MIX,
-            size=self.config.batch_size,
-            queries=self.sizes.queries,
-            context=self.sizes.llm_context,
-            seed=self.config.seed,
-            device=self.accelerator.device,
-        )
         folder = self.folder / "checkpoints" / variant
         metrics = self.folder / "metrics.jsonl"
-        fit(variant, objective, batches, self._training(), self.accelerator, folder, metrics)
+        fit(
+            variant,
+            objective,
+            self._batches(),
+            self._training(),
+            self.accelerator,
+            folder,
+            metrics,
+            watch=lambda step: self._watch(variant, step),
+        )
         self._keep(objective, folder)
+
+    def _watch(self, variant: str, step: int) -> None:
+        """With --capture-every, capture the model as it is after this step of its training."""
+        every = self.config.capture_every
+        if every and step % every == 0:
+            if self.accelerator.is_main_process:
+                self._append_states(self.model, variant, step)
+            self.accelerator.wait_for_everyone()
+
+    def _batches(self) -> Callable[[int], Drawn]:
+        """The batches of a step, with targets from the cache or computed on the way."""
+        config, objects = self.config, self.data.train
+        batches = Batches(
+            objects.conversations,
+            self.targets["train"] if self.cached else self._clouds,
+            self.tokenizer,
+            weights=MIX,
+            size=config.batch_sizes,
+            queries=self.sizes.queries,
+            context=self.sizes.llm_context,
+            seed=config.seed,
+            device=self.accelerator.device,
+            accumulate=config.accumulate,
+            template=config.single_turn_template,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            ids=objects.ids,
+        )
+        if self.cached:
+            return batches
+
+        @torch.no_grad()
+        def encoded(index: int) -> Drawn:
+            drawn = batches(index)
+            return replace(drawn, shown=self.model.encode(drawn.shown))
+
+        return encoded
+
+    def _clouds(self, rows: Tensor) -> Tensor:
+        keep = kept_rows(self.data.train, self.sizes.points)
+        return torch.from_numpy(self.data.train.points(rows.tolist())[:, keep])
 
     def capture(self, variant: str) -> None:
         """Append the point tokens of one model to the store, where they are not there yet."""
-        if self.writer.done(variant) == self.writer.samples:
+        watched = self.config.capture_every and variant in TRAINED  # captured while it trained
+        if self.accelerator.is_main_process and not watched:
+            with self._as(variant) as model:
+                self._append_states(model.to(self.accelerator.device), variant)
+        self.accelerator.wait_for_everyone()
+
+    def _append_states(self, model: MiniGPT3D, variant: str, step: int | None = None) -> None:
+        if self.writer.done(variant, step) == self.writer.samples:
             return
-        model = self._model(variant).to(self.accelerator.device).eval()
         start = prefix(self.tokenizer, self.sizes.queries)
-        capture_objects(model, self.captured, start, self.layers, self.writer, variant)
+        capture_objects(
+            model.eval(), self.captured, start, self.layers, self.writer, variant, step=step
+        )
 
     def measure(self) -> None:
         """Run the probes over the finished store; print the table, draw the pictures."""
@@ -199,7 +280,8 @@ class Stage2Run:
 
     def finish(self, seconds: float) -> None:
         """Record that the run is complete and say where everything is."""
-        self._write_record(status="complete", seconds=round(seconds, 1))
+        done = {"status": "complete", "seconds": round(seconds, 1)}
+        write_record(self.folder, self.record | done)
         say = self.console.print
         say(f"\nrun      {self.folder}", soft_wrap=True)
         say(f"picture  {self.folder / 'depth.png'}", soft_wrap=True)
@@ -207,41 +289,6 @@ class Stage2Run:
         say(f"open     python -m webbrowser -t {self.folder / 'depth.html'}", soft_wrap=True)
         say(f"explore  streamlit run dashboards/app.py -- {self.folder.parent}", soft_wrap=True)
         say(f"took     {seconds:.0f} s")
-
-    def _check_folder(self) -> None:
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return
-        path = self.folder / "run.json"
-        if not path.is_file():
-            raise FileExistsError(
-                f"{self.folder} exists and is no run of ours; choose another --out"
-            )
-        if json.loads(path.read_text()).get("status") == "complete":
-            raise FileExistsError(
-                f"{self.folder} already holds a complete run; see it with python -m probe "
-                f"{self.folder}, or choose another --out"
-            )
-
-    def _check_same(self) -> None:
-        """An interrupted run goes on only with the settings, data and weights it began with."""
-        path = self.folder / "run.json"
-        if not path.is_file():
-            return
-        before = json.loads(path.read_text())
-        differences = [
-            f"{name} was {old[name]}, now {new.get(name)}"
-            for old, new in (
-                (before["config"], self.record["config"]),
-                (before["hashes"], self.record["hashes"]),
-            )
-            for name in old
-            if name not in NOT_PART_OF_A_RUN and old[name] != new.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{self.folder} holds an interrupted run with other settings "
-                f"({'; '.join(differences)}); repeat its command, or choose another --out"
-            )
 
     def _check_neighbours(self) -> None:
         if (most := max(self.config.ks)) > len(self.data.gallery):
@@ -253,11 +300,14 @@ class Stage2Run:
     def _precision(self) -> str:
         if self.config.precision != "auto":
             return self.config.precision
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        if not torch.cuda.is_available():
+            return "no"
+        released = self.config.recipe == "release"
+        return "fp16" if released or not torch.cuda.is_bf16_supported() else "bf16"
 
     def _trains(self, objective: Stage2Objective):
         wanted = {f"model.llm.{name}" for name in language_parameters(objective.model.llm)}
-        return lambda name: name in wanted or name.startswith("alignment_projector.")
+        return lambda name: name in wanted or name.startswith("alignment_")
 
     def _training(self) -> Training:
         config = self.config
@@ -267,6 +317,7 @@ class Stage2Run:
             start=config.warmup_rate,
             peak=config.learning_rate,
             floor=config.floor_rate,
+            decay=config.decay,
         )
         return Training(
             schedule=schedule,
@@ -278,76 +329,72 @@ class Stage2Run:
             save_every=config.save_every,
         )
 
-    def _targets(self) -> dict[str, Tensor]:
-        """Q-Former outputs of the three splits, computed once and kept with the run."""
-        path = self.folder / "cache" / "targets.safetensors"
-        splits = {"train": self.data.train, "gallery": self.data.gallery, "query": self.data.query}
-        key = json.dumps(self.record["hashes"], sort_keys=True)
-        if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    return load_file(path)
-        device = self.accelerator.device
-        model = self.start_model.to(device)
-        targets = {
-            name: target_all(model, objects, self.sizes.points, device)
-            for name, objects in splits.items()
-        }
-        self.start_model.to("cpu")
-        write_tensors(path, targets, {"key": key})
-        return targets
+    def _cache(self, split: str) -> Path:
+        return self.folder / "cache" / f"{split}.npy"
 
-    def _store(self) -> RunWriter:
-        parts = {"gallery": self.data.gallery, "query": self.data.query}
-        names = self.data.query.class_names
-        samples = {
-            "id": [name for part in parts.values() for name in part.ids],
-            "label": np.concatenate([part.labels for part in parts.values()]),
-            "class_name": [names[label] for part in parts.values() for label in part.labels],
-            "split": [split for split, part in parts.items() for _ in part.ids],
-            "caption": [caption for part in parts.values() for caption in part.captions],
-        }
-        keep = _even_rows(self.data.query.count)
-        points = [
-            part.points([row])[:, keep] for part in parts.values() for row in range(len(part))
-        ]
+    @cached_property
+    def captured(self) -> Tensor:
+        """Targets of gallery and query, (samples, queries, width), in the order of the store."""
+        return torch.cat([kept_targets(self._cache(name)) for name in ("gallery", "query")])
+
+    @cached_property
+    def writer(self) -> RunWriter:
+        every = self.config.capture_every
+        steps = range(every, self.config.steps + 1, every) if every else ()
         return create_run(
             self.folder,
-            samples=samples,
+            samples=sample_table(self.data),
             layers=self.layers,
             variants=VARIANTS,
             tokens=self.sizes.queries,
             dim=self.sizes.llm_width,
             target_dim=self.sizes.qformer_width,
-            points=np.concatenate(points),
+            points=shown_points(self.data),
+            patches=self.sizes.groups,
+            steps={variant: list(steps) for variant in TRAINED} if steps else None,
             dtype=self.config.capture_dtype,
             provenance={name: self.record[name] for name in ("hashes", "seed")},
             resume=True,
         )
 
-    def _model(self, variant: str) -> MiniGPT3D:
-        """The model that is captured under this name."""
-        if variant == "stage1":
-            return self.start_model
+    @contextmanager
+    def _as(self, variant: str) -> Iterator[MiniGPT3D]:
+        """The model that is captured under this name: one model, whose weights change."""
         if variant == "untrained":
-            fresh = build(
-                self.sizes,
-                seed=UNTRAINED_SEED + self.config.seed,
-                branch_scale=self.sizes.llm_branch_scale,
+            trained, self.model.llm = self.model.llm, self._untrained()
+            try:
+                yield self.model
+            finally:
+                self.model.llm = trained
+            return
+        self._put(self.beginning)
+        if variant in TRAINED:
+            tensors = read_tensors(self.folder / "checkpoints" / variant / "model.safetensors")
+            self._put(
+                {
+                    name.removeprefix("model."): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith("model.")
+                }
             )
-            model = deepcopy(self.start_model)
-            model.llm = fresh.llm
-            return model
-        model = deepcopy(self.start_model)
-        tensors = load_file(self.folder / "checkpoints" / variant / "model.safetensors")
-        own = model.state_dict()
-        own |= {
-            name.removeprefix("model."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("model.")
-        }
-        model.load_state_dict(own)
-        return model
+        yield self.model
+
+    def _untrained(self) -> nn.Module:
+        """A language model of the same sizes and precision that has never seen anything."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(UNTRAINED_SEED + self.config.seed)
+            fresh = build_llm(self.sizes, branch_scale=self.sizes.llm_branch_scale)
+            adapted = add_lora(fresh, self.sizes)
+        hold_in(adapted, bare(self.model.llm).get_input_embeddings().weight.dtype)
+        set_attention(adapted, self.config.attention)
+        return adapted
+
+    def _put(self, tensors: dict[str, Tensor]) -> None:
+        """Copy these over the model's own, by name."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
 
     def _keep(self, objective: Stage2Objective, folder: Path) -> None:
         """Write what was trained, and the adapter in the form that stock peft loads."""
@@ -358,17 +405,6 @@ class Stage2Run:
         llm = objective.model.llm
         assert isinstance(llm, PeftModel)
         llm.save_pretrained(str(folder / "adapter"))
-
-    def _write_record(self, **changes: Any) -> None:
-        path = self.folder / "run.json"
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.record | changes, indent=2) + "\n")
-        fresh.replace(path)
-
-
-def _even_rows(count: int) -> np.ndarray:
-    """The rows of a cloud that are kept for looking at: the same for all, evenly drawn."""
-    return np.sort(np.random.default_rng(0).permutation(count)[:SHOWN_POINTS])
 
 
 def _sizes(data: DataSet) -> str:
@@ -382,7 +418,7 @@ def _by_part(trained: dict[str, int]) -> dict[str, tuple[int, int]]:
     """Kind of weight -> tensors and numbers."""
     kinds: dict[str, tuple[int, int]] = {}
     for name, size in trained.items():
-        if name.startswith("alignment_projector"):
+        if name.startswith("alignment_"):
             kind = "alignment projector"
         else:
             kind = "LLM LoRA" if "lora_" in name else "LLM norms"

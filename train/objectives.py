@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from train.batches import Drawn
 from train.data.objects import Conversation, Objects
 from train.frozen import thinned
+from train.models.llm import bare, trainable_norms
 from train.models.minigpt3d import MiniGPT3D
-from train.models.phi import bare, trainable_norms
 from train.models.pointbert import PointBERT
 from train.prompts import UNLABELLED, Batch, bos_id, collate, encode_conversation
 
@@ -170,11 +171,15 @@ class ContrastiveObjective(nn.Module):
 
 
 class CaptionObjective(nn.Module):
-    """Next token of the answers; with `contrast`, BLIP-2's object-to-text loss beside it."""
+    """Next token of the answers; with `contrast`, BLIP-2's object-to-text loss beside it.
 
-    def __init__(self, model: MiniGPT3D, *, contrast: bool = False):
+    encoded : batches show encoder tokens (samples, tokens, width); without, clouds (samples,
+              points, 6), which the frozen encoder reads at every step.
+    """
+
+    def __init__(self, model: MiniGPT3D, *, contrast: bool = False, encoded: bool = True):
         super().__init__()
-        self.model = model
+        self.model, self.encoded = model, encoded
         self.contrast = None
         if contrast:
             width = model.qformer.query_tokens.shape[-1]
@@ -182,29 +187,25 @@ class CaptionObjective(nn.Module):
             self.contrast = nn.Linear(width, EMBEDDING)
             self.text = TextTower(vocabulary)
 
-    def forward(self, batch) -> dict[str, Tensor]:
-        """batch : `train.batches.Drawn`, showing encoder tokens (samples, tokens, width)."""
-        target = self.model.qformer(self.model.mlp(batch.shown))
-        losses = {"ntp_loss": self.model(batch.tokens, target=target).loss}
+    def forward(self, batch: Drawn) -> dict[str, Tensor]:
+        """Losses of a batch, each times this process's share of the whole batch."""
+        shown = batch.shown if self.encoded else self._encode(batch.shown)
+        target = self.model.read(shown)
+        losses = {"ntp_loss": self.model(batch.tokens, target=target).loss * batch.share}
         if self.contrast is not None:
             tokens = batch.tokens
             answers = [
-                ids[labels != -100]
+                ids[labels != UNLABELLED]
                 for ids, labels in zip(tokens.input_ids, tokens.labels, strict=True)
             ]
-            losses["contrast"] = self.text(answers, self.contrast(target.mean(dim=1)))
+            contrast = self.text(answers, self.contrast(target.mean(dim=1)))
+            losses["contrast"] = contrast * batch.row_share
         return {"loss": sum(losses.values()), **losses}
 
-
-def trained_in(phase: str, model: MiniGPT3D) -> Callable[[str], bool]:
-    """Which parameters of a `CaptionObjective` a phase trains, as MiniGPT-3D's stages do."""
-    if phase == "bridge":
-        return lambda name: "point_encoder." not in name and "lora_" not in name
-    if phase == "I-mlp":
-        return lambda name: name.startswith("model.mlp.")
-    wanted = {f"model.qformer.{name}" for name in model.qformer.lora_and_norm_parameters()}
-    wanted |= {f"model.llm.{name}" for name in language_parameters(model.llm)}
-    return lambda name: name in wanted or name.startswith(("model.mlp.", "model.projector."))
+    @torch.no_grad()
+    def _encode(self, clouds: Tensor) -> Tensor:
+        with torch.autocast(clouds.device.type, enabled=False):  # as what is encoded once
+            return self.model.point_encoder(clouds)
 
 
 def language_parameters(llm: nn.Module) -> set[str]:

@@ -15,7 +15,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from train.checkpoint import sha256
+from train.checkpoint import give_numbers, held_in, sha256
 from train.config import ModelConfig
 from train.losses import AlignmentProjector
 from train.models import phi, pointbert, qformer
@@ -345,8 +345,10 @@ class Published:
     sources: tuple[Source, ...]
     fresh: tuple[str, ...]
     """Published names of what no file holds: norm biases at 0; before stage I, MLP and LoRA too."""
+    first_queries: Tensor
+    """BLIP-2's `query_tokens` (1, queries, width), from which stage IV begins its experts."""
     experts: MixtureOfQueryExperts | None = None
-    """From stage IV; its expert 0 is the Q-Former's `query_tokens`."""
+    """From stage IV, part of the model; its expert 0 is the Q-Former's `query_tokens`."""
     alignment_projector: AlignmentProjector | None = None
     """From PointAlign's stage 2: trained there, for measuring; the model does not need it."""
 
@@ -381,13 +383,15 @@ def load_folder(
     tokenizer = _read_language(paths[PHI2], config)
     # Without numbers: 2.8 billion random ones would take minutes and be thrown away.
     with torch.device("meta"):
-        model = build(config)
+        model = build(replace(config, experts=0))
     own = model.state_dict()
     shapes = {name: own[ours] for name, ours in published_names(model).items()}
     state: dict[str, Tensor] = {}
     sources: list[Source] = []
     for file in CHAINS[upto]:
         sources += _stack(file, paths[file], shapes, config.llm_heads, state)
+        if file is BLIP2:
+            first_queries = state["query_tokens"].float().clone()
     beside = {name: state.pop(name) for name in list(state) if name.startswith(BESIDE)}
     experts = alignment = None
     if upto == "stage-4":
@@ -396,8 +400,11 @@ def load_folder(
         alignment = _alignment(beside, config)
     fresh = _fill(model, state, dtype, seed)
     if experts is not None:
+        model.experts = experts
         experts.share_queries(model.qformer.query_tokens)
-    return Published(model.eval(), tokenizer, tuple(sources), fresh, experts, alignment)
+    return Published(
+        model.eval(), tokenizer, tuple(sources), fresh, first_queries, experts, alignment
+    )
 
 
 def published_names(model: MiniGPT3D) -> dict[str, str]:
@@ -575,7 +582,7 @@ def _fill(
         for name, ours in published_names(model).items():
             if name in state:
                 value = state.pop(name)
-                kind = _dtype(ours, dtype) if value.is_floating_point() else value.dtype
+                kind = held_in(ours, dtype) if value.is_floating_point() else value.dtype
                 tensors[ours] = value.to(kind, copy=True).contiguous()
             elif phi.NEVER_PUBLISHED.search(name):
                 fresh.append(name)
@@ -583,16 +590,8 @@ def _fill(
             elif _mlp(name) or (name.startswith("Qformer.") and ".lora_" in name):
                 fresh.append(name)
                 tensors[ours] = _first_value(model, ours)
-    model.load_state_dict(tensors, assign=True)
-    # The rotary table is in no state dict and still without numbers.
-    llm = phi.bare(model.llm).model
-    llm.rotary_emb = type(llm.rotary_emb)(config=llm.config)
+    give_numbers(model, tensors)
     return tuple(fresh)
-
-
-def _dtype(ours: str, dtype: torch.dtype) -> torch.dtype:
-    base = ours.startswith("llm.") and "lora_" not in ours and "norm" not in ours
-    return dtype if base else torch.float32
 
 
 def _first_value(model: nn.Module, ours: str) -> Tensor:

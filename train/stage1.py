@@ -1,182 +1,312 @@
 """Stage 1: python -m train.stage1 --preset nano. From random weights to a model that sees shapes.
 
-The published MiniGPT-3D starts from four trained models. The nano one has none, so three phases
-stand for them (`language` for Phi-2, `encoder` for ULIP-2's PointBERT, `bridge` for BLIP-2's
-Q-Former and TinyGPT-V's projector); the recipes I, II and III of MiniGPT-3D follow in their order.
+It trains MiniGPT-3D as far as PointAlign takes it up: the priors that the published model begins
+with, then its stages I, II and III. Stage IV, and every stage by itself, are a flag away:
+
+    python -m train.stage1 --stages IV --from runs/stage1/checkpoint
+    python -m train.stage1 --preset minigpt3d --weights DIR --data-root DIR --stages I,II
+
+`train.stages` says what each stage is shown and trains.
 """
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING, Any
+
+from train.beginning import Begin, check_start, load_start
 from train.cli import read_config, run
-from train.config import MODELS, STAGE1, ModelConfig, Stage1Config
+from train.config import MODELS, STAGE1, Stage1Config
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from train.data.objects import DataSet, Objects
+    from train.stages import Phase
+
+NOT_PART_OF_A_RUN = (
+    *("out", "config", "threads", "save_every", "data_root", "start", "weights"),
+    *("cache", "gradient_checkpointing", "dry_run"),
+)
+"""Settings that may differ when an interrupted training goes on: they don't change its numbers, or
+what they name is known by its hash."""
 
 
 def main(config: Stage1Config) -> None:
-    """Train, measure on unseen objects, write the checkpoint."""
+    """Train the stages, measure on unseen objects, write the checkpoint."""
+    from train.stages import parse_stages
+
+    stages = parse_stages(config.stages)
+    check_start(config, stages[0])
+    if config.dry_run:
+        describe(config, stages)
+        return
+
     import torch
     from accelerate import Accelerator
 
-    from train.checkpoint import save_model
-    from train.data.shapes import shapes
-    from train.evaluate import classify
-    from train.frozen import encode_all, target_all
-    from train.models.minigpt3d import build
-    from train.provenance import provenance
-
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = Accelerator(mixed_precision="no")
-    sizes = MODELS[config.preset]
-    data = shapes(
-        config.data_root,
-        seed=config.seed,
-        train_per_class=config.train_per_class,
-        gallery_per_class=config.query_per_class,
-        query_per_class=config.query_per_class,
-    )
-    tokenizer = train_tokenizer(data.train, sizes.vocabulary, config.out / "tokenizer.json")
-    model = build(sizes, seed=config.seed, branch_scale=sizes.llm_branch_scale)
-    phases = Phases(config, sizes, model, tokenizer, data.train, accelerator)
-
-    phases.language()
-    phases.encoder()
-    shown = encode_all(model, data.train, sizes.points, accelerator.device)
-    phases.captions("bridge", shown, config.bridge_steps, peak=1e-3)
-    phases.captions("I-mlp", shown, config.mlp_steps, peak=3e-4)
-    phases.captions("II-brief", shown, config.brief_steps, peak=5e-4)
-    phases.captions("III-mixed", shown, config.mixed_steps, peak=5e-4)
-
-    model.half().float().eval()  # what ships is in half precision: that is what is measured
-    targets = target_all(model, data.query, sizes.points, accelerator.device)
-    result = classify(model, tokenizer, targets, data.query.labels, data.query.class_names)
-    print(result.sentence("unseen objects of the embedded shapes"))
-    card = provenance(config, {"data": data.train.fingerprint()}) | {"unseen": result.card()}
-    save_model(config.out / "checkpoint", model, tokenizer, sizes, card)
-    print(f"checkpoint: {config.out / 'checkpoint'}")
+    accelerator = Accelerator(mixed_precision=precision(config))
+    with accelerator.main_process_first():  # it may have to make the data and the tokenizer
+        data = load(config)
+        begin = load_start(config, stages[0], data.train, precision(config))
+    recipe = Recipe(config, begin, data.train, accelerator)
+    if accelerator.is_main_process:
+        recipe.check_same()
+    for stage in stages:
+        recipe.train(stage)
+    if accelerator.is_main_process:
+        recipe.finish(stages[-1], data.query)
 
 
-class Phases:
-    """The phases in order; each trains its own selection and goes on where it was stopped."""
+def precision(config: Stage1Config) -> str:
+    """Mixed precision of the training, in accelerate's words."""
+    import torch
 
-    def __init__(
-        self, config: Stage1Config, sizes: ModelConfig, model, tokenizer, data, accelerator
-    ):
-        self.config, self.sizes, self.model = config, sizes, model
-        self.tokenizer, self.data, self.accelerator = tokenizer, data, accelerator
-        model.to(accelerator.device)
+    if config.precision != "auto":
+        return config.precision
+    if not torch.cuda.is_available():
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
-    def language(self) -> None:
-        """The LLM alone, next token, answering from words at the point positions."""
-        from train.objectives import LanguageBatches, LanguageObjective
 
-        batches = LanguageBatches(
-            self.data.conversations,
+def load(config: Stage1Config) -> DataSet:
+    """Train and query objects."""
+    if config.data == "shapes":
+        from train.data.shapes import shapes
+
+        return shapes(
+            config.data_root,
+            seed=config.seed,
+            train_per_class=config.train_per_class,
+            gallery_per_class=config.query_per_class,
+            query_per_class=config.query_per_class,
+        )
+    from train.data.objaverse import objaverse
+
+    return objaverse(config.data_root, seed=config.seed, partial=config.skip_missing)
+
+
+class Recipe:
+    """One model on its way through the stages; each goes on where it was stopped."""
+
+    def __init__(self, config: Stage1Config, begin: Begin, data: Objects, accelerator: Accelerator):
+        from train.models.llm import checkpoint_blocks
+        from train.provenance import provenance
+
+        self.config, self.data, self.accelerator = config, data, accelerator
+        self.model, self.tokenizer, self.sizes = begin.model, begin.tokenizer, begin.sizes
+        self.first_queries = begin.first_queries
+        self.encoded: Tensor | None = None
+        self.seed = config.seed
+        self.record = provenance(config, {"data": data.fingerprint()} | begin.hashes)
+        self.model.to(accelerator.device)
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.model.llm)
+
+    def check_same(self) -> None:
+        """Refuse to go on with a training that began with other settings, data or weights."""
+        settings = self.record["config"].items()
+        own = {name: value for name, value in settings if name not in NOT_PART_OF_A_RUN}
+        own |= self.record["hashes"]
+        path = self.config.folder / "training" / "began.json"
+        if path.is_file():
+            before = json.loads(path.read_text())
+            if wrong := [
+                f"{name} was {before.get(name)}, now {own.get(name)}"
+                for name in sorted(before.keys() | own.keys())
+                if before.get(name) != own.get(name)
+            ]:
+                raise ValueError(
+                    f"{self.config.folder} holds a training with other settings "
+                    f"({'; '.join(wrong)}); repeat its command, or choose another --out"
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own, indent=2) + "\n")
+
+    def train(self, stage: str) -> None:
+        """Train one stage, or the priors."""
+        from train.stages import add_experts, plan
+
+        if stage == "IV":
+            if self.first_queries is None and self.accelerator.is_main_process:
+                print("the checkpoint is without the queries before stage II: experts begin as now")
+            self.sizes = add_experts(
+                self.model, self.sizes, self.first_queries, self.config.router, self.config.seed
+            )
+        self._drop_out(self.config.qformer_dropout and stage not in ("priors", "I"))
+        for phase in plan(stage, self.config):
+            self._fit(phase)
+        self._drop_out(False)
+        if stage == "priors":
+            self.first_queries = self.model.qformer.query_tokens.detach().cpu().clone()
+
+    def finish(self, stage: str, query: Objects) -> None:
+        """Measure, where the classes of the unseen objects are known, and write the checkpoint."""
+        from train.checkpoint import save_model
+        from train.evaluate import classify
+        from train.frozen import target_all
+
+        small = self.config.preset != "minigpt3d"
+        if small:
+            self.model.half().float()  # what ships is in half precision: that is what is measured
+        self.model.eval()
+        card = self.record | {"stage": stage}
+        if self.config.data == "shapes":
+            device = self.accelerator.device
+            targets = target_all(self.model, query, self.sizes.points, device)
+            result = classify(self.model, self.tokenizer, targets, query.labels, query.class_names)
+            print(result.sentence("unseen objects of the embedded shapes"))
+            card |= {"unseen": result.card()}
+        folder = self.config.folder / "checkpoint"
+        save_model(
+            folder,
+            self.model,
             self.tokenizer,
-            queries=self.sizes.queries,
-            size=self.config.batch_size,
-            seed=self.config.seed,
-            device=self.accelerator.device,
+            self.sizes,
+            card,
+            half=small,
+            first_queries=self.first_queries,
         )
-        self._fit(
-            "language",
-            LanguageObjective(self.model.llm),
-            batches,
-            self.config.language_steps,
-            peak=2e-3,
-            wanted=lambda name: "lora_" not in name,
-        )
+        print(f"checkpoint: {folder}")
 
-    def encoder(self) -> None:
-        """PointBERT and a bag-of-words tower, contrastively, object against its caption."""
-        from train.objectives import ContrastiveObjective, PatchBatches
+    def _fit(self, phase: Phase) -> None:
+        import torch
 
-        batches = PatchBatches(
-            self.model.point_encoder,
-            self.data,
-            self.tokenizer,
-            points=self.sizes.points,
-            size=2 * self.config.batch_size,
-            seed=self.config.seed,
-            device=self.accelerator.device,
-        )
-        objective = ContrastiveObjective(
-            self.model.point_encoder, self.sizes.encoder_width, self.sizes.vocabulary
-        )
-        self._fit(
-            "encoder",
-            objective,
-            batches,
-            self.config.encoder_steps,
-            peak=2e-3,
-            wanted=lambda _: True,
-        )
-
-    def captions(self, name: str, shown, steps: int, peak: float) -> None:
-        """Next token of the answers, from the encoder's cached tokens (objects, tokens, width)."""
-        from train.batches import BRIEF, MIX, Batches
-        from train.objectives import CaptionObjective, trained_in
-
-        kinds = {"bridge": BRIEF | MIX, "III-mixed": MIX}
-        batches = Batches(
-            self.data.conversations,
-            shown,
-            self.tokenizer,
-            weights=kinds.get(name, BRIEF),
-            size=self.config.batch_size,
-            queries=self.sizes.queries,
-            context=self.sizes.llm_context,
-            seed=self.config.seed,
-            device=self.accelerator.device,
-        )
-        objective = CaptionObjective(self.model, contrast=name == "bridge")
-        self._fit(name, objective, batches, steps, peak=peak, wanted=trained_in(name, self.model))
-
-    def _fit(self, name: str, objective, batches, steps: int, *, peak: float, wanted) -> None:
         from train.checkpoint import train_only
-        from train.loop import Schedule, Training, fit
+        from train.loop import Training, fit
+        from train.stages import learner
 
-        steps = max(1, round(steps * self.config.speed))
+        config, steps = self.config, phase.schedule.steps
+        batches = self._batches(phase)
+        # The new heads of a prior are the same whether the phase before ran now or earlier.
+        torch.manual_seed(self.seed)
+        self.seed = config.seed * 1_000_003 + steps - 1  # that of its last step
+        objective, wanted = learner(
+            phase.name, self.model, self.sizes, encoded=self.encoded is not None
+        )
         trained = train_only(objective, wanted)
-        print(
-            f"{name}: {sum(trained.values()):,} parameters in {len(trained)} tensors, {steps} steps"
+        if self.accelerator.is_main_process:
+            print(
+                f"{phase.name}: {sum(trained.values()):,} parameters in {len(trained)} tensors, "
+                f"{steps} steps"
+            )
+        training = Training(
+            schedule=phase.schedule,
+            clip=config.clip,
+            seed=config.seed,
+            save_every=config.save_every,
         )
-        schedule = Schedule(
-            steps=steps, warmup=max(1, steps // 20), start=peak / 50, peak=peak, floor=peak / 20
-        )
-        training = Training(schedule=schedule, seed=self.config.seed, save_every=100)
-        folder = self.config.out
         fit(
-            name,
+            phase.name,
             objective,
             batches,
             training,
             self.accelerator,
-            folder / "training" / name,
-            folder / "metrics.jsonl",
+            config.folder / "training" / phase.name,
+            config.folder / "metrics.jsonl",
         )
 
+    def _batches(self, phase: Phase):
+        from train.batches import Batches
+        from train.frozen import encode_all
+        from train.objectives import LanguageBatches, PatchBatches
 
-def train_tokenizer(data, vocabulary: int, path):
-    """A byte-level BPE on the captions and conversations; the end of a text is token 0."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        common: dict[str, Any] = {
+            "size": phase.size,
+            "seed": self.config.seed,
+            "device": self.accelerator.device,
+        }
+        if phase.name == "language":
+            return LanguageBatches(
+                self.data.conversations, self.tokenizer, queries=self.sizes.queries, **common
+            )
+        if phase.name == "encoder":
+            return PatchBatches(
+                self.model.point_encoder,
+                self.data,
+                self.tokenizer,
+                points=self.sizes.points,
+                **common,
+            )
+        if self.config.cache and self.encoded is None:
+            self.encoded = encode_all(
+                self.model, self.data, self.sizes.points, self.accelerator.device
+            )
+        return Batches(
+            self.data.conversations,
+            self._clouds if self.encoded is None else self.encoded,
+            self.tokenizer,
+            weights=phase.kinds,
+            queries=self.sizes.queries,
+            context=self.sizes.llm_context,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            ids=self.data.ids,
+            **common,
+        )
 
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>", "###"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    def _clouds(self, rows: Tensor) -> Tensor:
+        import torch
+
+        from train.frozen import kept_rows
+
+        keep = kept_rows(self.data, self.sizes.points)
+        return torch.from_numpy(self.data.points(rows.tolist())[:, keep])
+
+    def _drop_out(self, on: bool) -> None:
+        self.model.faithful(fps_start="first", qformer_dropout=on, neighbour_precision="float32")
+
+
+def describe(config: Stage1Config, stages: list[str]) -> None:
+    """Say what each phase would train, on what and how fast; nothing is read or written."""
+    import torch
+
+    from train.checkpoint import train_only
+    from train.models.minigpt3d import build
+    from train.stages import add_experts, learner, plan
+
+    sizes = MODELS[config.preset]
+    with torch.device("meta"):
+        model = build(sizes)
+        for stage in stages:
+            if stage == "IV":
+                sizes = add_experts(model, sizes, None, config.router, config.seed)
+            for phase in plan(stage, config):
+                objective, wanted = learner(phase.name, model, sizes)
+                trained, rate = train_only(objective, wanted), phase.schedule
+                print(f"{phase.name}: {sum(trained.values()):,} parameters, {len(trained)} tensors")
+                for part, (tensors, numbers) in by_part(trained).items():
+                    print(f"  {part}: {numbers:,} in {tensors}")
+                print(f"  batches of {in_words(phase)}")
+                print(
+                    f"  {rate.steps:,} steps, rate {rate.start:g} to {rate.peak:g} over the first "
+                    f"{rate.warmup:,}, down to {rate.floor:g}"
+                )
+    print(f"checkpoint: {config.folder / 'checkpoint'}")
+
+
+def in_words(phase: Phase) -> str:
+    """The batches of a phase: how many conversations of which kind, and how often each."""
+    if not phase.kinds:
+        return f"{phase.size}"
+    total = sum(phase.kinds.values())
+    sizes = {k: phase.size if isinstance(phase.size, int) else phase.size[k] for k in phase.kinds}
+    return ", or of ".join(
+        f"{sizes[kind]} {kind} ({often} in {total})" for kind, often in phase.kinds.items()
     )
-    turns = [turn for each in data.conversations for pair in each.turns for turn in pair]
-    template = ["[INST] <PC>", "</PC>", "  [/INST]"] * 100
-    tokenizer.train_from_iterator(turns + template, trainer)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
-    return tokenizer
+
+
+def by_part(trained: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Part of the model -> tensors and numbers of it that train."""
+    parts: dict[str, tuple[int, int]] = {}
+    for name, size in trained.items():
+        part = ".".join(name.split(".")[: 2 if name.startswith("model.") else 1])
+        tensors, numbers = parts.get(part, (0, 0))
+        parts[part] = (tensors + 1, numbers + size)
+    return parts
 
 
 if __name__ == "__main__":

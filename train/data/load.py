@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from train.config import Stage2Config
 from train.data.objects import DataSet, Objects
 
 
 def load_data(config: Stage2Config) -> DataSet:
     """Train, gallery and query objects; raises ValueError when a split is empty."""
+    data = _whole(config)
+    return replace(data, train=share(data.train, config.data_fraction, config.seed))
+
+
+def _whole(config: Stage2Config) -> DataSet:
     if config.data == "shapes":
         from train.data.shapes import shapes
 
@@ -27,7 +34,7 @@ def load_data(config: Stage2Config) -> DataSet:
     else:
         from train.data.objaverse import objaverse
 
-        data = objaverse(config.data_root, seed=config.seed)
+        data = objaverse(config.data_root, seed=config.seed, partial=config.skip_missing)
     return replace(
         data,
         train=_cut(data.train, config.train_per_class, config.seed),
@@ -36,7 +43,20 @@ def load_data(config: Stage2Config) -> DataSet:
     )
 
 
+def share(objects: Objects, fraction: float, seed: int) -> Objects:
+    """A share of the objects, drawn without regard to class, with all that is said about them.
+
+    The objects of a smaller share are part of every larger one of the same seed; one is always
+    left. Their order stays.
+    """
+    if fraction == 1:
+        return objects
+    drawn = np.random.default_rng([seed, len(objects)]).permutation(len(objects))
+    return objects.take(sorted(drawn[: max(1, round(fraction * len(objects)))].tolist()))
+
+
 def _cut(objects: Objects, per_class: int, seed: int) -> Objects:
+    """So many objects of each class; 0 for all."""
     if not len(objects):
         raise ValueError("a split of the data holds no object")
-    return objects.take(per_class=per_class, seed=seed)
+    return objects.take(per_class=per_class, seed=seed) if per_class else objects

@@ -23,6 +23,8 @@ QUERY_FILES = (
     "PointLLM_brief_description_val_200_GT.json",
 )
 UNLABELLED = "object"
+NAMED = 20
+"""How many missing objects are named."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def objaverse(
     seed    : where there are only training files, draws the tenth of their objects to query.
     labels  : JSON of object id -> class name; without it all objects are of one class, "object",
               and nothing about classes can be asked of the set.
-    partial : leave out objects whose cloud is not there, and say how many, instead of stopping.
+    partial : leave out the conversations about objects whose cloud is not there, and say how many
+              and which, instead of stopping (`--skip-missing`).
     """
     root = Path(root)
     files = _split_files(root)
@@ -175,20 +178,29 @@ def _class_of(root: Path) -> dict[str, str]:
 
 
 def _present(rows, here: set[str], root: Path, split: str, partial: bool) -> list:
-    """The rows whose clouds are there and sound; stops when any is missing unless partial."""
+    """The rows whose clouds are there and sound; stops when any is missing unless told to skip."""
     rows = [row for row in rows if row[0] not in CORRUPT]
-    missing = {row[0] for row in rows} - here
-    if missing and not partial:
-        raise FileNotFoundError(
-            f"{len(missing)} {split} objects have no cloud, the first is "
-            f"{cloud_path(root, min(missing))}; unpack the whole archive or ask for a partial set"
-        )
-    rows = [row for row in rows if row[0] in here]
     if not rows:
+        raise ValueError(f"{root}: the {split} annotations hold no conversation")
+    present = [row for row in rows if row[0] in here]
+    if len(present) == len(rows):
+        return rows
+    missing = sorted({row[0] for row in rows} - here)
+    named = ", ".join(missing[:NAMED]) + (
+        f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    )
+    found = (
+        f"{root}: {len(missing)} {split} objects, of {len(rows) - len(present)} conversations, "
+        f"have no cloud in 8192_npy: {named}"
+    )
+    if not partial:
+        raise FileNotFoundError(
+            f"{found}; unpack the whole archive there, or leave them out with --skip-missing"
+        )
+    if not present:
         raise FileNotFoundError(f"none of the {split} objects of {root} has a cloud in 8192_npy")
-    if missing:
-        print(f"{root}: {len(missing)} {split} objects without a cloud are left out")
-    return rows
+    print(f"{found}; they are left out")
+    return present
 
 
 def _identity(root: Path, files: dict[str, list[Path]], here: set[str]) -> str:

@@ -105,6 +105,16 @@ class MixtureOfQueryExperts(nn.Module):
             )
         self.query_expert_dict["0"] = query_tokens
 
+    def begin_from(self, queries: Tensor) -> None:
+        """Copy `queries` (1, queries, hidden_size) into every expert but the shared one, 0.
+
+        The published stage IV takes those of BLIP-2, although expert 0 has gone through stage III.
+        """
+        with torch.no_grad():
+            for name, expert in self.query_expert_dict.items():
+                if name != "0":
+                    expert.copy_(queries)
+
     def load_published(self, state_dict: Mapping[str, object]) -> None:
         """Load the experts and the router of a published stage IV file.
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from train.config import ModelConfig
+from train.config import ModelConfig, Stage2Config
 from train.models import phi
+from train.models.experts import MixtureOfQueryExperts
+from train.models.llm import add_lora, bare, build_llm, checkpoint_blocks, set_attention
 from train.models.pointbert import PointBERT
 from train.models.projector import ModalityProjector, PointMLP
 from train.models.qformer import QFormer
@@ -33,7 +38,8 @@ class MiniGPT3D(nn.Module):
     mlp           : -> (samples, tokens, Q-Former input)
     qformer       : -> (samples, queries, Q-Former width), the target
     projector     : -> (samples, queries, LLM width), layer 0 at the point tokens
-    llm           : `MiniGPTPhi`, bare or wrapped by peft
+    llm           : any causal language model of transformers, bare or wrapped by peft
+    experts       : query experts of stage IV, where there are some; expert 0 is `query_tokens`
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class MiniGPT3D(nn.Module):
         qformer: QFormer,
         projector: ModalityProjector,
         llm: nn.Module,
+        experts: MixtureOfQueryExperts | None = None,
     ):
         super().__init__()
         self.point_encoder = point_encoder
@@ -51,6 +58,9 @@ class MiniGPT3D(nn.Module):
         self.qformer = qformer
         self.projector = projector
         self.llm = llm
+        self.experts = experts
+        if experts is not None:
+            experts.share_queries(qformer.query_tokens)
         self.train()  # modules are born in training mode, the front's dropout would be on
 
     def train(self, mode: bool = True) -> MiniGPT3D:
@@ -58,26 +68,70 @@ class MiniGPT3D(nn.Module):
 
         The encoder's BatchNorm must keep its statistics. The published code also evaluates the
         Q-Former, except for its LoRA dropout, which by accident it leaves on for ever: the frozen
-        target would then differ from call to call. Here it is off, in training too.
+        target would then differ from call to call. Here it is off, in training too, unless
+        `faithful` asks for it.
         """
         super().train(mode)
         self.point_encoder.eval()
         self.qformer.eval()
         return self
 
+    def faithful(self, *, fps_start: str, qformer_dropout: bool, neighbour_precision: str) -> None:
+        """Let the frozen front do what the released code does and we would not, or stop it.
+
+        fps_start           : "first", or "random": patches begin at another point each time.
+        qformer_dropout     : LoRA dropout in the Q-Former, in training and evaluation alike.
+        neighbour_precision : "float32", or "float16": distances that decide who is in a patch.
+
+        Both draws come from torch's global generator. The release does all three: two calls on one
+        object give two targets, and a cache of targets is no longer the same as computing them.
+        """
+        self.point_encoder.start = "random" if fps_start == "random" else 0
+        half = neighbour_precision == "float16"
+        self.point_encoder.neighbour_dtype = torch.float16 if half else None
+        self.qformer.drop_always = qformer_dropout
+        self.qformer.train(self.qformer.training)
+
+    def mixed(self) -> AbstractContextManager:
+        """What every pass through the LLM runs in: autocast where its matrices are half precision.
+
+        Its norms and LoRA are float32 beside them, as published. Everything before the LLM has the
+        precision of its own weights, and the residual stream is float32 throughout.
+        """
+        weight = cast(Tensor, bare(self.llm).get_input_embeddings().weight)
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            return torch.autocast(weight.device.type, weight.dtype)
+        return nullcontext()
+
     def encode(self, points: Tensor) -> Tensor:
-        """Clouds (samples, points, 6) as targets (samples, queries, Q-Former width)."""
-        return self.qformer(self.mlp(self.point_encoder(points)))
+        """Clouds (samples, points, 6) as targets (samples, queries, Q-Former width).
+
+        Never in mixed precision, so that targets computed on the way equal those of a cache.
+        """
+        with torch.autocast(points.device.type, enabled=False):
+            return self.read(self.point_encoder(points))
+
+    def read(self, features: Tensor) -> Tensor:
+        """Encoder tokens (samples, tokens, encoder width) as targets, through the query experts
+        where there are some."""
+        states = self.mlp(features)
+        if self.experts is None:
+            return self.qformer(states)
+        return self.experts(features, states, self.qformer)
 
     def embed(self, batch: Batch, target: Tensor) -> Tensor:
         """What enters the LLM, (samples, tokens, LLM width): text, and at `point_mask` the cloud.
 
         target : (samples, queries, Q-Former width)
+
+        Of half-precision embeddings the values are half, as published, and the dtype is float32:
+        Phi-2's residual stream widens in block 1 in any case, those of stock classes would not.
         """
         self._check(batch, target)
-        text = phi.bare(self.llm).model.embed_tokens(batch.input_ids)
+        text = bare(self.llm).get_input_embeddings()(batch.input_ids)
         points = self.projector(target).to(text.dtype)
-        return text.masked_scatter(batch.point_mask[..., None], points)
+        filled = text.masked_scatter(batch.point_mask[..., None], points)
+        return filled.to(torch.promote_types(filled.dtype, torch.float32))
 
     def forward(
         self,
@@ -100,20 +154,25 @@ class MiniGPT3D(nn.Module):
             target = self.encode(points)
         elif points is not None or target is None:
             raise ValueError("give either points or target, exactly one of them")
-        llm = phi.bare(self.llm)
-        hidden = llm.model(
-            inputs_embeds=self.embed(batch, target),
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).last_hidden_state
-        every = llm.lm_head(hidden) if logits else None
+        llm = bare(self.llm)
+        body, head = llm.base_model, llm.get_output_embeddings()
+        embeds = self.embed(batch, target)
+        with self.mixed():
+            hidden = body(
+                inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state
+            every = head(hidden) if logits else None
         follows = batch.labels[:, 1:]  # token t predicts token t + 1
         counted = follows != UNLABELLED
         if not counted.any():
             if logits:
                 return CausalLMOutputWithPast(logits=every)
             raise ValueError(f"a batch of {len(follows)} samples without one labelled token")
-        scores = llm.lm_head(hidden[:, :-1][counted]) if every is None else every[:, :-1][counted]
+        if every is None:
+            with self.mixed():
+                scores = head(hidden[:, :-1][counted])
+        else:
+            scores = every[:, :-1][counted]
         loss = F.cross_entropy(scores.float(), follows[counted])
         return CausalLMOutputWithPast(loss=loss, logits=every)
 
@@ -154,23 +213,39 @@ class MiniGPT3D(nn.Module):
             )
 
 
+def set_switches(model: MiniGPT3D, config: Stage2Config) -> None:
+    """What a stage-2 config asks of a model beside its sizes: front, attention, checkpointing."""
+    model.faithful(
+        fps_start=config.fps_start,
+        qformer_dropout=config.qformer_dropout,
+        neighbour_precision=config.neighbour_precision,
+    )
+    set_attention(model.llm, config.attention)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(model.llm)
+
+
 def build(
-    config: ModelConfig, seed: int = 0, branch_scale: float = 1.0, lora: bool = True
+    config: ModelConfig,
+    seed: int = 0,
+    branch_scale: float = 1.0,
+    lora: bool = True,
+    language: PreTrainedModel | None = None,
 ) -> MiniGPT3D:
     """A model of these sizes with random weights, the same for the same seed.
 
     branch_scale : as in `phi.build_phi`.
     lora         : with the LoRA of Q-Former and LLM, as from the published stage II on.
+    language     : a language model that is already there, of the sizes of `config` (see
+                   `llm.sizes_of`), instead of one with random weights.
 
     torch's own generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        llm: nn.Module = phi.build_phi(config, branch_scale=branch_scale)
-        if lora:
-            llm = phi.add_lora(
-                phi.bare(llm), config.llm_lora_rank, config.llm_lora_alpha, config.llm_lora_dropout
-            )
+        if language is None:
+            language = build_llm(config, branch_scale=branch_scale)
+        llm = add_lora(language, config) if lora else language
         return MiniGPT3D(
             point_encoder=PointBERT(
                 width=config.encoder_width,
@@ -195,4 +270,17 @@ def build(
                 config.qformer_width, config.projector_width, config.llm_width
             ),
             llm=llm,
+            experts=build_experts(config) if config.experts else None,
         )
+
+
+def build_experts(config: ModelConfig) -> MixtureOfQueryExperts:
+    """Query experts of these sizes, drawn from torch's generator."""
+    return MixtureOfQueryExperts(
+        feature_width=config.encoder_width,
+        hidden_size=config.qformer_width,
+        queries=config.queries,
+        experts=config.experts,
+        router_width=config.router_width,
+        router=config.router,
+    )

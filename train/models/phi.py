@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.phi.modeling_phi import (
     PhiAttention,
@@ -22,7 +22,7 @@ from train.config import ModelConfig
 from train.models.pointbert import check_names
 
 PUBLISHED_PREFIX = "llama_model.base_model.model."
-LORA_TARGETS = ["query_key_value", "dense"]
+LORA_TARGETS = ("query_key_value", "dense")
 TRAINED_NORM = re.compile(
     r"(^|\.)(input_layernorm|post_layernorm|q_layernorm|k_layernorm|final_layernorm)\.weight$"
 )
@@ -173,13 +173,22 @@ def build_phi(config: ModelConfig, *, branch_scale: float = 1.0) -> MiniGPTPhi:
     return llm
 
 
-def add_lora(llm: MiniGPTPhi, rank: int, alpha: int, dropout: float) -> PeftModel:
-    """Freeze `llm` and put stock peft LoRA on the fused projection and `dense` of every block."""
+def add_lora(
+    llm: PreTrainedModel,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: Sequence[str] = LORA_TARGETS,
+) -> PeftModel:
+    """Freeze `llm` and put stock peft LoRA on the fused projection and `dense` of every block.
+
+    targets : the layers of another architecture that LoRA goes on.
+    """
     lora = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=list(targets),
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -71,26 +71,32 @@ def _choose_farthest(xyz: Tensor, first: Tensor, chosen: Tensor) -> None:
         latest = nearest.argmax(dim=1)
 
 
-def nearest_points(centres: Tensor, xyz: Tensor, k: int) -> Tensor:
+def nearest_points(
+    centres: Tensor, xyz: Tensor, k: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """Indices of the k points closest to each centre, closest first; a centre may be its own.
 
     centres : (samples, centres, 3)    xyz : (samples, points, 3)
+    dtype   : of the distances; not given, at least float32 whatever the precision of the model.
+              float16, in which the published code trained, changes one neighbour in 75.
 
-    Returns (samples, centres, k), int64. Distances are at least float32 whatever the precision of
-    the model: half precision, in which the published code trained, changes one neighbour in 75.
+    Returns (samples, centres, k), int64.
     """
     samples, points, _ = xyz.shape
     if not 1 <= k <= points:
         raise ValueError(f"cannot find {k} neighbours in a cloud of {points} points")
     centres, xyz = _at_least_float32(centres.detach()), _at_least_float32(xyz.detach())
+    dtype = dtype or xyz.dtype
     size = xyz.square().sum(-1)[:, None]  # (samples, 1, points)
-    axes = xyz.mT[:, :, None]  # (samples, 3, 1, points)
+    axes = xyz.to(dtype).to(xyz.dtype).mT[:, :, None]  # (samples, 3, 1, points)
     neighbours = []
     for some in centres.split(max(1, DISTANCES_AT_ONCE // (samples * points)), dim=1):
+        rounded = some.to(dtype).to(some.dtype)
         # Products axis by axis, since a matrix product may be rounded to TF32 or to half precision.
-        distance = some[..., :1] * axes[:, 0]  # (samples, some, points)
+        distance = rounded[..., :1] * axes[:, 0]  # (samples, some, points)
         for axis in (1, 2):
-            distance += some[..., axis : axis + 1] * axes[:, axis]
+            distance += rounded[..., axis : axis + 1] * axes[:, axis]
+        distance = distance.to(dtype)  # here autocast rounds; what is added in place stays so
         distance.mul_(-2).add_(some.square().sum(-1, keepdim=True)).add_(size)
         neighbours.append(distance.topk(k, largest=False).indices)
     return torch.cat(neighbours, dim=1)
@@ -200,6 +206,10 @@ class PointBERT(nn.Module):
         if channels < 3:
             raise ValueError(f"{channels} channels cannot hold x, y and z")
         self.groups, self.group_size, self.channels = groups, group_size, channels
+        self.start: int | str = 0
+        """First centre where a call names none; the published code draws it: `random`."""
+        self.neighbour_dtype: torch.dtype | None = None
+        """As `dtype` in `nearest_points`; the published code has float16."""
         self.encoder = PatchEncoder(channels, patch_width)
         self.reduce_dim = nn.Linear(patch_width, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -214,19 +224,20 @@ class PointBERT(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, points: Tensor, start: int | str = 0, generator: Generator | None = None
+        self, points: Tensor, start: int | str | None = None, generator: Generator | None = None
     ) -> Tensor:
         """Tokens of each cloud: the class token, then one for each patch.
 
         points           : (samples, points, channels), xyz in the unit sphere, colours in [0, 1]
-        start, generator : where the choice of patches begins, as in `farthest_points`
+        start, generator : where the choice of patches begins, as in `farthest_points`; the
+                           module's own `start` if not given
 
         Returns (samples, 1 + groups, width).
         """
         return self.encode(*self.group(points, start, generator))
 
     def group(
-        self, points: Tensor, start: int | str = 0, generator: Generator | None = None
+        self, points: Tensor, start: int | str | None = None, generator: Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Cut each cloud (samples, points, channels) into overlapping patches.
 
@@ -237,8 +248,10 @@ class PointBERT(nn.Module):
         self._check(points)
         xyz = points[..., :3]
         row = torch.arange(len(points), device=points.device)[:, None]
+        start = self.start if start is None else start
         centres = xyz[row, farthest_points(xyz, self.groups, start, generator)]
-        patches = points[row[..., None], nearest_points(centres, xyz, self.group_size)]
+        near = nearest_points(centres, xyz, self.group_size, self.neighbour_dtype)
+        patches = points[row[..., None], near]
         relative = patches[..., :3] - centres[:, :, None]
         return centres, torch.cat([relative, patches[..., 3:]], dim=-1)
 

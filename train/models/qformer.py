@@ -44,6 +44,9 @@ class QFormer(nn.Module):
         if hidden_size % heads:
             raise ValueError(f"hidden size {hidden_size} cannot be split over {heads} heads")
         self.encoder_width, self.lora_rank = encoder_width, lora_rank
+        self.drop_always = False
+        """Keep LoRA's dropout on in evaluation too: the published code does, by accident, since
+        its LoRA was injected after the rest had been put to evaluate for good."""
         config = Blip2QFormerConfig(
             hidden_size=hidden_size,
             num_hidden_layers=layers,
@@ -70,6 +73,15 @@ class QFormer(nn.Module):
             )
             inject_adapter_in_model(lora, self.bert)
             self.bert.requires_grad_(True)  # peft freezes what it wraps
+
+    def train(self, mode: bool = True) -> QFormer:
+        """Set the mode; with `drop_always`, LoRA's dropouts train in every mode."""
+        super().train(mode)
+        if self.drop_always:
+            for name, module in self.named_modules():
+                if name.endswith("lora_dropout"):
+                    module.train()
+        return self
 
     def forward(
         self, states: Tensor, query_tokens: Tensor | None = None, return_attention: bool = False

@@ -1,0 +1,155 @@
+"""What stage 2 begins with, and its switches, as a user runs them on a tiny model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from store import open_run
+from tests.conftest import TINY
+from tests.test_published import Weights
+from tests.test_stage2 import SETTINGS, call, refuse
+from train.config import MODELS, Stage2Config
+from train.start import model_sizes, starting_folder
+
+PUBLISHED = ("--preset", "minigpt3d", *SETTINGS)
+
+
+def from_weights(weights, data, out, *more):
+    module = [sys.executable, "-m", "train.stage2", *PUBLISHED, "--weights", str(weights)]
+    return subprocess.run(
+        [*module, "--data-root", str(data), "--out", str(out), *more],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, tiny_tokenizer):
+    """A folder in the published layout, of a tiny model."""
+    folder = tmp_path_factory.mktemp("published") / "weights"
+    folder.mkdir()
+    weights = Weights(folder, tiny_tokenizer)
+    (folder / "config.json").write_text(json.dumps(asdict(TINY)))
+    return weights
+
+
+def test_a_run_starts_from_the_published_files(published, solids_folder, tmp_path):
+    out = tmp_path / "run"
+    result = from_weights(published.folder, solids_folder, out)
+    assert result.returncode == 0, result.stderr
+    assert "pretrain.pth" in result.stdout
+    hashes = json.loads((out / "run.json").read_text())["hashes"]
+    assert any(name.endswith("pretrain.pth") for name in hashes)
+    run = open_run(out)
+    target = torch.from_numpy(run.target().values.astype(np.float32))
+    first, second = (
+        (published.pretrain[f"{name}.weight"], published.pretrain[f"{name}.bias"])
+        for name in ("llama_proj", "llama_proj2")
+    )
+    entering = torch.nn.functional.linear(torch.nn.functional.linear(target, *first), *second)
+    stored = torch.from_numpy(run.hidden("aligned").sel(layer=0).values.astype(np.float32))
+    torch.testing.assert_close(stored, entering, rtol=1e-2, atol=1e-2)
+
+
+def test_a_half_precision_language_model_trains_and_is_captured(published, solids_folder, tmp_path):
+    out = tmp_path / "run"
+    result = from_weights(published.folder, solids_folder, out, "--precision", "bf16")
+    assert result.returncode == 0, result.stderr
+    states = open_run(out).hidden("aligned").values.astype(np.float32)
+    assert np.isfinite(states).all()
+
+
+def test_missing_published_files_are_listed(published, solids_folder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = tmp_path / "run"
+    refuse(from_weights(empty, solids_folder, out), 2, "Phi-2", "BLIP-2", "pretrain")
+    assert not out.exists()
+
+
+def test_the_dry_run_at_published_sizes_reads_no_weight(solids_folder, tmp_path):
+    (tmp_path / "weights").mkdir()
+    more = ("--dry-run", "--capture-layers", "4,8,...,32", "--align-layer", "16")
+    result = from_weights(tmp_path / "weights", solids_folder, tmp_path / "run", *more)
+    assert result.returncode == 0, result.stderr
+    assert "39,939,584" in result.stdout  # PointAlign's trained parameters
+
+
+def test_the_cache_changes_no_number(tiny_checkpoint, solids_folder, tmp_path):
+    one, other = tmp_path / "cached", tmp_path / "not"
+    for out, more in ((one, ()), (other, ("--no-cache",))):
+        result = call(tiny_checkpoint, solids_folder, out, *more)
+        assert result.returncode == 0, result.stderr
+    for name in ("baseline", "aligned"):
+        kept, computed = (open_run(out).hidden(name).values for out in (one, other))
+        np.testing.assert_allclose(kept, computed, atol=2e-3)
+    assert (one / "cache" / "train.npy").exists()
+    assert not (other / "cache" / "train.npy").exists()
+
+
+def test_the_release_recipe_runs_and_says_so(tiny_checkpoint, solids_folder, tmp_path):
+    out = tmp_path / "run"
+    result = call(tiny_checkpoint, solids_folder, out, "--recipe", "release")
+    assert result.returncode == 0, result.stderr
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert (config["recipe"], config["fps_start"]) == ("release", "random")
+    assert config["align_positions"] == "release"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--align-loss", "l1", "--align-target", "projector-mid", "--align-layer", "1,3"),
+        ("--align-loss", "contrastive", "--align-schedule", "rise", "--data-fraction", "0.5"),
+        ("--align-loss", "learned", "--align-layer", "2-4", "--align-projector-layers", "1"),
+        ("--gradient-checkpointing", "--attention", "eager", "--decay", "linear"),
+        ("--accumulate", "2", "--batch-size", "2,4,2", "--no-single-turn-template"),
+    ],
+)
+def test_every_ablation_is_a_flag(more, tiny_checkpoint, solids_folder, tmp_path):
+    out = tmp_path / "run"
+    result = call(tiny_checkpoint, solids_folder, out, "--steps", "2", *more)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((out / "run.json").read_text())["status"] == "complete"
+
+
+def test_two_processes_end_with_the_model_of_one(tiny_checkpoint, solids_folder, tmp_path):
+    still = tmp_path / "checkpoint"  # each process draws dropout for its own rows
+    shutil.copytree(tiny_checkpoint, still)
+    sizes = json.loads((still / "config.json").read_text())
+    without = {"llm_dropout": 0.0, "llm_lora_dropout": 0.0}
+    (still / "config.json").write_text(json.dumps(sizes | without))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    out, single = tmp_path / "two", tmp_path / "one"
+    settings = ["--stage1", still, "--data-root", solids_folder, "--out", out]
+    result = subprocess.run(
+        [*launch, "-m", "train.stage2", *SETTINGS, *map(str, settings)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("picture") == 1
+    assert call(still, solids_folder, single).returncode == 0
+    for name in ("baseline", "aligned"):
+        states = [open_run(folder).hidden(name).values for folder in (out, single)]
+        np.testing.assert_allclose(*states, atol=5e-3)
+
+
+def test_the_published_sizes_need_a_folder():
+    with pytest.raises(ValueError, match="--weights DIR"):
+        starting_folder(Stage2Config(preset="minigpt3d"))
+    with pytest.raises(ValueError, match="--preset minigpt3d"):
+        Stage2Config(weights="weights")
+
+
+def test_a_weights_folder_has_the_published_sizes(tmp_path):
+    config = Stage2Config(preset="minigpt3d", weights=tmp_path)
+    assert model_sizes(config) == MODELS["minigpt3d"]

@@ -1,0 +1,143 @@
+"""What stage 1 begins with: nothing, the checkpoint of the stage before, or published files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.config import MODELS, ModelConfig, Stage1Config
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    from train.data.objects import Objects
+    from train.models.minigpt3d import MiniGPT3D
+
+PUBLISHED_STARTS = {"I": "tinygpt-v", "IV": "stage-3"}
+"""Stage -> how far the files of --weights take a model that it can begin with."""
+
+
+def check_start(config: Stage1Config, first: str) -> None:
+    """Raise ValueError unless the first stage has what it begins with, of the right kind."""
+    from train.checkpoint import read_sizes
+    from train.stages import PRIORS, stage_before
+
+    if first == PRIORS:
+        if config.start or config.weights:
+            raise ValueError("the priors begin with nothing: leave out --from and --weights")
+        if not config.batch_size:
+            raise ValueError("--batch-size 0 stands for the published sizes; the priors have none")
+        return
+    if config.start and config.weights:
+        raise ValueError("--from and --weights: the stages have one start, give one of the two")
+    if config.weights and config.preset != "minigpt3d":
+        raise ValueError(f"--weights goes with --preset minigpt3d, not with {config.preset}")
+    before = stage_before(first)
+    if config.weights and first not in PUBLISHED_STARTS:
+        raise ValueError(
+            f"stage {first} begins with a checkpoint of stage {before}, which was not published: "
+            "give --from DIR instead of --weights, or begin with stage I"
+        )
+    if config.weights:
+        return
+    if not config.start:
+        published = config.preset == "minigpt3d" and first in PUBLISHED_STARTS
+        raise ValueError(
+            f"stage {first} begins with a checkpoint of {_stage(before)}: give --from DIR, a "
+            "folder that python -m train.stage1 wrote"
+            + (", or --weights DIR, the published files" if published else "")
+        )
+    if config.start.resolve() == (config.folder / "checkpoint").resolve():
+        raise ValueError(f"--out {config.folder} holds the checkpoint of --from; choose another")
+    sizes, wanted = read_sizes(config.start), MODELS[config.preset]
+    if wrong := [
+        f"{field.name} {getattr(sizes, field.name)} instead of {getattr(wanted, field.name)}"
+        for field in fields(ModelConfig)
+        if field.name not in ("experts", "router", "router_width")
+        and getattr(sizes, field.name) != getattr(wanted, field.name)
+    ]:
+        raise ValueError(
+            f"checkpoint {config.start} is of another size than --preset {config.preset}: "
+            f"{', '.join(wrong[:3])}"
+        )
+    if (stage := written_by(config.start)) != before:
+        raise ValueError(
+            f"checkpoint {config.start} is of {_stage(stage)}, and stage {first} begins with one "
+            f"of {_stage(before)}"
+        )
+
+
+def written_by(folder: Path) -> str:
+    """The last stage of a checkpoint; III where its card does not say."""
+    try:
+        return json.loads((folder / "card.json").read_text()).get("stage", "III")
+    except (OSError, ValueError, AttributeError):
+        return "III"
+
+
+def _stage(name: str) -> str:
+    return "the priors" if name == "priors" else f"stage {name}"
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A model before the first of the stages."""
+
+    model: MiniGPT3D
+    tokenizer: Tokenizer
+    sizes: ModelConfig
+    hashes: dict[str, str]
+    """Of the files it was made of."""
+    first_queries: Tensor | None = None
+    """`query_tokens` as they were before stage II, where they are known."""
+
+
+def load_start(config: Stage1Config, first: str, data: Objects, mixed: str) -> Begin:
+    """A new model, the checkpoint of the stage before, or the published files stacked for it."""
+    import torch
+
+    from train.checkpoint import load_first_queries, load_model, sha256
+    from train.models.minigpt3d import build
+    from train.published import load_folder
+
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = half.get(mixed, torch.float32) if config.preset == "minigpt3d" else torch.float32
+    if config.start:
+        model, tokenizer, sizes = load_model(config.start, dtype)
+        hashes = {"start": sha256(config.start / "model.safetensors")}
+        return Begin(model, tokenizer, sizes, hashes, load_first_queries(config.start))
+    sizes = MODELS[config.preset]
+    if config.weights:
+        upto = PUBLISHED_STARTS[first]
+        found = load_folder(config.weights, sizes, upto=upto, dtype=dtype, seed=config.seed)
+        for source in found.sources:
+            print(f"weights: {source}")
+        return Begin(found.model, found.tokenizer, sizes, found.hashes(), found.first_queries)
+    tokenizer = train_tokenizer(data, sizes.vocabulary, config.folder / "tokenizer.json")
+    return Begin(build(sizes, config.seed, sizes.llm_branch_scale), tokenizer, sizes, {})
+
+
+def train_tokenizer(data: Objects, vocabulary: int, path: Path) -> Tokenizer:
+    """A byte-level BPE on the captions and conversations; the end of a text is token 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if path.is_file():
+        return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>", "###"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    turns = [turn for each in data.conversations for pair in each.turns for turn in pair]
+    template = ["[INST] <PC>", "</PC>", "  [/INST]"] * 100
+    tokenizer.train_from_iterator(turns + template, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return tokenizer

@@ -1,0 +1,192 @@
+"""The language model behind the point tokens: MiniGPT-3D's Phi-2, or a stock Phi-3 or Llama."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
+
+from train.config import ModelConfig
+from train.models import phi
+from train.prompts import bos_id
+
+LORA_TARGETS = {
+    "phi": phi.LORA_TARGETS,
+    "phi3": ["qkv_proj", "o_proj"],
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+"""The attention projections that LoRA goes on, by transformers' name of the architecture."""
+NAMES: dict[str, Any] = {"phi": "phi-2", "phi3": "phi-3", "llama": "llama"}
+"""transformers' name of an architecture -> ours."""
+NORM_WEIGHT = re.compile(r"(^|[._])(layer)?norm\.weight$")
+TOKENIZER = "tokenizer.json"
+
+
+def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedModel:
+    """A freshly initialised language model of these sizes, without LoRA.
+
+    branch_scale : as in `phi.build_phi`. The stock classes have no norm on a branch and begin
+                   quiet as they are: it does nothing there, nor does `llm_rotary`, for Phi-3 mini
+                   and Llama turn the whole of each head. Llama has no dropout on its branches.
+    """
+    if config.llm_type == "phi-2":
+        return phi.build_phi(config, branch_scale=branch_scale)
+    if config.llm_width % config.llm_heads:
+        raise ValueError(f"llm_width {config.llm_width} is not a multiple of {config.llm_heads}")
+    sizes: dict[str, Any] = {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.llm_width,
+        "intermediate_size": config.llm_ffn,
+        "num_hidden_layers": config.llm_depth,
+        "num_attention_heads": config.llm_heads,
+        "max_position_embeddings": config.llm_context,
+        # Ids belong to the tokenizer; the defaults of transformers are those of another one.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    if config.llm_type == "llama":
+        return LlamaForCausalLM(LlamaConfig(**sizes))
+    sizes |= {
+        "resid_pdrop": config.llm_dropout,
+        "original_max_position_embeddings": config.llm_context,
+    }
+    return Phi3ForCausalLM(Phi3Config(**sizes))
+
+
+def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
+    """Freeze `llm` and put stock peft LoRA on the attention projections of every block."""
+    return phi.add_lora(
+        llm,
+        config.llm_lora_rank,
+        config.llm_lora_alpha,
+        config.llm_lora_dropout,
+        LORA_TARGETS[llm.config.model_type],
+    )
+
+
+def bare(llm: nn.Module) -> PreTrainedModel:
+    """The model itself, without peft's wrapper where there is one; LoRA stays inside.
+
+    `.base_model` is its body, up to the final norm; `.get_input_embeddings()` and
+    `.get_output_embeddings()` are its two ends, whatever the architecture calls them.
+    """
+    return cast(PreTrainedModel, llm.get_base_model() if isinstance(llm, PeftModel) else llm)
+
+
+def trainable_norms(llm: nn.Module) -> list[str]:
+    """Names of the norm weights that train beside LoRA; biases stay frozen, as published."""
+    return [name for name, _ in llm.named_parameters() if NORM_WEIGHT.search(name)]
+
+
+def set_attention(llm: nn.Module, kind: str) -> None:
+    """Compute attention by `sdpa`, torch's fused one, or `eager`, the plain one of the release."""
+    bare(llm).set_attn_implementation(kind)
+
+
+def checkpoint_blocks(llm: nn.Module) -> None:
+    """Keep only what enters each block and recompute the block in the backward pass.
+
+    Non-reentrant: gradients reach LoRA although nothing that enters the first block has one.
+    """
+    model: Any = bare(llm)
+    # transformers 5.23 renames it and warns of the old name; 5.17 has the old name only.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def hold_in(llm: nn.Module, dtype: torch.dtype) -> None:
+    """Hold matrices and their biases in `dtype`; norms and LoRA, which train, in float32."""
+    for name, parameter in llm.named_parameters():
+        kept = "lora_" in name or "norm" in name
+        parameter.data = parameter.data.to(torch.float32 if kept else dtype)
+
+
+def sizes_of(llm: nn.Module, config: ModelConfig) -> ModelConfig:
+    """`config` with the sizes of this language model."""
+    found = bare(llm).config
+    return replace(
+        config,
+        llm_type=NAMES[found.model_type],
+        llm_width=found.hidden_size,
+        llm_depth=found.num_hidden_layers,
+        llm_heads=found.num_attention_heads,
+        llm_ffn=found.intermediate_size,
+        llm_context=found.max_position_embeddings,
+        vocabulary=found.vocab_size,
+    )
+
+
+def llm_from_folder(
+    path: Path, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """A pretrained Phi-3 or Llama-architecture model with its tokenizer, from a folder.
+
+    path  : as save_pretrained writes it: config.json, safetensors, tokenizer.json.
+    dtype : of all but the norms, which are float32: they train.
+
+    Nothing is fetched and no code of the folder runs. Raises FileNotFoundError when a part is not
+    there, ValueError for weights in any form but safetensors, for another architecture, for tensors
+    missing or unknown and for a tokenizer that doesn't fit the model or can't begin a prompt.
+    """
+    path = Path(path)
+    _check_files(path)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if config.model_type not in ("phi3", "llama"):
+        raise ValueError(
+            f"{path} holds a model of type {config.model_type!r}, wanted phi3 or llama; Phi-2 as "
+            "MiniGPT-3D changes it is read from the folder of published weights"
+        )
+    tokenizer = Tokenizer.from_file(str(path / TOKENIZER))
+    try:
+        bos_id(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{path / TOKENIZER}: {error}") from None
+    if (tokens := tokenizer.get_vocab_size()) > config.vocab_size:
+        raise ValueError(f"{path}: {tokens} tokens, but embeddings of only {config.vocab_size}")
+    read: Any = AutoModelForCausalLM.from_pretrained
+    llm, report = read(
+        path,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
+        raise ValueError(
+            f"{path}: {len(wrong)} tensors are missing or unknown, {min(wrong)} among them; "
+            "the folder is not whole or of another model"
+        )
+    hold_in(llm, dtype)
+    return llm, tokenizer
+
+
+def _check_files(path: Path) -> None:
+    if missing := [name for name in ("config.json", TOKENIZER) if not (path / name).is_file()]:
+        raise FileNotFoundError(
+            f"no {' and no '.join(missing)} in {path}: give a folder with a language model of "
+            "transformers and its tokenizer"
+        )
+    if not any(path.glob("*.safetensors")):
+        other = sorted(each.name for each in path.iterdir() if each.suffix in (".bin", ".pth"))
+        raise ValueError(
+            f"{path} holds no weights as safetensors"
+            + (f", only {', '.join(other)}, which could run code when read" if other else "")
+            + "; save the model again as safetensors"
+        )

@@ -1,0 +1,80 @@
+"""What a stage-2 run begins with: a checkpoint of ours, or the published files in a folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from train.config import MODELS, SHIPPED, ModelConfig, Stage2Config
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+    from train.models.minigpt3d import MiniGPT3D
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model before stage 2, on the CPU in eval mode, and the digests of what it was made of."""
+
+    model: MiniGPT3D
+    tokenizer: Tokenizer
+    hashes: dict[str, str]
+    files: tuple[str, ...] = ()
+    """What each published file gave, a line each; empty for a checkpoint of ours."""
+
+
+def starting_folder(config: Stage2Config) -> Path:
+    """The folder that was named or, for nano, the checkpoint that ships with the project."""
+    if folder := config.weights or config.stage1:
+        return folder
+    if config.preset == "nano":
+        return SHIPPED
+    published = " or --weights DIR, the published files" if config.preset == "minigpt3d" else ""
+    raise ValueError(
+        f"--preset {config.preset} needs --stage1 DIR, a checkpoint of that size written by "
+        f"python -m train.stage1{published}; only the nano one ships with the project"
+    )
+
+
+def model_sizes(config: Stage2Config) -> ModelConfig:
+    """Sizes of the model, before anything heavy is loaded.
+
+    A folder of published weights has the published sizes, unless a config.json in it, as in a
+    checkpoint of ours, says otherwise.
+    """
+    folder = starting_folder(config)
+    path = folder / "config.json"
+    if config.weights:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--weights {folder}: there is no such folder")
+        if not path.is_file():
+            return MODELS["minigpt3d"]
+    elif not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint in {folder} (config.json is missing); give --stage1 a folder "
+            "written by python -m train.stage1"
+        )
+    try:
+        return replace(ModelConfig(), **json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a model's sizes: {error}") from None
+
+
+def load_start(config: Stage2Config, sizes: ModelConfig, dtype: torch.dtype) -> Start:
+    """Load it; `dtype` is that of the matrices of a published LLM, a checkpoint is float32.
+
+    Raises FileNotFoundError for what is missing, ValueError for what does not fit.
+    """
+    from train.checkpoint import load_model, sha256
+    from train.published import load_folder
+
+    folder = starting_folder(config)
+    if not config.weights:
+        model, tokenizer, _ = load_model(folder)
+        return Start(model, tokenizer, {"stage1": sha256(folder / "model.safetensors")})
+    found = load_folder(folder, sizes, upto=config.start, dtype=dtype, seed=config.seed)
+    return Start(found.model, found.tokenizer, found.hashes(), tuple(map(str, found.sources)))
