@@ -1,7 +1,9 @@
 """Hooks against what transformers itself returns."""
 
+import numpy as np
 import pytest
 import torch
+import zarr
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
@@ -18,9 +20,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from train.capture import capture_hidden_states, short_forward
-from train.checkpoint import SHIPPED, load_model
+from store.writer import create_run
+from train.capture import capture_hidden_states, capture_objects, short_forward
+from train.checkpoint import load_model
+from train.config import SHIPPED
 from train.prompts import collate, encode_conversation, prefix
+from train.verify import CaptureError
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
 MODELS = {
@@ -233,3 +238,46 @@ def test_a_mask_of_unequal_rows_is_refused():
     capture = capture_hidden_states(MODELS["phi"](), [1], mask)
     with pytest.raises(ValueError, match=r"\[1, 2\]"), capture:
         pass
+
+
+@pytest.fixture
+def objects(tmp_path, tiny_checkpoint):
+    """(model, targets, prefix, writer) of ten objects that are to be captured at layers 0 and 3."""
+    model, tokenizer, sizes = load_model(tiny_checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(10, sizes.queries, sizes.qformer_width, generator=generator)
+    table = {
+        name: [f"{name}{row}" for row in range(10)] for name in ("id", "class_name", "caption")
+    }
+    writer = create_run(
+        tmp_path / "run",
+        samples=table | {"label": [0] * 10, "split": ["gallery"] * 5 + ["query"] * 5},
+        layers=[0, 3],
+        variants=["stage1"],
+        steps={"stage1": [0, 20]},
+        tokens=sizes.queries,
+        dim=sizes.llm_width,
+        target_dim=sizes.qformer_width,
+        dtype="float32",
+    )
+    return model, targets, prefix(tokenizer, sizes.queries), writer
+
+
+def test_objects_are_proven_and_stored_at_each_step(objects):
+    model, targets, start, writer = objects
+    first = capture_objects(model, targets, start, [0, 3], writer, "stage1", step=0)
+    assert first["layer 0"] == "the projector's output, bit for bit"
+    assert writer.done("stage1", 0) == 10 and writer.done("stage1", 20) == 0
+    assert capture_objects(model, targets, start, [0, 3], writer, "stage1", step=0) == {}
+    hidden = zarr.open_array(writer.path / "activations.zarr/stage1/hidden", mode="r")
+    with torch.no_grad():
+        expected = model.projector(targets).numpy()
+    np.testing.assert_array_equal(hidden[0, 0], expected)
+
+
+def test_nothing_is_stored_of_a_capture_that_is_not_proven(objects):
+    model, targets, start, writer = objects
+    model.llm.train()
+    with pytest.raises(CaptureError, match=r"^eval: .* training mode"):
+        capture_objects(model, targets, start, [0, 3], writer, "stage1", step=0)
+    assert writer.done("stage1", 0) == 0

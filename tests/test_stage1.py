@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from train.checkpoint import SHIPPED, load_model, load_strictly
-from train.config import NANO
+from train.checkpoint import load_model, load_strictly
+from train.config import NANO, SHIPPED
 from train.models.minigpt3d import build
 
 PHASES = ["language", "encoder", "bridge", "I-mlp", "II-brief", "III-mixed"]

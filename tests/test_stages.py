@@ -14,12 +14,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3ForCausalLM
 
+from store import open_run
 from tests.conftest import CLASSES, TINY, solids
 from tests.test_published import PATHS, Weights
-from train import stage1
+from train import stage1, stage2
 from train.checkpoint import load_first_queries, load_model, own_tensors, save_model
-from train.config import MODELS, STAGE1, Stage1Config
+from train.config import MODELS, STAGE1, Stage1Config, Stage2Config
+from train.models.llm import bare
 from train.models.minigpt3d import build
 from train.stages import ORDER, parse_stages, plan, trained_in
 
@@ -269,6 +272,68 @@ def test_published_weights_are_a_start(annotated, tmp_path, tiny_tokenizer, stag
     assert f"{place.parent.name}/{place.name}" in card["hashes"]
 
 
+def test_a_llama_from_a_folder_takes_phi_2s_place_and_goes_on(
+    annotated, solids_folder, tmp_path, tiny_tokenizer
+):
+    torch.manual_seed(8)
+    grouped = LlamaConfig(
+        vocab_size=300,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    )
+    llama = LlamaForCausalLM(grouped)
+    llama.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer.save(str(tmp_path / "llama" / "tokenizer.json"))
+    weights = Weights(tmp_path / "weights", tiny_tokenizer)
+    for path in ("Phi_2/config.json", "TinyGPT_V_stage_3/TinyGPT-V_for_Stage3.pth"):
+        (weights.folder / path).unlink()  # nothing of Phi-2 is asked for
+    large = {"preset": "minigpt3d", "precision": "no"}
+    first = config(
+        annotated, tmp_path / "I", "I", weights=weights.folder, llm=tmp_path / "llama", **large
+    )
+    stage1.main(first)
+    second = tmp_path / "I" / "checkpoint"
+    stage1.main(config(annotated, tmp_path / "II", "II", start=second, **large))
+    model, _, sizes = load_model(tmp_path / "II" / "checkpoint")
+    assert (sizes.llm_type, sizes.llm_depth, sizes.llm_width) == ("llama", 3, 24)
+    assert bare(model.llm).config.num_key_value_heads == 2
+    body, theirs = bare(model.llm).base_model, llama.base_model
+    assert torch.equal(body.embed_tokens.weight, theirs.embed_tokens.weight)
+    mlp = "layers.2.mlp.gate_proj.weight"
+    assert torch.equal(body.get_parameter(mlp), theirs.get_parameter(mlp))
+    encoder = model.point_encoder.state_dict()["norm.weight"]
+    assert torch.equal(encoder, weights.encoder["point_encoder.norm.weight"])
+    out = tmp_path / "stage2"
+    stage2.main(
+        Stage2Config(
+            preset="minigpt3d",
+            stage1=tmp_path / "II" / "checkpoint",
+            data="modelnet",
+            data_root=solids_folder,
+            out=out,
+            capture_layers="all",
+            align_layer=2,
+            steps=2,
+            batch_size="2",
+            neighbours="1",
+            precision="no",
+            threads=1,
+        )
+    )
+    assert open_run(out).hidden("aligned").sizes["layer"] == 4
+
+
+def test_a_phi_3_from_nothing_is_a_flag(annotated, tmp_path):
+    stage1.main(config(annotated, tmp_path / "run", "priors,I", llm_type="phi-3"))
+    model, _, sizes = load_model(tmp_path / "run" / "checkpoint")
+    assert sizes.llm_type == "phi-3" and isinstance(bare(model.llm), Phi3ForCausalLM)
+
+
 def test_the_published_rates_batches_and_steps():
     phases = {stage: plan(stage, STAGE1["minigpt3d"])[0] for stage in ORDER[1:]}
     assert [phases[stage].schedule.steps for stage in phases] == [70_000, 70_000, 30_000, 10_000]
@@ -303,6 +368,7 @@ def test_the_published_rates_batches_and_steps():
         ("I", {"preset": "minigpt3d"}, "of the priors: give --from .*, or --weights DIR"),
         ("II", {"preset": "minigpt3d", "weights": Path("w")}, "stage I, which was not published"),
         ("priors", {"weights": Path("w")}, "begin with nothing: leave out --from and --weights"),
+        ("II", {"preset": "minigpt3d", "llm": Path("l")}, "--llm goes with --weights"),
         ("IV", {"weights": Path("w")}, "goes with --preset minigpt3d, not with nano"),
         ("IV", {"weights": Path("w"), "start": Path("x")}, "give one of the two"),
         ("priors", {"batch_size": 0}, "the priors have none"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.config import MODELS, ModelConfig, Stage1Config
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
     from torch import Tensor
 
@@ -35,6 +36,10 @@ def check_start(config: Stage1Config, first: str) -> None:
         raise ValueError("--from and --weights: the stages have one start, give one of the two")
     if config.weights and config.preset != "minigpt3d":
         raise ValueError(f"--weights goes with --preset minigpt3d, not with {config.preset}")
+    if config.llm and (not config.weights or first != "I"):
+        raise ValueError(
+            "--llm goes with --weights and begins with stage I: its projector and LoRA are new"
+        )
     before = stage_before(first)
     if config.weights and first not in PUBLISHED_STARTS:
         raise ValueError(
@@ -53,6 +58,9 @@ def check_start(config: Stage1Config, first: str) -> None:
     if config.start.resolve() == (config.folder / "checkpoint").resolve():
         raise ValueError(f"--out {config.folder} holds the checkpoint of --from; choose another")
     sizes, wanted = read_sizes(config.start), MODELS[config.preset]
+    if sizes.llm_type != "phi-2":  # it came from a folder, with the sizes that it has there
+        llm = {name: value for name, value in vars(sizes).items() if name.startswith("llm_")}
+        wanted = replace(wanted, vocabulary=sizes.vocabulary, **llm)
     if wrong := [
         f"{field.name} {getattr(sizes, field.name)} instead of {getattr(wanted, field.name)}"
         for field in fields(ModelConfig)
@@ -109,7 +117,9 @@ def load_start(config: Stage1Config, first: str, data: Objects, mixed: str) -> B
         model, tokenizer, sizes = load_model(config.start, dtype)
         hashes = {"start": sha256(config.start / "model.safetensors")}
         return Begin(model, tokenizer, sizes, hashes, load_first_queries(config.start))
-    sizes = MODELS[config.preset]
+    sizes = begin_sizes(config)
+    if config.llm:
+        return _with_llm(config, sizes, dtype)
     if config.weights:
         upto = PUBLISHED_STARTS[first]
         found = load_folder(config.weights, sizes, upto=upto, dtype=dtype, seed=config.seed)
@@ -118,6 +128,31 @@ def load_start(config: Stage1Config, first: str, data: Objects, mixed: str) -> B
         return Begin(found.model, found.tokenizer, sizes, found.hashes(), found.first_queries)
     tokenizer = train_tokenizer(data, sizes.vocabulary, config.folder / "tokenizer.json")
     return Begin(build(sizes, config.seed, sizes.llm_branch_scale), tokenizer, sizes, {})
+
+
+def begin_sizes(config: Stage1Config) -> ModelConfig:
+    """Sizes of a model that begins with random weights."""
+    return replace(MODELS[config.preset], llm_type=config.llm_type)
+
+
+def _with_llm(config: Stage1Config, sizes: ModelConfig, dtype: torch.dtype) -> Begin:
+    """The published encoder and Q-Former before a language model of another kind."""
+    from train.checkpoint import sha256
+    from train.models.llm import llm_from_folder, sizes_of
+    from train.models.minigpt3d import build
+    from train.published import load_front
+
+    assert config.llm and config.weights
+    language, tokenizer = llm_from_folder(config.llm, dtype)
+    sizes = sizes_of(language, sizes)
+    model = build(sizes, seed=config.seed, language=language)
+    sources = load_front(config.weights, model)
+    for source in sources:
+        print(f"weights: {source}")
+    files = [each.path for each in sources] + sorted(config.llm.glob("*.safetensors"))
+    hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in files}
+    queries = model.qformer.query_tokens.detach().clone()
+    return Begin(model.eval(), tokenizer, sizes, hashes, queries)
 
 
 def train_tokenizer(data: Objects, vocabulary: int, path: Path) -> Tokenizer:

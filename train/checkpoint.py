@@ -23,10 +23,7 @@ from train.models.llm import bare
 from train.models.minigpt3d import MiniGPT3D, build
 from train.models.pointbert import check_names
 
-SHIPPED = Path(__file__).parent / "checkpoints" / "nano-stage1"
 FIRST_QUERIES = "first_queries.safetensors"
-SHARED = "experts.query_expert_dict.0"
-"""A second name of `qformer.query_tokens`, which a checkpoint holds once."""
 
 
 def sha256(path: Path) -> str:
@@ -141,17 +138,30 @@ def read_sizes(folder: Path) -> ModelConfig:
 
 
 def own_tensors(model: MiniGPT3D) -> dict[str, Tensor]:
-    """State of a model, each tensor once: expert 0 is the Q-Former's `query_tokens`."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name != SHARED}
+    """State of a model, each tensor once: expert 0 is the Q-Former's `query_tokens`, and the head
+    of some LLMs is their embedding."""
+    twins = _twins(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in twins}
+
+
+def _twins(model: MiniGPT3D) -> dict[str, str]:
+    """Second name of a tensor -> its first."""
+    first: dict[int, str] = {}
+    named = model.state_dict(keep_vars=True).items()
+    return {
+        name: first[id(tensor)]
+        for name, tensor in named
+        if first.setdefault(id(tensor), name) != name
+    }
 
 
 def give_numbers(model: MiniGPT3D, tensors: dict[str, Tensor]) -> None:
     """Make these tensors, all of `own_tensors` by name, those of a model on the meta device."""
-    if model.experts is not None:
-        tensors = tensors | {SHARED: tensors["qformer.query_tokens"]}
-    model.load_state_dict(tensors, assign=True)
+    twins = {name: tensors[first] for name, first in _twins(model).items()}
+    model.load_state_dict(tensors | twins, assign=True)
     if model.experts is not None:
         model.experts.share_queries(model.qformer.query_tokens)
+    bare(model.llm).tie_weights()
     # The rotary table is in no state dict and still without numbers.
     body: Any = bare(model.llm).base_model
     body.rotary_emb = type(body.rotary_emb)(config=body.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -103,10 +103,14 @@ class ModelConfig:
     llm_dropout: float = 0.1
     llm_branch_scale: float = 1.0
     """First value of the norm on each attention output; below 1, random blocks stay quiet."""
+    llm_activation: Literal["gelu_pytorch_tanh", "gelu_new"] = "gelu_pytorch_tanh"
+    """Phi-2's gelu in one kernel, which keeps far less for the backward pass; or step by step."""
     llm_context: int = 2048
     vocabulary: int = 51200
     llm_type: Literal["phi-2", "phi-3", "llama"] = "phi-2"
     """Phi-2 as MiniGPT-3D changes it, or the stock class of transformers for Phi-3 or Llama."""
+    llm_settings: dict[str, Any] = field(default_factory=dict)
+    """A stock LLM's own config.json, where it was read from a folder; wins over the sizes here."""
     experts: int = 0
     """Query experts, 8 in the published stage IV; 0 for a model without them."""
     router: Literal["sparse", "soft", "constant"] = "sparse"
@@ -132,6 +136,7 @@ NANO = ModelConfig(
     llm_heads=6,
     llm_ffn=192,
     llm_rotary=0.5,
+    llm_activation="gelu_new",  # the shipped checkpoint was trained with its rounding
     llm_lora_rank=8,
     llm_lora_alpha=8,
     # No dropout: on a CPU drawing it is a fifth of a step, and the small model does not overfit.
@@ -187,6 +192,11 @@ class Stage1Config:
     weights: Path | None = None
     """Folder of published weights to begin with instead, for --preset minigpt3d: TinyGPT-V's
     before stage I, MiniGPT-3D's of stage III before stage IV."""
+    llm: Path | None = None
+    """Folder of a Phi-3 or Llama model as transformers writes it, in the place of Phi-2: with
+    --weights, of which the encoder and the Q-Former are then used, and from stage I on."""
+    llm_type: Literal["phi-2", "phi-3", "llama"] = "phi-2"
+    """Architecture of the LLM where it begins with random weights."""
     out: Path | None = None
     """Folder of the checkpoint (default runs/stage1, with preset and stages where they are not the
     default); an interrupted training there goes on."""
@@ -277,8 +287,9 @@ class Stage2Config:
     """Checkpoint to start from (default: the nano one that ships with the project)."""
     weights: Path | None = None
     """Folder of the published weights to start from instead, for --preset minigpt3d."""
-    start: Literal["pointalign-pretrain", "stage-3"] = "pointalign-pretrain"
-    """Which published files of --weights to begin with: PointAlign's or MiniGPT-3D's stage III."""
+    start: Literal["pointalign-pretrain", "stage-3", "stage-4"] = "pointalign-pretrain"
+    """Which published files of --weights to begin with: PointAlign's, or MiniGPT-3D's of stage III
+    or, with its query experts, IV."""
     data: Literal["shapes", "modelnet", "objaverse"] = "shapes"
     """Embedded shapes, ModelNet in any of its formats, or Objaverse as PointLLM published it."""
     data_root: Path = Path("data")
@@ -462,7 +473,6 @@ STAGE2 = {
         warmup_rate=1e-7,
         floor_rate=1e-7,
         warmup_steps=1000,
-        gradient_checkpointing=True,
         train_per_class=0,
         gallery_per_class=1000,
         query_per_class=500,

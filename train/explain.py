@@ -114,7 +114,7 @@ class Explained:
         """Results of `probe.lens`, and what they show in words."""
         from probe import lens
         from probe.patching import find_unembedding, states_at
-        from train.finished import ask, caption_states, encode_ids, text_states
+        from train.finished import ask, caption_states, encode_ids, text_states, vocabulary
 
         found = {}
         for variant in self.variants:
@@ -139,7 +139,7 @@ class Explained:
             found,
             layers=self.layers,
             objects=self.query.ids,
-            vocabulary=[tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())],
+            vocabulary=vocabulary(model, tokenizer),
             captions=self.gallery.captions,
             seed=self.config.seed,
         )
@@ -183,9 +183,16 @@ def _named(show: Progress, what: str) -> Progress:
     return lambda done, total, _: show(done, total, what)
 
 
-if __name__ == "__main__":
+def cli(arguments: list[str] | None = None) -> None:
+    """Run the command line, `sys.argv` when None; a wrong call ends it with code 2."""
     try:
-        config = tyro.cli(ExplainConfig, prog="python -m train.explain", description=__doc__)
+        config = tyro.cli(
+            ExplainConfig, prog="python -m train.explain", description=__doc__, args=arguments
+        )
     except ValueError as error:
         fail(str(error), 2)
     run(main, config)
+
+
+if __name__ == "__main__":
+    cli()

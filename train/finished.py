@@ -182,3 +182,13 @@ def caption_states(
     mask[:, 0] = False
     states = states_at(model.llm, asked, mask, layers)
     return Captions(states, torch.nonzero(mask)[:, 0].cpu().numpy(), about.labels)
+
+
+def vocabulary(model: MiniGPT3D, tokenizer: Tokenizer) -> list[str]:
+    """Text of every token that the model has a logit for; it may have more than the tokenizer."""
+    known = tokenizer.get_vocab_size()
+    logits = bare(model.llm).config.vocab_size
+    return [
+        tokenizer.decode([token], skip_special_tokens=False) if token < known else f"<{token}>"
+        for token in range(logits)
+    ]

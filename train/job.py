@@ -16,12 +16,13 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from peft import PeftModel
 from rich.console import Console
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from store.writer import RunWriter, create_run
 from train.alignment import Stage2Objective
 from train.batches import MIX, Batches, Drawn, check_lengths
-from train.budget import MIB, store_bytes, training_memory
+from train.budget import LENGTHS, MIB, lengths_of, store_bytes, training_memory
 from train.capture import capture_objects
 from train.captured import sample_table, shown_points, store_attention
 from train.checkpoint import read_tensors, train_only, write_tensors
@@ -30,13 +31,13 @@ from train.data.load import load_data
 from train.data.objects import DataSet
 from train.frozen import keep_targets, kept_rows, kept_targets
 from train.loop import Schedule, Training, fit, trained_tensors
-from train.models.llm import add_lora, bare, build_llm, hold_in, set_attention
+from train.models.llm import add_lora, build_llm, hold_in, set_attention
 from train.models.minigpt3d import MiniGPT3D, build, set_switches
 from train.objectives import language_parameters
 from train.prompts import prefix
 from train.provenance import provenance
 from train.record import check_new, check_same, write_record
-from train.start import load_start
+from train.start import load_start, starting_folder
 
 UNTRAINED_SEED = 1_000_000
 """Added to the seed for the weights of the untrained LLM, which no training has seen."""
@@ -46,6 +47,8 @@ NOT_PART_OF_A_RUN = (
 )
 """Settings that may differ when an interrupted run goes on: they don't change its numbers, or
 what they name is known by its hash."""
+FEWEST_QUERIES = 5
+"""The jackknife of CKA has no variance with fewer."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -104,7 +107,7 @@ class Stage2Run:
         with torch.device("meta"):
             model = build(self.sizes)
             objective = Stage2Objective(model, self.config, self.config.align_weight)
-        if self.config.weights:
+        if self.config.preset == "minigpt3d":
             hold_in(model.llm, dtype)
         set_switches(model, self.config)
         trained = train_only(objective, self._trains(objective))
@@ -113,7 +116,9 @@ class Stage2Run:
         count = sum(trained.values())
         half = None if dtype == torch.float32 else dtype
         processes = self.accelerator.num_processes
-        memory = training_memory(objective, self.config, half=half, processes=processes)
+        memory = training_memory(
+            objective, self.config, half=half, lengths=self._lengths(), processes=processes
+        )
         size = store_bytes(self.config, self.sizes, len(self.layers), objects, len(VARIANTS))
         say = self.console.print
         say(f"run        {self.folder}")
@@ -130,6 +135,17 @@ class Stage2Run:
         for line in memory.lines():
             say(f"             {line}", soft_wrap=True)
         say(f"store      {size / MIB:,.0f} MiB before compression, {objects} objects")
+
+    def _lengths(self) -> dict[str, tuple[int, int]]:
+        """Tokens of the longest conversations, where there is a tokenizer to count them with."""
+        folder = starting_folder(self.config)
+        path = folder / ("Phi_2/tokenizer.json" if self.config.weights else "tokenizer.json")
+        if not path.is_file():
+            return LENGTHS
+        tokenizer, sizes = Tokenizer.from_file(str(path)), self.sizes
+        said = (each for each in self.data.train.conversations if each.kind in MIX)
+        found = lengths_of(said, tokenizer, queries=sizes.queries, context=sizes.llm_context)
+        return LENGTHS | found
 
     def start(self) -> None:
         """Make the folder, run the frozen front once for each object, lay out the store.
@@ -296,6 +312,11 @@ class Stage2Run:
                 f"--neighbours {self.config.neighbours}: K={most} is more than the gallery's "
                 f"{len(self.data.gallery)} objects"
             )
+        if (queries := len(self.data.query)) < FEWEST_QUERIES:
+            raise ValueError(
+                f"the data has {queries} query objects; intervals over objects need "
+                f"{FEWEST_QUERIES} or more"
+            )
 
     def _precision(self) -> str:
         if self.config.precision != "auto":
@@ -385,7 +406,7 @@ class Stage2Run:
             torch.manual_seed(UNTRAINED_SEED + self.config.seed)
             fresh = build_llm(self.sizes, branch_scale=self.sizes.llm_branch_scale)
             adapted = add_lora(fresh, self.sizes)
-        hold_in(adapted, bare(self.model.llm).get_input_embeddings().weight.dtype)
+        hold_in(adapted, self.model.held_in())
         set_attention(adapted, self.config.attention)
         return adapted
 

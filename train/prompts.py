@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BOS = "<|endoftext|>"
-"""Phi-2's only special token: it begins a sequence and, in the published code, also pads one."""
+BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
+"""With what a sequence begins, the first that a tokenizer has. Phi-2's only special token comes
+first, which in the published code also pads; Phi-3 and Llama have another."""
 PLACEHOLDER = "<PointCloudHere>"
 POINTS_HERE = f"<PC>{PLACEHOLDER}</PC>"
 TEMPLATE = "[INST] {} [/INST]"
@@ -71,10 +72,12 @@ def encode_ids(tokenizer: Any, text: str) -> list[int]:
 def bos_id(tokenizer: Any) -> int:
     """Id of the token that begins a sequence; ValueError when the tokenizer has none."""
     look_up = getattr(tokenizer, "token_to_id", None) or tokenizer.convert_tokens_to_ids
-    found = look_up(BOS)
-    if found is None:
-        raise ValueError(f"the tokenizer has no token {BOS!r}, with which every sequence begins")
-    return found
+    for token in BEGINNINGS:
+        if (found := look_up(token)) is not None:
+            return found
+    raise ValueError(
+        f"the tokenizer has none of {', '.join(BEGINNINGS)}, with which a sequence begins"
+    )
 
 
 def clean_question(text: str) -> str:

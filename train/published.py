@@ -211,6 +211,7 @@ FINETUNE = File(
 )
 BASE = (PHI2, BLIP2, POINTS)
 CHAINS = {
+    "front": (BLIP2, POINTS),
     "tinygpt-v": (*BASE, TINYGPTV),
     "stage-3": (*BASE, STAGE3),
     "stage-4": (*BASE, STAGE3, STAGE4),
@@ -377,8 +378,8 @@ def load_folder(
     when a file is damaged, unsafe, of another stage or of other sizes.
     """
     config = config or ModelConfig()
-    if upto not in CHAINS:
-        raise ValueError(f"upto={upto!r} must be one of {', '.join(CHAINS)}")
+    if upto not in CHAINS or upto == "front":
+        raise ValueError(f"upto={upto!r} must be one of {', '.join(list(CHAINS)[1:])}")
     paths = _find(Path(folder), upto)
     tokenizer = _read_language(paths[PHI2], config)
     # Without numbers: 2.8 billion random ones would take minutes and be thrown away.
@@ -405,6 +406,24 @@ def load_folder(
     return Published(
         model.eval(), tokenizer, tuple(sources), fresh, first_queries, experts, alignment
     )
+
+
+def load_front(folder: Path, model: MiniGPT3D) -> tuple[Source, ...]:
+    """Put the published encoder and BLIP-2's Q-Former into a model with an LLM of any kind.
+
+    What stage I and II train, MLP, LoRA and projector, stays as it is. Raises as `load_folder`.
+    """
+    paths = _find(Path(folder), "front")
+    own, names = model.state_dict(), published_names(model)
+    shapes = {name: own[ours] for name, ours in names.items() if not ours.startswith("llm.")}
+    state: dict[str, Tensor] = {}
+    sources: list[Source] = []
+    for file in CHAINS["front"]:
+        sources += _stack(file, paths[file], shapes, 1, state)
+    with torch.no_grad():
+        for name, value in state.items():
+            own[names[name]].copy_(value)
+    return tuple(sources)
 
 
 def published_names(model: MiniGPT3D) -> dict[str, str]:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from train.beginning import Begin, check_start, load_start
+from train.beginning import Begin, begin_sizes, check_start, load_start
 from train.cli import read_config, run
-from train.config import MODELS, STAGE1, Stage1Config
+from train.config import STAGE1, Stage1Config
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from train.stages import Phase
 
 NOT_PART_OF_A_RUN = (
-    *("out", "config", "threads", "save_every", "data_root", "start", "weights"),
+    *("out", "config", "threads", "save_every", "data_root", "start", "weights", "llm"),
     *("cache", "gradient_checkpointing", "dry_run"),
 )
 """Settings that may differ when an interrupted training goes on: they don't change its numbers, or
@@ -268,7 +268,7 @@ def describe(config: Stage1Config, stages: list[str]) -> None:
     from train.models.minigpt3d import build
     from train.stages import add_experts, learner, plan
 
-    sizes = MODELS[config.preset]
+    sizes = begin_sizes(config)
     with torch.device("meta"):
         model = build(sizes)
         for stage in stages:

@@ -65,16 +65,19 @@ def model_sizes(config: Stage2Config) -> ModelConfig:
 
 
 def load_start(config: Stage2Config, sizes: ModelConfig, dtype: torch.dtype) -> Start:
-    """Load it; `dtype` is that of the matrices of a published LLM, a checkpoint is float32.
+    """Load it; `dtype` is that of the LLM's matrices where it is the published one's size.
 
     Raises FileNotFoundError for what is missing, ValueError for what does not fit.
     """
+    import torch
+
     from train.checkpoint import load_model, sha256
     from train.published import load_folder
 
     folder = starting_folder(config)
     if not config.weights:
-        model, tokenizer, _ = load_model(folder)
+        published = config.preset == "minigpt3d"
+        model, tokenizer, _ = load_model(folder, dtype if published else torch.float32)
         return Start(model, tokenizer, {"stage1": sha256(folder / "model.safetensors")})
     found = load_folder(folder, sizes, upto=config.start, dtype=dtype, seed=config.seed)
     return Start(found.model, found.tokenizer, found.hashes(), tuple(map(str, found.sources)))

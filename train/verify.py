@@ -87,7 +87,7 @@ def verify_capture(
     proofs["fresh"] = _check_fresh(states, kept, trial, asked)
     proofs["batch"] = _check_batch(states, trial, asked)
     proofs["copies"] = _check_copies(states, kept, trial, asked)
-    proofs["short"] = _check_short(states, trial, asked)
+    proofs["short"] = _check_short(states, trial, asked, sorted(set(layers)))
     proofs["logits"] = _check_logits(plain, trial, asked)
     proofs["hooks"] = _check_hooks(trial, asked)
     proofs["errors"] = _check_errors(trial, asked)
@@ -128,7 +128,13 @@ class _Trial:
 
     def plain(self) -> Plain:
         output = self.forward(output_hidden_states=True)
-        return Plain(output.logits, output.hidden_states)
+        states, depth = output.hidden_states or (), len(transformer_blocks(self.model))
+        if len(states) != depth + 1:
+            raise CaptureError(
+                f"indices: {type(self.model).__name__} returns {len(states)} hidden states of "
+                f"{depth} blocks, wanted {depth + 1} to compare with"
+            )
+        return Plain(output.logits, states)
 
 
 def _run(trial: _Trial, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -362,8 +368,14 @@ def _spoil(_block, _args, output):
     hidden.zero_()
 
 
-def _check_short(states: dict[int, Tensor], trial: _Trial, asked: Sequence[int]) -> str:
-    """The full forward, with tokens behind, has the same states: the model is causal."""
+def _check_short(
+    states: dict[int, Tensor], trial: _Trial, asked: Sequence[int], layers: Sequence[int]
+) -> str:
+    """A pass that ends at the deepest layer that will be captured has the same states, and so has
+    the full forward with tokens behind: the model is causal."""
+    alone = _run(trial, layers)
+    if wrong := [at for at in layers if at not in alone or not torch.equal(alone[at], states[at])]:
+        raise CaptureError(f"short: layer {wrong[0]} is another one when no deeper one is captured")
     if trial.attention is not None:
         return "not asked: there is padding"
     longer = torch.cat([trial.embeds, trial.embeds[:, :FOLLOWING].flip(0)], dim=1)

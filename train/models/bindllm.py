@@ -33,8 +33,6 @@ LINEARS = {
 }
 """The matrices of a block: their names in Meta's files, and in transformers."""
 BIASED = ("wq", "wo", "w1", "w2", "w3")
-TURNED = ("wq", "wk")
-"""Meta turns neighbouring pairs of a head, transformers its two halves: rows are put in order."""
 LORA_RANK = 16
 
 
@@ -253,13 +251,13 @@ class PointLLM(nn.Module):
         shapes = {name: torch.empty(place.shape, device="meta") for name, place in wanted.items()}
         check_names("Point-LLM", shapes, given)
         self.bind.load_published(bind)
-        heads = {"wq": self.config.num_attention_heads, "wk": self.config.num_key_value_heads}
+        turned = {"wq": self.config.num_attention_heads, "wk": self.config.num_key_value_heads}
         with torch.no_grad():
             for name, place in wanted.items():
                 value = given[name]
-                turned = next((each for each in TURNED if _of(name, each)), None)
-                if turned:
-                    value = half_split(value, heads[turned])
+                for matrix, heads in turned.items():
+                    if _of(name, matrix):
+                        value = half_split(value, heads or self.config.num_attention_heads)
                 place.tensor.copy_(value.reshape(place.tensor.shape))
 
     def _published_names(self) -> dict[str, Place]:
@@ -312,7 +310,10 @@ def _of(name: str, matrix: str) -> bool:
 
 
 def half_split(rows: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key matrix from Meta's order of rotary pairs to that of transformers."""
+    """Rows of a query or key matrix from Meta's order of rotary pairs to that of transformers.
+
+    Meta turns neighbouring pairs of a head's numbers, transformers the head's two halves.
+    """
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(rows.shape)
 
 

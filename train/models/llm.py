@@ -33,6 +33,12 @@ LORA_TARGETS = {
 """The attention projections that LoRA goes on, by transformers' name of the architecture."""
 NAMES: dict[str, Any] = {"phi": "phi-2", "phi3": "phi-3", "llama": "llama"}
 """transformers' name of an architecture -> ours."""
+STOCK: dict[str, tuple[Any, Any]] = {
+    "phi-3": (Phi3ForCausalLM, Phi3Config),
+    "llama": (LlamaForCausalLM, LlamaConfig),
+}
+"""Our name of an architecture -> the classes of transformers for the model and its settings."""
+NOT_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 NORM_WEIGHT = re.compile(r"(^|[._])(layer)?norm\.weight$")
 TOKENIZER = "tokenizer.json"
 
@@ -48,6 +54,9 @@ def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedMo
         return phi.build_phi(config, branch_scale=branch_scale)
     if config.llm_width % config.llm_heads:
         raise ValueError(f"llm_width {config.llm_width} is not a multiple of {config.llm_heads}")
+    model, settings = STOCK[config.llm_type]
+    if config.llm_settings:
+        return model(settings(**config.llm_settings))
     sizes: dict[str, Any] = {
         "vocab_size": config.vocabulary,
         "hidden_size": config.llm_width,
@@ -60,13 +69,12 @@ def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedMo
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    if config.llm_type == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes))
-    sizes |= {
-        "resid_pdrop": config.llm_dropout,
-        "original_max_position_embeddings": config.llm_context,
-    }
-    return Phi3ForCausalLM(Phi3Config(**sizes))
+    if config.llm_type == "phi-3":
+        sizes |= {
+            "resid_pdrop": config.llm_dropout,
+            "original_max_position_embeddings": config.llm_context,
+        }
+    return model(settings(**sizes))
 
 
 def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
@@ -129,6 +137,9 @@ def sizes_of(llm: nn.Module, config: ModelConfig) -> ModelConfig:
         llm_ffn=found.intermediate_size,
         llm_context=found.max_position_embeddings,
         vocabulary=found.vocab_size,
+        llm_settings={
+            name: value for name, value in found.to_diff_dict().items() if name not in NOT_SETTINGS
+        },
     )
 
 

@@ -98,10 +98,13 @@ class MiniGPT3D(nn.Module):
         Its norms and LoRA are float32 beside them, as published. Everything before the LLM has the
         precision of its own weights, and the residual stream is float32 throughout.
         """
-        weight = cast(Tensor, bare(self.llm).get_input_embeddings().weight)
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            return torch.autocast(weight.device.type, weight.dtype)
+        if self.held_in() in (torch.float16, torch.bfloat16):
+            return torch.autocast(next(self.llm.parameters()).device.type, self.held_in())
         return nullcontext()
+
+    def held_in(self) -> torch.dtype:
+        """Precision of the LLM's own matrices."""
+        return cast(Tensor, bare(self.llm).get_input_embeddings().weight).dtype
 
     def encode(self, points: Tensor) -> Tensor:
         """Clouds (samples, points, 6) as targets (samples, queries, Q-Former width).

@@ -155,6 +155,7 @@ def build_phi(config: ModelConfig, *, branch_scale: float = 1.0) -> MiniGPTPhi:
             num_attention_heads=config.llm_heads,
             max_position_embeddings=config.llm_context,
             resid_pdrop=config.llm_dropout,
+            hidden_act=config.llm_activation,
             qk_layernorm=True,
             # Left out, transformers would turn half of each head; Phi-2 turns 0.4 of it.
             rope_parameters={

@@ -90,7 +90,11 @@ def cloud_features(encoder: nn.Module, points: Tensor) -> Tensor:
     Point-Bind joins PointBERT's class token and the maximum over its patches; I2P-MAE gives one
     feature by itself.
     """
-    found = encoder(points[..., : getattr(encoder, "channels", 3)])
+    return joined(encoder(points[..., : getattr(encoder, "channels", 3)]))
+
+
+def joined(found: Tensor) -> Tensor:
+    """Tokens (samples, 1 + patches, width) as one feature a cloud; a feature stays as it is."""
     if found.ndim == 2:
         return found
     return torch.cat([found[:, 0], found[:, 1:].amax(dim=1)], dim=-1)
