@@ -1,4 +1,7 @@
-"""python -m probe RUN: where in depth is geometry lost, and does alignment keep it?"""
+"""python -m probe RUN: where in depth is geometry lost, and does alignment keep it?
+
+python -m probe report RUN writes what was found as one page that opens anywhere.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -7,46 +10,99 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+BESIDE = ("maps", "reconstruction")  # probes with results of their own, beside the sweep
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Probe every captured layer of a run; print a table, keep results and figures in the run."""
+    """Probe every captured layer of a run; print a table, keep results and figures in the run.
+
+    python -m probe report RUN then writes a report of what was found.
+    """
 
     run: Positional[Path]
     """Run folder."""
     layers: str = "all"
     """Captured layers to probe: all, or a list as 0,8,16."""
-    probes: str = "knn,drift"
-    """What to measure, a list of knn, drift, linear and geometry."""
+    probes: str = "knn,drift,dimension"
+    """What to measure: knn, drift, dimension, linear, geometry, variants, similarity; and maps and
+    reconstruction, whose results are kept beside the sweep."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
-    """Seeds resampling, permutations and the folds of the ridge map."""
+    """Seeds resampling, permutations, folds, maps and decoders."""
+    again: Path | None = None
+    """Run folder of a second capture of the same objects: measures the noise floor."""
+    dask: str | None = None
+    """Address of a dask scheduler, as tcp://host:8786, to spread the layers of the sweep over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write what the probes of a run found: report.html, report.md and its figures, in the run."""
+
+    run: Positional[Path]
+    """Run folder, with a sweep in it: python -m probe RUN."""
+    out: Path | None = None
+    """Folder to write to; the run's own by default."""
 
 
 def main(config: ProbeConfig) -> None:
+    from store import open_run
+
+    run = open_run(config.run)
+    layers = run.layers if config.layers == "all" else numbers(config.layers, "--layers")
+    asked = [name.strip() for name in config.probes.split(",")]
+    swept = [name for name in asked if name not in BESIDE]
+    if swept:
+        _sweep(config, run, swept, layers)
+    for name in dict.fromkeys(name for name in asked if name in BESIDE):
+        _beside(name, run, layers, config.seed)
+
+
+def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
     from probe.plots import save_depth_html, save_depth_png
     from probe.report import print_table, progress_bar
     from probe.sweep import sweep
     from store import open_run
 
-    run = open_run(config.run)
-    layers = run.layers if config.layers == "all" else numbers(config.layers, "--layers")
     with progress_bar() as show:
         results = sweep(
             run,
-            [name.strip() for name in config.probes.split(",")],
+            probes,
             layers,
             k=numbers(config.k, "--k"),
+            again=open_run(config.again) if config.again else None,
             seed=config.seed,
+            dask=config.dask,
             progress=show,
         )
     run.write_probe("sweep", results)
     print_table(results)
-    if not {"knn_mean", "cka_mean"} & set(results):
-        return  # the depth figure draws these
+    if not {"knn_mean", "cka_mean"} & set(results) or not isinstance(run.path, Path):
+        return  # the depth figure draws these, into a run on this machine's disk
     for save, name in ((save_depth_png, "depth.png"), (save_depth_html, "depth.html")):
         print(save(results, run.path / name))
+
+
+def _beside(name: str, run, layers: list[int], seed: int) -> None:
+    from probe.maps import maps
+    from probe.reconstruction import reconstruction
+    from probe.report import print_beside, progress_bar
+
+    make = maps if name == "maps" else reconstruction
+    with progress_bar() as show:
+        results = make(run, layers, seed=seed, progress=show)
+    run.write_probe(name, results)
+    print_beside(name, results)
+
+
+def report(config: ReportConfig) -> None:
+    from probe.page import write_report
+    from store import open_run
+
+    for path in write_report(open_run(config.run), config.out):
+        print(path)
 
 
 def numbers(text: str, flag: str) -> list[int]:
@@ -58,11 +114,15 @@ def numbers(text: str, flag: str) -> list[int]:
 
 
 def cli() -> int:
-    config = tyro.cli(ProbeConfig, prog="python -m probe", description=__doc__)
+    arguments = sys.argv[1:]
     from store import StoreError
 
     try:
-        main(config)
+        if arguments[:1] == ["report"]:
+            name = "python -m probe report"
+            report(tyro.cli(ReportConfig, prog=name, args=arguments[1:]))
+        else:
+            main(tyro.cli(ProbeConfig, prog="python -m probe", args=arguments))
     except (StoreError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,10 +1,16 @@
 """The shape of a set of states: how many directions it fills. x : (samples, dim) throughout."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from probe.knn import nearest, unit_rows
 
 TAIL = 0.1  # of the ratios, the largest: they leave the line that the estimate is fitted to
+NEAR = 10  # neighbours of the maximum likelihood estimate
+LEAST = 20  # distinct objects for an intrinsic dimension
+GROUPS = 15  # of objects, left out in turn: 95 % intervals hold at a fifteenth of the cost
+STATISTICS = ("two_nn", "mle_dimension", "effective_rank", "participation_ratio", "anisotropy")
 
 
 def two_nn(x: np.ndarray) -> float:
@@ -13,17 +19,16 @@ def two_nn(x: np.ndarray) -> float:
     Copies of an object have no ratio and are counted once. The largest tenth of the ratios is
     left out of the fit. Facco et al. 2017 (doi:10.1038/s41598-017-11873-y).
     """
-    x = np.unique(_finite(x), axis=0)
-    if len(x) < 20:
-        raise ValueError(f"{len(x)} distinct objects: two_nn needs 20 or more")
-    found = nearest(x, x, 3, metric="l2")[:, 1:]  # the first is the object itself
-    gaps = np.linalg.norm(x[found] - x[:, None], axis=2)
-    ratios = np.sort(np.log(gaps[:, 1] / gaps[:, 0]))
-    if ratios[-1] <= 1e-9:
-        raise ValueError("all neighbours are equally far, as in a lattice: two_nn has no value")
-    kept = int(len(ratios) * (1 - TAIL))
-    empty = -np.log(1 - np.arange(1, kept + 1) / len(ratios))
-    return float(ratios[:kept] @ empty / (ratios[:kept] @ ratios[:kept]))
+    return _two_nn(_gaps(x, 2, "two_nn").gaps)
+
+
+def mle_dimension(x: np.ndarray, k: int = NEAR) -> float:
+    """Intrinsic dimension by maximum likelihood from the k nearest neighbours of each object.
+
+    A second opinion to `two_nn`, on a larger scale (Levina & Bickel 2004). Inverses are averaged
+    over the objects, which takes most of the bias of a small k off (MacKay & Ghahramani 2005).
+    """
+    return _mle(_gaps(x, k, "mle_dimension").gaps)
 
 
 def effective_rank(x: np.ndarray) -> float:
@@ -55,6 +60,110 @@ def anisotropy(x: np.ndarray) -> float:
     rows = unit_rows(_finite(x), "x")
     total = rows.sum(axis=0)
     return float((total @ total - len(rows)) / (len(rows) * (len(rows) - 1)))
+
+
+def token_diversity(tokens: np.ndarray) -> np.ndarray:
+    """Mean 1 - cosine of two tokens of one object, (samples,). tokens : (samples, tokens, dim).
+
+    0 where all tokens of an object point one way, as oversmoothing makes them (Wang et al. 2022,
+    arXiv:2203.05962); about 1 where they have nothing in common.
+    """
+    count = tokens.shape[1]
+    if tokens.ndim != 3 or count < 2:
+        raise ValueError(f"tokens {tokens.shape}: need (samples, tokens, dim), 2 tokens or more")
+    total = unit_rows(np.asarray(tokens, np.float64), "token").sum(axis=1)
+    cosine = ((total**2).sum(axis=1) - count) / (count * (count - 1))
+    return 1 - cosine
+
+
+class Shape(NamedTuple):
+    """Each of `STATISTICS`, (statistics,), and with groups left out, (statistics, groups).
+
+    An intrinsic dimension of fewer than 40 objects, or of a lattice, is nan.
+    """
+
+    values: np.ndarray
+    left_out: np.ndarray
+
+
+def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
+    """All statistics of states (samples, dim), for `probe.intervals.group_jackknife`.
+
+    groups : how many are left out in turn; 0 for the values alone. Which objects go together
+             depends on the seed alone, so that shapes of the same objects are paired. Neighbours
+             are looked up once, and crossed out where their group is left out.
+    """
+    x = _finite(x)
+    group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
+    if x.shape[1] > len(x):  # the same distances and cosines from fewer columns
+        x = np.asarray(np.linalg.qr(x.T, mode="r")).T
+    near = _gaps_or_none(x)
+    whole = np.ones(len(x), bool)
+    parts = [_statistics(x, near, keep) for keep in (whole, *(group != g for g in range(groups)))]
+    values = np.array(parts).T
+    return Shape(values[:, 0], values[:, 1:])
+
+
+def _statistics(x: np.ndarray, near: "_Near | None", keep: np.ndarray) -> list[float]:
+    part = x[keep]
+    gaps = None if near is None else _crossed_out(near, keep)
+    return [
+        np.nan if gaps is None else _two_nn(gaps),
+        np.nan if gaps is None else _mle(gaps[:, :NEAR]),
+        effective_rank(part),
+        participation_ratio(part),
+        anisotropy(part),
+    ]
+
+
+class _Near(NamedTuple):
+    """Distances of distinct objects to their nearest others, whose rows `found` holds."""
+
+    rows: np.ndarray
+    found: np.ndarray
+    gaps: np.ndarray
+
+
+def _gaps(x: np.ndarray, k: int, name: str) -> _Near:
+    x, rows = np.unique(_finite(x), axis=0, return_index=True)
+    if len(x) < max(LEAST, k + 1):
+        raise ValueError(f"{len(x)} distinct objects: {name} needs {max(LEAST, k + 1)} or more")
+    found = nearest(x, x, k + 1, metric="l2")[:, 1:]  # the first is the object itself
+    gaps = np.linalg.norm(x[found] - x[:, None], axis=2)
+    return _Near(rows, rows[found], gaps)
+
+
+def _gaps_or_none(x: np.ndarray) -> _Near | None:
+    distinct = len(np.unique(x, axis=0))
+    if distinct < 2 * LEAST:
+        return None
+    near = _gaps(x, min(3 * NEAR, distinct - 1), "shape")
+    flat = np.log(near.gaps[:, 1] / near.gaps[:, 0]).max() <= 1e-9
+    return None if flat else near
+
+
+def _crossed_out(near: _Near, keep: np.ndarray) -> np.ndarray:
+    """Distances of the kept objects to their nearest kept others."""
+    rows = keep[near.rows]
+    gone = ~keep[near.found[rows]]
+    order = gone.argsort(axis=1, kind="stable")[:, :NEAR]
+    return np.take_along_axis(near.gaps[rows], order, axis=1)
+
+
+def _two_nn(gaps: np.ndarray) -> float:
+    ratios = np.sort(np.log(gaps[:, 1] / gaps[:, 0]))
+    if ratios[-1] <= 1e-9:
+        raise ValueError("all neighbours are equally far, as in a lattice: two_nn has no value")
+    kept = int(len(ratios) * (1 - TAIL))
+    empty = -np.log(1 - np.arange(1, kept + 1) / len(ratios))
+    return float(ratios[:kept] @ empty / (ratios[:kept] @ ratios[:kept]))
+
+
+def _mle(gaps: np.ndarray) -> float:
+    logs = np.log(gaps[:, -1:] / gaps[:, :-1]).sum(axis=1)
+    if logs.sum() <= 1e-9:
+        raise ValueError("all neighbours are equally far, as in a lattice: there is no dimension")
+    return float((gaps.shape[1] - 1) * len(logs) / logs.sum())
 
 
 def _sizes(x: np.ndarray) -> np.ndarray:

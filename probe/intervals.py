@@ -31,12 +31,17 @@ def wilson(hits: np.ndarray | int, n: int, level: float = 0.95) -> Interval:
     Stays within [0, 1] and holds its level for shares near 0 and 1, where the normal one fails
     (Wilson 1927; Brown, Cai & DasGupta 2001).
     """
-    from scipy.special import ndtri
-
     share = np.asarray(hits) / n
     if n < 1 or (share < 0).any() or (share > 1).any():
         raise ValueError(f"hits={hits} of n={n}: need n of 1 or more, and hits from 0 to n")
-    z = ndtri((1 + level) / 2)
+    return wilson_each(np.asarray(hits), np.asarray(n), level)
+
+
+def wilson_each(hits: np.ndarray, n: np.ndarray, level: float = 0.95) -> Interval:
+    """`wilson` of shares of different numbers of objects; n : of hits' shape, 1 or more."""
+    from scipy.special import ndtri
+
+    share, z = hits / n, ndtri((1 + level) / 2)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Interval(share, np.maximum(middle - half, 0), np.minimum(middle + half, 1))
@@ -51,7 +56,7 @@ def bootstrap(
     holds some objects twice. All leading rows share the resamples.
     """
     values = _checked(values)
-    means = _resampled_means(values, resamples, seed)  # (resamples, ...)
+    means = resampled_means(values, resamples, seed)  # (resamples, ...)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Interval(values.mean(axis=-1), low, high)
 
@@ -79,7 +84,7 @@ def paired_difference(
     gaps = _checked(a - b)
     mean = gaps.mean(axis=-1)
     p, p_adjusted = _sign_flips(gaps, permutations, seed)
-    means = _resampled_means(gaps, resamples, seed)
+    means = resampled_means(gaps, resamples, seed)
     if simultaneous:
         low, high = _simultaneous_bounds(mean, means, level)
     else:
@@ -104,6 +109,52 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
+def group_jackknife(value: np.ndarray, left_out: np.ndarray, level: float = 0.95) -> Interval:
+    """Interval of a statistic from its values with one group of objects left out at a time.
+
+    value : (...)    left_out : (..., groups), groups of one size. For what a bootstrap gets wrong,
+    as it holds objects twice: neighbours, ranks, distances of pairs (Kott 2001).
+    """
+    from scipy.special import stdtrit
+
+    groups = left_out.shape[-1]
+    half = stdtrit(groups - 1, (1 + level) / 2) * _group_error(left_out)
+    return Interval(value, value - half, value + half)
+
+
+def group_difference(
+    a: np.ndarray, out_a: np.ndarray, b: np.ndarray, out_b: np.ndarray, level: float = 0.95
+) -> Difference:
+    """a - b of the same objects in the same groups; arguments as for `group_jackknife`.
+
+    Leading axes (..., layers); `p_adjusted` is Holm's over the layers, which needs no more than
+    the p of each (Holm 1979).
+    """
+    from scipy.special import stdtr
+
+    gap, left_out = a - b, out_a - out_b
+    found, error = group_jackknife(gap, left_out, level), _group_error(left_out)
+    score = np.divide(np.abs(gap), error, out=np.zeros_like(gap), where=error > 0)
+    p = np.where(error > 0, 2 * stdtr(left_out.shape[-1] - 1, -score), 1.0)
+    return Difference(*found, p, holm(p))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p adjusted for several tests along the last axis; a p that is nan is no test."""
+    order = np.argsort(p, axis=-1)
+    left = np.isfinite(p).sum(axis=-1, keepdims=True) - np.arange(p.shape[-1])
+    ranked = np.minimum(np.take_along_axis(p, order, -1) * np.maximum(left, 1), 1)
+    ranked = np.where(np.isnan(ranked), np.nan, np.fmax.accumulate(ranked, axis=-1))
+    adjusted = np.empty_like(ranked)
+    np.put_along_axis(adjusted, order, ranked, -1)
+    return adjusted
+
+
+def _group_error(left_out: np.ndarray) -> np.ndarray:
+    groups = left_out.shape[-1]
+    return np.sqrt((groups - 1) * left_out.var(axis=-1))
+
+
 def adjust_normal(z: np.ndarray, correlation: np.ndarray, seed: int = 0) -> np.ndarray:
     """Two-sided p of each of several normal statistics, adjusted for the largest of them.
 
@@ -125,7 +176,7 @@ def _checked(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Means of resamples of the objects with replacement: (resamples, ...)."""
     rng = np.random.default_rng(seed)
     samples = values.shape[-1]

@@ -35,6 +35,18 @@ def cloud_figure(points: np.ndarray, *, size: float = 2.2) -> go.Figure:
     )
 
 
+def painted_figure(points: np.ndarray, share: np.ndarray, *, size: float = 2.6) -> go.Figure:
+    """The cloud in the colours of what a token reads of it, from little (dark) to most (light).
+
+    points : (points, 3 or more)    share : (points,), 0 to 1, of `probe.objects.painted`
+    """
+    figure = cloud_figure(np.asarray(points)[:, :3], size=size)
+    bar = {"title": {"text": "read by the token", "side": "right"}, "thickness": 10, "len": 0.8}
+    bar |= {"tickvals": [0, 1], "ticktext": ["least", "most"]}
+    marker = {"color": share, "colorscale": "Inferno", "cmin": 0, "cmax": 1, "colorbar": bar}
+    return figure.update_traces(marker=marker | {"showscale": True})
+
+
 def _frame(xyz: np.ndarray) -> dict[str, Any]:
     """Axes of one scale, unseen, and a box whose diagonal is always as long: long things fit too.
 

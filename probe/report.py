@@ -1,4 +1,4 @@
-"""A sweep in words: tables for the terminal, and what they do and do not show."""
+"""A sweep in the terminal: tables, the verdicts, and what they do and do not show."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +9,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-SIGNIFICANT = 0.05
-MAIN = "aligned - baseline"
-FINE = 4  # decimals of a difference in CKA or drift, which can be far under .01
+from probe.findings import (
+    FINE,
+    MAIN,
+    SIGNIFICANT,
+    findings,
+    first_fall,
+    judged,
+    verdict_cell,
+    verdict_name,
+)
 
-
+__all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
 WIDTH = 120  # columns that no table exceeds
 
 
@@ -31,6 +38,8 @@ def print_table(results: xr.Dataset, console: Console | None = None) -> None:
         _show(console, _linear_table(results))
     if "geometry_mean" in results:
         _show(console, _geometry_table(results))
+    if judged(results):
+        _show(console, _verdict_table(results))
     console.print(_footnote(results), highlight=False)
     for sentence in findings(results):
         console.print(f"• {sentence}", highlight=False)
@@ -53,138 +62,36 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
         )
 
 
-def findings(results: xr.Dataset) -> list[str]:
-    """What the numbers show, a sentence each; differences within noise are called that."""
-    sentences = []
-    if "knn_mean" in results:
-        k = int(results.k.values[-1])
-        sentences.append(_first_fall(results, k))
-    names = {
-        "knn": "accuracy",
-        "cka": "CKA to the target",
-        "drift_centred": "drift",
-        "linear": "linear read-out accuracy",
-    }
-    for score, name in names.items():
-        if f"{score}_difference" in results and MAIN in results.comparison.values:
-            sentences.append(_compare(results, score, name))
-    if "knn_mean" in results:
-        sentences.append(_check_shuffled(results))
-    if "geometry_difference" in results and MAIN in results.comparison.values:
-        sentences.append(_compare_geometry(results))
-    if "linear_mean" in results:
-        sentences.append(_check_linear(results))
-    if "geometry_mean" in results:
-        sentences.append(_check_geometry(results))
-    return sentences
-
-
-def first_fall(results: xr.Dataset, variant: str, k: int) -> int | None:
-    """First layer whose accuracy is below the target's, p over all layers under 0.05."""
-    place = {"variant": variant, "k": k}
-    gap = results.knn_from_target.sel(place).values
-    p = results.knn_from_target_p_adjusted.sel(place).values
-    below = (gap < 0) & (p < SIGNIFICANT)
-    return int(results.layer.values[below.argmax()]) if below.any() else None
-
-
-def _first_fall(results: xr.Dataset, k: int) -> str:
-    parts = []
+def _verdict_table(results: xr.Dataset) -> Table:
+    """A row a measure: the depth at which each model falls, and how much later aligned does."""
+    table = Table(
+        title="Verdict: layer where a measure falls below its reference by the margin, or up to "
+        "which it surely holds",
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1),
+    )
+    table.add_column("measure (margin, reference)")
     for variant in results.variant.values.astype(str):
-        layer = first_fall(results, variant, k)
-        if layer is None:
-            parts.append(f"{variant} at no captured layer")
-            continue
-        place = {"variant": variant, "k": k, "layer": layer}
-        mean, low, high = (
-            100 * float(results[f"knn_from_target{part}"].sel(place))
-            for part in ("", "_low", "_high")
-        )
-        parts.append(f"{variant} at layer {layer} ({mean:+.1f} [{low:+.1f}, {high:+.1f}] points)")
-    target = 100 * float(results.knn_target_mean.sel(k=k))
-    return (
-        f"Accuracy (K = {k}) is first below the target's {target:.1f} %, beyond noise: "
-        f"{'; '.join(parts)}."
-    )
+        table.add_column(variant, justify="right")
+    compared = MAIN in results.get("comparison", xr.DataArray([])).values
+    if compared:
+        table.add_column("aligned later by", justify="right", no_wrap=True)
+    for score, where in judged(results):
+        row = results.sel(where)
+        cells = [verdict_cell(row, score, v) for v in results.variant.values.astype(str)]
+        if compared:
+            cells.append(_shift_cell(row.sel(comparison=MAIN), score))
+        table.add_row(verdict_name(results, score, where), *cells)
+    return table
 
 
-def _compare(results: xr.Dataset, score: str, name: str) -> str:
-    gap = {
-        part: results[f"{score}_difference{part}"].sel(comparison=MAIN)
-        for part in ("", "_low", "_high", "_p_adjusted")
-    }
-    unit, scale, digits = ("points", 100, 1) if score in ("knn", "linear") else ("", 1, FINE)
-    if "k" in gap[""].dims:
-        gap = {part: values.sel(k=results.k.values[-1]) for part, values in gap.items()}
-        name = f"{name} (K = {int(results.k.values[-1])})"
-    mean = gap[""].values * scale
-    sure = gap["_p_adjusted"].values < SIGNIFICANT
-    layers = results.layer.values
-    at = int(np.abs(mean).argmax())
-    low, high = (float(gap[part].values[at]) * scale for part in ("_low", "_high"))
-    largest = (
-        f"{mean[at]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] {unit}".rstrip()
-        + f" at layer {layers[at]}"
-    )
-    if not sure.any():
-        return (
-            f"Aligned and baseline do not differ in {name} beyond noise at any layer; the "
-            f"largest difference is {largest}."
-        )
-    verbs = ((sure & (mean > 0), "higher"), (sure & (mean < 0), "lower"))
-    said = [
-        f"{verb} at layer{_s(where)} {_list(layers[where])}" for where, verb in verbs if where.any()
-    ]
-    rest = layers[~sure]
-    noise = f", within noise at {_list(rest)}" if len(rest) else ""
-    return f"Aligned less baseline in {name}: {' and '.join(said)}{noise}; at most {largest}."
-
-
-def _check_shuffled(results: xr.Dataset) -> str:
-    shuffled, chance = 100 * results.knn_shuffled, 100 * results.attrs["chance"]
-    return (
-        f"Control: with shuffled labels accuracy is {float(shuffled.min()):.1f} to "
-        f"{float(shuffled.max()):.1f} % (always naming the commonest class: {chance:.1f} %)."
-    )
-
-
-def _compare_geometry(results: xr.Dataset) -> str:
-    """Properties whose read-out alignment changes, over all layers and properties at once."""
-    gap = results.geometry_difference.sel(comparison=MAIN)
-    sure = results.geometry_difference_p_adjusted.sel(comparison=MAIN) < SIGNIFICANT
-    said = []
-    for where, verb in ((sure & (gap > 0), "better"), (sure & (gap < 0), "worse")):
-        found = [
-            f"{name} from {results.layer.values[at.argmax()]}"
-            for name in results.property.values
-            if (at := where.sel(property=name).values).any()
-        ]
-        if found:
-            said.append(f"{verb} for {len(found)} ({', '.join(found)})")
-    if not said:
-        return "Aligned and baseline do not differ in any property read out, beyond noise."
-    return (
-        f"Of {results.sizes['property']} properties, aligned is read out {', '.join(said)}, each "
-        "from its first layer that differs."
-    )
-
-
-def _check_linear(results: xr.Dataset) -> str:
-    query, gallery = 100 * results.linear_shuffled, 100 * results.linear_shuffled_train
-    return (
-        f"Control: a linear read-out fitted to shuffled labels names {float(query.min()):.1f} to "
-        f"{float(query.max()):.1f} % of the query, {float(gallery.min()):.1f} to "
-        f"{float(gallery.max()):.1f} % of the gallery it learnt by heart."
-    )
-
-
-def _check_geometry(results: xr.Dataset) -> str:
-    constant = results.attrs["constant"]
-    left_out = f" Left out, as they do not vary: {', '.join(constant)}." if constant else ""
-    return (
-        "Control: with shuffled values R² is at most "
-        f"{float(results.geometry_shuffled.max()):.2f}.{left_out}"
-    )
+def _shift_cell(row: xr.Dataset, score: str) -> str:
+    censored = float(row[f"{score}_shift_censored"])
+    if np.isnan(censored) or censored > 1 - float(row.attrs["level"]):
+        return "–"
+    numbers = [float(row[f"{score}_shift_{part}"]) for part in ("mean", "low", "high")]
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers)
 
 
 def _linear_table(results: xr.Dataset) -> Table:
@@ -301,9 +208,39 @@ def _footnote(results: xr.Dataset) -> str:
     )
 
 
-def _list(layers: np.ndarray) -> str:
-    return ", ".join(str(layer) for layer in layers)
+def print_beside(name: str, results: xr.Dataset, console: Console | None = None) -> None:
+    """The results of a probe that is kept beside the sweep: maps or reconstruction."""
+    console = console or Console()
+    if name == "maps":
+        _show(console, _maps_table(results))
+        return
+    for score, title in (
+        ("chamfer", "Chamfer distance of the rebuilt cloud, in mean radii, lower is closer"),
+        ("f_score", f"F-score within {results.attrs['near']:g}, higher is better"),
+    ):
+        ends = [float(results[f"{score}_{end}_mean"]) for end in ("target", "shuffled")]
+        title += " (target: {:.3f}, tokens of other objects: {:.3f})".format(*ends)
+        _show(console, _layer_table(results, score, title, scale=1, digits=3))
+    _show(console, _verdict_table(results))
+    for sentence in findings(results):
+        console.print(f"• {sentence}", highlight=False)
 
 
-def _s(where: np.ndarray) -> str:
-    return "s" if where.sum() > 1 else ""
+def _maps_table(results: xr.Dataset) -> Table:
+    table = Table(
+        title=f"Maps, {results.attrs['neighbours']} neighbours: trustworthiness / continuity, "
+        "1 is perfect",
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1),
+    )
+    table.add_column("layer", justify="right")
+    places = [(m, v) for m in results.method.values for v in results.variant.values]
+    for method, variant in places:
+        table.add_column(f"{method} {variant}", justify="right")
+    first = results.isel(draw=0)
+    for layer in results.layer.values:
+        row = [first.sel({"method": m, "variant": v, "layer": layer}) for m, v in places]
+        cells = [f"{float(r.trustworthiness):.2f} / {float(r.continuity):.2f}" for r in row]
+        table.add_row(str(layer), *cells)
+    return table

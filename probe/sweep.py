@@ -1,23 +1,24 @@
 """Every probe at every layer of every model of a run, with intervals, controls and differences."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from probe import cka, controls, geometry, intervals, knn, splits
-from probe.drift import Drift, drift_parts
-from probe.linear import LinearProbe, linear_probe
+from probe import cache, geometry, splits
+from probe.assemble import assemble
+from probe.cells import CELLS, Cell, Objects, Settings
 from store import Run
 
-PROBES = ("knn", "drift")  # unless asked for more
-ALL_PROBES = (*PROBES, "linear", "geometry")
+PROBES = ("knn", "drift", "dimension")  # unless asked for more
+ALL_PROBES = tuple(CELLS)
 REFERENCE = "baseline"  # what the other models are compared with
-SHUFFLES = 10
-LEVEL = 0.95
-FITTED = "says how the read-out was fitted, no score"
+TARGET = "target"  # a cell of its own: what the layers are read against
 Progress = Callable[[int, int, str], None]
+Place = tuple[str, int]  # variant, layer
 
 
 def sweep(
@@ -28,18 +29,29 @@ def sweep(
     *,
     k: Sequence[int] = (1, 10),
     properties: xr.Dataset | None = None,
+    again: Run | None = None,
     seed: int = 0,
+    dask: str | None = None,
+    keep: bool = True,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Scores over (variant, layer), with 95 % intervals over the query objects.
 
-    probes   : "knn" (accuracy of k neighbours of the mean token) and "drift" (debiased CKA of
-               the mean tokens with the target's, and 1 - cosine through a ridge map); on request
-               "linear" (accuracy of a ridge classifier of the mean token) and "geometry" (R^2
-               of properties in a ridge regression on it)
+    probes   : "knn" (accuracy of k neighbours of the mean token), "drift" (debiased CKA of the
+               mean tokens with the target's, and 1 - cosine through a ridge map) and "dimension"
+               (shape of the mean tokens, and what outweighs it); on request "linear" (accuracy
+               of a ridge classifier of the mean token), "geometry" (R^2 of properties in a ridge
+               regression on it), "variants" (neighbours asked in 24 other ways, and by other
+               protocols) and "similarity" (CKA of all pairs of layers and models; Procrustes,
+               RSA and mutual k-NN with the target)
     layers, variants : those of the run by default
     properties : what "geometry" is to read, (sample,) variables by sample id; by default the
                descriptors of the run's clouds
+    again    : a second capture of the same objects (other points, another augmentation): the
+               noise floor is measured between the two
+    dask     : address of a dask scheduler that layers are spread over; its workers read the run
+               under the same path
+    keep     : cells are kept in the run's cache by the hash of what went in, and not made twice
     progress : called with (steps done, steps in all, what is next)
 
     Accuracies are `knn_mean`, `_low`, `_high` (variant, layer, k), beside `knn_shuffled` (labels
@@ -47,9 +59,12 @@ def sweep(
     `drift_centred_*` (variant, layer), with `*_random` for pairs of unrelated objects. Against
     the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
     layers at once, `_p_adjusted` (comparison, layer). Each variable names its direction.
+    Verdicts (`probe.verdict`), of the target as reference or, for cka and drift, of the
+    shallowest layer: `*_fall_mean`, `_low`, `_high`, `_p`, `*_fallen`, `*_held`, `*_margin` by
+    variant; `*_shift_*`, `*_alike_p` and `*_detectable` by comparison.
     "linear" adds `linear_*` as for knn, without k, `linear_selectivity_*` (accuracy less that of
     shuffled labels) and `linear_train`; "geometry" adds `geometry_*` (variant, layer, property),
-    whose `_p_adjusted` are over all layers and properties at once.
+    whose `_p_adjusted` are over all layers and properties at once; `probe.assemble` names the rest.
     """
     variants, layers = _wanted(run, probes, layers, variants)
     data = _read_objects(run, variants)
@@ -59,69 +74,87 @@ def sweep(
         data = data._replace(properties=_properties(run, data, properties))
     if not 1 <= min(k) <= max(k) <= len(data.gallery):
         raise ValueError(f"k={list(k)}: must be 1 to {len(data.gallery)}, the gallery's objects")
-    scores = _Scores(len(variants), len(layers), list(k), len(data.query))
-    steps = [(v, at) for v in range(len(variants)) for at in range(len(layers))]
-    for step, (v, at) in enumerate(steps):
+    ask = Settings(tuple(k), seed)
+    places = [(variant, layer) for variant in variants for layer in layers]
+    rest = {
+        "probes": tuple(probes),
+        "ask": ask,
+        "folder": cache.folder_of(run) if keep else None,
+        "known": cache.digest(*data[:-1]),
+    }
+    cells: dict[str, dict[Place, Cell]] = {probe: {} for probe in probes}
+    for step, (place, found) in enumerate(_spread(run, [*places, (TARGET, 0)], data, rest, dask)):
         if progress:
-            progress(step, len(steps), f"{variants[v]}, layer {layers[at]}")
-        states = run.hidden(variants[v]).sel(layer=layers[at])
-        tokens = states[: data.samples].values.astype(np.float32)
-        if "knn" in probes:
-            scores.add_knn(v, at, data, tokens, seed)
-        if "drift" in probes:
-            scores.add_drift(v, at, data, tokens, seed)
-        if "linear" in probes:
-            scores.linear[v, at] = _read_classes(data, tokens, seed)
-        if "geometry" in probes:
-            scores.geometry[v, at] = _read_properties(data, tokens, seed)
+            progress(step, len(places), "{}, layer {}".format(*place))
+        for probe, cell in found.items():
+            cells[probe][place] = cell
     if progress:
-        progress(len(steps), len(steps), "intervals")
-    return _assemble(run, probes, scores, data, variants, layers, seed)
+        progress(len(places), len(places), "intervals")
+    results = assemble(run, cells, data, variants, layers, ask, REFERENCE)
+    return _with_noise(results, run, again, data, ask)
 
 
-class _Objects(NamedTuple):
-    """What all layers share: labels, targets, and which rows are asked about."""
+def measure(
+    run: Run,
+    place: Place,
+    data: Objects,
+    *,
+    probes: Sequence[str],
+    ask: Settings,
+    folder: Path | None,
+    known: str,
+) -> dict[str, Cell]:
+    """All cells of one layer of one model, from the cache where they are there. Reads it once.
 
-    samples: int
-    labels: np.ndarray  # (samples,)
-    gallery: np.ndarray  # rows
-    query: np.ndarray  # rows
-    copies: int
-    target: np.ndarray  # (samples, tokens, target_dim)
-    groups: np.ndarray  # (samples,), one number for copies of an object
-    properties: xr.Dataset | None = None  # (sample,) each
+    known : hash of the objects, part of what a cell in `folder` is named by
+    """
+    variant, layer = place
+    if variant == TARGET:
+        # CKA and drift of the target from itself say nothing
+        probes, stored = [name for name in probes if name != "drift"], data.target
+    else:
+        stored = run.final(variant).sel(layer=layer)[: data.samples].values
+    tokens = stored.astype(np.float32, copy=False)
+    key = cache.digest(stored, known, ask) if folder else ""
+    keys = {probe: key for probe in probes}
+    if folder and "geometry" in keys:
+        keys["geometry"] = cache.digest(key, data.properties)
+    return {
+        probe: cache.kept(folder, probe, keys[probe], partial(CELLS[probe], data, tokens, ask))
+        for probe in probes
+    }
 
 
-class _Scores:
-    """Per-object scores, from which every mean, interval and test is taken."""
+def _spread(
+    run: Run, places: Sequence[Place], data: Objects, rest: dict[str, Any], dask: str | None
+) -> Iterator[tuple[Place, dict[str, Cell]]]:
+    """Cells of all places: one after the other here, or as the workers of a cluster have them."""
+    if dask is None:
+        yield from ((place, measure(run, place, data, **rest)) for place in places)
+        return
+    try:
+        from dask.distributed import Client, as_completed
+    except ImportError:
+        raise ValueError("--dask needs dask.distributed: pip install distributed") from None
+    with Client(dask) as client:
+        shared = client.scatter(data, broadcast=True, hash=False)
+        waiting = {
+            client.submit(measure, run, place, shared, **rest, pure=False): place
+            for place in places
+        }
+        for future, cells in as_completed(waiting, with_results=True):
+            yield waiting[future], cells
 
-    def __init__(self, variants: int, layers: int, k: list[int], queries: int):
-        self.k = k
-        self.hits = np.zeros((variants, layers, len(k), queries), bool)
-        self.shuffled = np.zeros((variants, layers, len(k)))
-        self.cka = np.zeros((variants, layers, 3))
-        self.cka_left_out = np.zeros((variants, layers, queries))
-        self.drift = np.zeros((len(Drift._fields), variants, layers, queries))
-        self.linear: dict[tuple[int, int], LinearProbe] = {}
-        self.geometry: dict[tuple[int, int], xr.Dataset] = {}
 
-    def add_knn(self, v: int, at: int, data: _Objects, tokens: np.ndarray, seed: int) -> None:
-        found = _neighbours(data, tokens, max(self.k))
-        dealt = controls.shuffled_labels(data.labels[data.gallery], shuffles=SHUFFLES, seed=seed)
-        for i, k in enumerate(self.k):
-            self.hits[v, at, i] = _hits(data, found[:, :k])
-            predicted = [knn.vote(labels[found[:, :k]]) for labels in dealt]
-            self.shuffled[v, at, i] = np.mean(np.stack(predicted) == data.labels[data.query])
+def _with_noise(
+    results: xr.Dataset, run: Run, again: Run | None, data: Objects, ask: Settings
+) -> xr.Dataset:
+    if again is None:
+        said = "not measured: there is no second capture of these objects (--again RUN)"
+        return results.assign_attrs(noise_floor=said)
+    from probe.noise import noise_floor
 
-    def add_drift(self, v: int, at: int, data: _Objects, tokens: np.ndarray, seed: int) -> None:
-        pooled = tokens[data.query].mean(axis=1, dtype=np.float64)
-        alike = cka.cka_interval(pooled, data.target[data.query].mean(axis=1, dtype=np.float64))
-        self.cka[v, at] = alike.mean, alike.low, alike.high
-        self.cka_left_out[v, at] = alike.left_out
-        parts = drift_parts(
-            tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=seed
-        )
-        self.drift[:, v, at] = parts
+    return noise_floor(results, run, again, data, ask)
 
 
 def _wanted(
@@ -139,10 +172,10 @@ def _wanted(
         raise ValueError(
             f"{run.path} has no layer {absent[0]}: it has {', '.join(map(str, run.layers))}"
         )
-    return names, depth
+    return names, sorted(set(depth))
 
 
-def _read_objects(run: Run, variants: Sequence[str]) -> _Objects:
+def _read_objects(run: Run, variants: Sequence[str]) -> Objects:
     """The objects all models have, the gallery without copies of query objects."""
     samples = min(run.done(name) for name in [*variants, "target"])
     if samples == 0:
@@ -154,10 +187,10 @@ def _read_objects(run: Run, variants: Sequence[str]) -> _Objects:
     kept = splits.without_copies(gallery, query, groups)
     target = run.target()[:samples].values.astype(np.float32)
     copies = len(gallery) - len(kept)
-    return _Objects(samples, table.label.values, kept, query, copies, target, groups)
+    return Objects(samples, table.label.values, kept, query, copies, target, groups)
 
 
-def _properties(run: Run, data: _Objects, given: xr.Dataset | None) -> xr.Dataset:
+def _properties(run: Run, data: Objects, given: xr.Dataset | None) -> xr.Dataset:
     """What there is to read of each object; properties that do not vary are only named."""
     if given is None:
         table = geometry.descriptors(run.points()[: data.samples])
@@ -174,312 +207,3 @@ def _properties(run: Run, data: _Objects, given: xr.Dataset | None) -> xr.Datase
     if len(flat) == len(table.data_vars):
         raise ValueError(f"no property varies over the gallery and over the query: {flat}")
     return table.drop_vars(flat).assign_attrs(constant=flat)
-
-
-def _read_classes(data: _Objects, tokens: np.ndarray, seed: int) -> LinearProbe:
-    states = tokens.mean(axis=1, dtype=np.float64)
-    return linear_probe(
-        states[data.gallery],
-        data.labels[data.gallery],
-        states[data.query],
-        data.labels[data.query],
-        groups=data.groups[data.gallery],
-        shuffles=SHUFFLES,
-        level=LEVEL,
-        seed=seed,
-    )
-
-
-def _read_properties(data: _Objects, tokens: np.ndarray, seed: int) -> xr.Dataset:
-    assert data.properties is not None
-    states = tokens.mean(axis=1, dtype=np.float64)
-    return geometry.geometry_probe(
-        states[data.gallery],
-        data.properties.isel(sample=data.gallery),
-        states[data.query],
-        data.properties.isel(sample=data.query),
-        groups=data.groups[data.gallery],
-        shuffles=SHUFFLES,
-        level=LEVEL,
-        seed=seed,
-    )
-
-
-def _neighbours(data: _Objects, tokens: np.ndarray, k: int) -> np.ndarray:
-    pooled = tokens.mean(axis=1, dtype=np.float64)
-    return knn.nearest(pooled[data.gallery], pooled[data.query], k)
-
-
-def _hits(data: _Objects, found: np.ndarray) -> np.ndarray:
-    return knn.vote(data.labels[data.gallery][found]) == data.labels[data.query]
-
-
-def _assemble(
-    run: Run,
-    probes: Sequence[str],
-    scores: _Scores,
-    data: _Objects,
-    variants: list[str],
-    layers: list[int],
-    seed: int,
-) -> xr.Dataset:
-    results = xr.Dataset(
-        coords={"variant": variants, "layer": layers, "k": scores.k},
-        attrs={
-            "run": str(run.path.name),
-            "seed": seed,
-            "level": LEVEL,
-            "gallery_objects": len(data.gallery),
-            "query_objects": len(data.query),
-            "gallery_copies_dropped": data.copies,
-            "chance": controls.chance_level(data.labels[data.gallery], data.labels[data.query]),
-            "classes": len(np.unique(data.labels)),
-        },
-    )
-    results.layer.attrs["long_name"] = "layer (0 = what enters block 1)"
-    others = [name for name in variants if name != REFERENCE and REFERENCE in variants]
-    if others:
-        results = results.assign_coords(comparison=[f"{name} - {REFERENCE}" for name in others])
-    pairs = [(variants.index(name), variants.index(REFERENCE)) for name in others]
-    if "knn" in probes:
-        _put_knn(results, scores, data, pairs, seed)
-    if "drift" in probes:
-        _put_cka(results, scores, pairs, seed)
-        _put_drift(results, scores, pairs, seed)
-    if "linear" in probes:
-        _put_linear(results, scores, data, pairs, seed)
-    if "geometry" in probes:
-        results = _put_geometry(results, scores, data, pairs, seed)
-    return results
-
-
-def _put_knn(
-    results: xr.Dataset, scores: _Scores, data: _Objects, pairs: list[tuple[int, int]], seed: int
-) -> None:
-    name, direction = "k-nearest-neighbour accuracy", "higher is better"
-    dims = ("variant", "layer", "k")
-    queries = len(data.query)
-    share = intervals.wilson(scores.hits.sum(axis=-1), queries, LEVEL)
-    _put(results, "knn", dims, share, name, direction)
-    _put_one(results, "knn_shuffled", dims, scores.shuffled, f"{name}, labels shuffled", direction)
-    found = _neighbours(data, data.target, max(scores.k))
-    reference = np.stack([_hits(data, found[:, :k]) for k in scores.k])  # (k, queries)
-    share = intervals.wilson(reference.sum(axis=-1), queries, LEVEL)
-    _put(results, "knn_target", ("k",), share, f"{name} of the target", direction)
-    hits = scores.hits.astype(np.float64)
-    gaps = [
-        _layerwise(hits[v].transpose(1, 0, 2), reference[:, None], seed) for v in range(len(hits))
-    ]
-    _put_differences(
-        results, "knn_from_target", ("variant", "k", "layer"), gaps, f"{name} less the target's"
-    )
-    if pairs:
-        by_k = hits.transpose(0, 2, 1, 3)  # (variants, k, layers, queries)
-        gaps = [_layerwise(by_k[a], by_k[b], seed) for a, b in pairs]
-        for (a, b), gap in zip(pairs, gaps, strict=True):
-            for i, at in np.ndindex(gap.p.shape):
-                gap.p[i, at] = intervals.mcnemar(scores.hits[a, at, i], scores.hits[b, at, i])
-            np.maximum(gap.p, gap.p_adjusted, out=gap.p_adjusted)
-        _put_differences(
-            results, "knn_difference", ("comparison", "k", "layer"), gaps, f"difference in {name}"
-        )
-
-
-def _layerwise(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
-    """Paired differences (k, layer) of hits (k, layer, queries), adjusted over the layers."""
-    b = np.broadcast_to(b, a.shape)
-    each = [intervals.paired_difference(*pair, seed=seed) for pair in zip(a, b, strict=True)]
-    return intervals.Difference(*(np.stack(part) for part in zip(*each, strict=True)))
-
-
-def _put_cka(results: xr.Dataset, scores: _Scores, pairs: list[tuple[int, int]], seed: int) -> None:
-    name = "debiased linear CKA with the target"
-    estimate = intervals.Interval(*np.moveaxis(scores.cka, -1, 0))
-    _put(results, "cka", ("variant", "layer"), estimate, name, "higher is closer")
-    gaps = []
-    for a, b in pairs:
-        rows = [
-            cka.difference_of(*one, LEVEL)
-            for one in zip(
-                scores.cka[a, :, 0],
-                scores.cka_left_out[a],
-                scores.cka[b, :, 0],
-                scores.cka_left_out[b],
-                strict=True,
-            )
-        ]
-        mean, low, high, p = np.array([row[:4] for row in rows]).T
-        adjusted = _adjust(mean, np.stack([row.left_out for row in rows]), seed)
-        gaps.append(intervals.Difference(mean, low, high, p, np.maximum(p, adjusted)))
-    if gaps:
-        _put_differences(
-            results, "cka_difference", ("comparison", "layer"), gaps, f"difference in {name}"
-        )
-
-
-def _adjust(mean: np.ndarray, left_out: np.ndarray, seed: int) -> np.ndarray:
-    """p over all layers at once, from how the layers' jackknife values move together."""
-    covariance = cka.jackknife_covariance(left_out)
-    error = np.sqrt(np.diag(covariance))
-    same = error == 0  # equal models: nothing to test
-    error[same] = 1
-    correlation = covariance / np.outer(error, error)
-    return intervals.adjust_normal(np.where(same, 0, mean / error), correlation, seed)
-
-
-def _put_drift(
-    results: xr.Dataset, scores: _Scores, pairs: list[tuple[int, int]], seed: int
-) -> None:
-    drift = Drift(*scores.drift)
-    forms = (
-        (
-            "drift",
-            "drift from the target, 1 - cosine through a ridge map",
-            drift.plain,
-            drift.random,
-        ),
-        (
-            "drift_centred",
-            "drift from the target, less what all objects share, 1 - cosine through a ridge map",
-            drift.centred,
-            drift.centred_random,
-        ),
-    )
-    for key, name, values, random in forms:
-        estimate = intervals.bootstrap(values, level=LEVEL, seed=seed)
-        _put(results, key, ("variant", "layer"), estimate, name, "lower is closer")
-        label = f"{name}, pairs of unrelated objects"
-        _put_one(
-            results,
-            f"{key}_random",
-            ("variant", "layer"),
-            random.mean(-1),
-            label,
-            "lower is closer",
-        )
-        gaps = [intervals.paired_difference(values[a], values[b], seed=seed) for a, b in pairs]
-        if gaps:
-            _put_differences(
-                results, f"{key}_difference", ("comparison", "layer"), gaps, f"difference in {name}"
-            )
-
-
-def _put_linear(
-    results: xr.Dataset, scores: _Scores, data: _Objects, pairs: list[tuple[int, int]], seed: int
-) -> None:
-    name, direction = "linear read-out accuracy", "higher is better"
-    dims, shape = ("variant", "layer"), scores.hits.shape[:2]
-    grid = [[scores.linear[v, at] for at in range(shape[1])] for v in range(shape[0])]
-
-    def stacked(part: str) -> np.ndarray:
-        return np.array([[getattr(one, part) for one in row] for row in grid])
-
-    for key, part, text in (
-        ("linear", "accuracy", name),
-        ("linear_selectivity", "selectivity", f"{name} less that with labels shuffled"),
-    ):
-        estimate = intervals.Interval(*np.moveaxis(stacked(part), -1, 0))
-        _put(results, key, dims, estimate, text, direction)
-    control, dealt = stacked("control_hits").mean(axis=-1), f"{name}, labels shuffled"
-    _put_one(results, "linear_shuffled", dims, control, dealt, direction)
-    for key, part, text in (
-        ("linear_train", "train_accuracy", f"{name}, on the gallery"),
-        ("linear_shuffled_train", "control_train_accuracy", f"{dealt}, on the gallery"),
-        ("linear_penalty", "penalty", f"{name}, penalty"),
-    ):
-        _put_one(results, key, dims, stacked(part), text, FITTED)
-    reference = _read_classes(data, data.target, seed)
-    _put(results, "linear_target", (), reference.accuracy, f"{name} of the target", direction)
-    hits = stacked("hits")  # (variants, layers, queries)
-    gaps = [_hit_differences(one, np.broadcast_to(reference.hits, one.shape), seed) for one in hits]
-    _put_differences(results, "linear_from_target", dims, gaps, f"{name} less the target's")
-    if pairs:
-        gaps = [_hit_differences(hits[a], hits[b], seed) for a, b in pairs]
-        _put_differences(
-            results, "linear_difference", ("comparison", "layer"), gaps, f"difference in {name}"
-        )
-
-
-def _hit_differences(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
-    """Paired differences of hits (layers, queries): McNemar's p, adjusted over the layers."""
-    gap = intervals.paired_difference(a, b, seed=seed)
-    p = np.array([intervals.mcnemar(*pair) for pair in zip(a, b, strict=True)])
-    return gap._replace(p=p, p_adjusted=np.maximum(p, gap.p_adjusted))
-
-
-def _put_geometry(
-    results: xr.Dataset, scores: _Scores, data: _Objects, pairs: list[tuple[int, int]], seed: int
-) -> xr.Dataset:
-    assert data.properties is not None
-    results = results.assign_coords(property=list(map(str, data.properties.data_vars)))
-    results.attrs["constant"] = data.properties.attrs["constant"]
-    name, direction = "R^2 of a linear read-out", "higher is better"
-    dims, shape = ("variant", "layer", "property"), scores.hits.shape[:2]
-    grid = [[scores.geometry[v, at] for at in range(shape[1])] for v in range(shape[0])]
-
-    def stacked(part: str) -> np.ndarray:
-        return np.array([[one[part].values for one in row] for row in grid])
-
-    estimate = intervals.Interval(*(stacked(part) for part in ("mean", "low", "high")))
-    _put(results, "geometry", dims, estimate, name, direction)
-    shuffled = stacked("shuffled")
-    _put_one(results, "geometry_shuffled", dims, shuffled, f"{name}, values shuffled", direction)
-    for part, text in (("train", "on the gallery"), ("penalty", "penalty")):
-        _put_one(results, f"geometry_{part}", dims, stacked(part), f"{name}, {text}", FITTED)
-    target = _read_properties(data, data.target, seed)
-    estimate = intervals.Interval(*(target[part].values for part in ("mean", "low", "high")))
-    _put(results, "geometry_target", ("property",), estimate, f"{name} of the target", direction)
-    # R^2 is 1 - the mean error: the gap in R^2 is that in error, the other way round
-    errors = stacked("error").swapaxes(1, 2)  # (variants, properties, layers, queries)
-    reference = np.broadcast_to(target["error"].values[:, None], errors.shape[1:])
-    gaps = [intervals.paired_difference(reference, own, seed=seed) for own in errors]
-    where = ("variant", "property", "layer")
-    _put_differences(results, "geometry_from_target", where, gaps, f"{name} less the target's")
-    if pairs:
-        gaps = [intervals.paired_difference(errors[b], errors[a], seed=seed) for a, b in pairs]
-        where = ("comparison", "property", "layer")
-        _put_differences(results, "geometry_difference", where, gaps, f"difference in {name}")
-    return results
-
-
-def _put(
-    results: xr.Dataset,
-    key: str,
-    dims: tuple[str, ...],
-    estimate: intervals.Interval,
-    name: str,
-    direction: str,
-) -> None:
-    for part, values in zip(("mean", "low", "high"), estimate, strict=True):
-        bound = "" if part == "mean" else f", {part} end of the {LEVEL:.0%} interval"
-        _put_one(results, f"{key}_{part}", dims, values, f"{name}{bound}", direction)
-
-
-def _put_one(
-    results: xr.Dataset,
-    key: str,
-    dims: tuple[str, ...],
-    values: np.ndarray,
-    name: str,
-    direction: str,
-) -> None:
-    results[key] = (
-        dims,
-        np.asarray(values, np.float64),
-        {"long_name": name, "direction": direction},
-    )
-
-
-def _put_differences(
-    results: xr.Dataset,
-    key: str,
-    dims: tuple[str, ...],
-    gaps: list[intervals.Difference],
-    name: str,
-) -> None:
-    endings = {"": "", "_low": ", low end", "_high": ", high end"}
-    tests = {"_p": ", p of this layer alone", "_p_adjusted": ", p over all layers at once"}
-    parts = zip(*gaps, strict=True)
-    for (ending, text), values in zip({**endings, **tests}.items(), parts, strict=True):
-        direction = "0 = no difference" if ending in endings else "smaller is stronger evidence"
-        _put_one(results, f"{key}{ending}", dims, np.stack(values), f"{name}{text}", direction)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -117,12 +118,14 @@ def _safetensors(dataset: xr.Dataset, path: Path) -> None:
 
 
 def _netcdf(dataset: xr.Dataset, path: Path) -> None:
-    half = [name for name in dataset.variables if dataset[name].dtype == np.float16]
-    wide = dataset.chunk({"sample": 256}).assign(
-        {name: dataset[name].chunk({"sample": 256}).astype(np.float32) for name in half}
-    )
+    wide = dataset.chunk({"sample": 256})
+    half = [name for name in wide.variables if wide[name].dtype == np.float16]
+    wide = wide.assign({name: wide[name].astype(np.float32) for name in half})
     try:
-        wide.drop_encoding().to_netcdf(path, engine="netcdf4")
+        with warnings.catch_warnings():
+            # zarr names the byte order of its numbers; it is this machine's, as the library wants
+            warnings.filterwarnings("ignore", message="endian-ness of dtype")
+            wide.drop_encoding().to_netcdf(path, engine="netcdf4")
     except ModuleNotFoundError as error:
         raise ValueError(f"netCDF needs netCDF4: pip install netCDF4 ({error})") from None
 

@@ -17,7 +17,7 @@ from store.lazy import inside
 from store.place import Place
 from store.reader import Run, check_group, open_run
 from store.schema import CHANNELS, STORE, StoreError, digest
-from store.shards import Damaged, Shard
+from store.shards import Damaged, Shard, checksum
 from store.writer import finished
 
 FAILURES = (ValueError, RuntimeError, OSError, KeyError, TypeError)
@@ -183,13 +183,14 @@ def _shard(run, store, part: Part, where, number, step, rows: slice, names: Name
     except Damaged as error:
         yield f"{where}, {names(rows)}: {error}"
         return
+    chunk = np.empty((1, part.chunk_bytes), np.uint8)
     for layer in range(part.layers):
         depth = f", layer {run.layers[layer]}" if "layer" in part.dims else ""
         for at, inner in enumerate(_spans(count, part.inner)):
             span = slice(rows.start + inner.start, rows.start + inner.stop)
             try:
-                (chunk,) = shard.chunks(layer, at, at)
-                crc = google_crc32c.extend(crc, chunk)
+                shard.read(layer, at, chunk)
+                crc = google_crc32c.extend(crc, checksum(chunk[0]))
             except Damaged as error:
                 found = True
                 yield f"{where}{depth}, {names(span)}: {error}"

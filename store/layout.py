@@ -61,9 +61,14 @@ class Part:
 
     def length(self, samples: int) -> int:
         """Bytes of a shard's file with so many samples in it."""
-        one = np.dtype(schema.stored_dtype(self.dtype)).itemsize * int(np.prod(self.values))
         chunks = self.layers * -(-samples // self.inner)
-        return chunks * (self.inner * one + 4) + 16 * self.grid[0] * self.grid[1] + 4
+        return chunks * (self.chunk_bytes + 4) + 16 * self.grid[0] * self.grid[1] + 4
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of an inner chunk, without its checksum."""
+        one = np.dtype(schema.stored_dtype(self.dtype)).itemsize * int(np.prod(self.values))
+        return self.inner * one
 
     def sized(self, **sizes: int) -> tuple[int, ...]:
         """The shape, with other sizes of some dimensions."""
@@ -188,7 +193,7 @@ def _states(group: Any, plan: Mapping[str, Any], arrays: list[Part]) -> None:
             dimension_names=part.dims,
             attributes=note,
         )
-        about = {"long_name": f"crc32c of the states in each file of {part.array}", "units": "1"}
+        about = {"long_name": f"crc32c of the checksums in each file of {part.array}", "units": "1"}
         shape = (*counted, -(-plan["samples"] // part.chunk))
         _plain(group, f"{part.array}_crc32c", "uint32", shape, (*ones, 1), [*steps, "shard"], about)
     about = {"long_name": "whether all of a sample is stored", "units": "1"}

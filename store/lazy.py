@@ -1,6 +1,7 @@
 """States as an array that xarray reads when values are asked for."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,19 +73,39 @@ class States(BackendArray):
                 (at, _compose(where, within), _span(local[within] - at * part.inner))
                 for at, within in _groups(local, part.inner)
             ]
-            first, last = wanted[0][0], wanted[-1][0]
+            spare = np.empty((1, part.chunk_bytes), np.uint8)
             with inside(self.store, key).open("rb", buffering=0) as file:
                 shard = Shard(file, part.grid)
-                for place, layer in enumerate(layers):
-                    chunks = shard.chunks(int(layer), first, last)
+                for place, layer in zip(out, layers, strict=True):
+                    if pick is None and (straight := self._straight(place, wanted)) is not None:
+                        shard.read(int(layer), wanted[0][0], straight)
+                        continue
                     for at, to, within in wanted:
-                        stored = chunks[at - first].view(self._stored)
-                        states = decode(stored.reshape(-1, *part.values)[within], part.dtype)
-                        out[place, to] = states if pick is None else states[(slice(None), *pick)]
+                        shard.read(int(layer), at, spare)
+                        stored = spare.view(self._stored).reshape(-1, *part.values)
+                        states = decode(stored[within], part.dtype)
+                        place[to] = states if pick is None else states[(slice(None), *pick)]
         except FileNotFoundError:
             raise StoreError(f"{self.store.name} is damaged: {key} is lost") from None
         except Damaged as error:
             raise StoreError(f"{self.store.name} is damaged: {key}: {error}") from error
+
+    def _straight(self, out: np.ndarray, wanted: list) -> np.ndarray | None:
+        """The memory of `out` as the bytes of the wanted chunks, if these are all of it, in order.
+
+        Then they are read there and not copied once more.
+        """
+        whole = slice(0, self.part.inner)
+        slices = all(isinstance(to, slice) and isinstance(own, slice) for _, to, own in wanted)
+        if self._stored != self.dtype or not slices or any(own != whole for _, _, own in wanted):
+            return None
+        spans = [to for _, to, _ in wanted]
+        if any(one.stop != other.start for one, other in pairwise(spans)) or any(
+            at + 1 != other for (at, *_), (other, *_) in pairwise(wanted)
+        ):
+            return None
+        rows = out[spans[0].start : spans[-1].stop]
+        return rows.reshape(-1).view(np.uint8).reshape(len(wanted), self.part.chunk_bytes)
 
 
 def inside(store: Place, key: str) -> Any:

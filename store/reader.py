@@ -89,6 +89,11 @@ class Run:
             )
         return self._finished(self._parts[variant][0])
 
+    def final(self, variant: str) -> xr.DataArray:
+        """`hidden` of the finished model: the last step of one that was captured in training."""
+        hidden = self.hidden(variant)
+        return hidden.isel(step=-1, drop=True) if "step" in hidden.dims else hidden
+
     def steps(self, variant: str) -> list[int]:
         """Training steps a variant was captured at; none where it was captured once."""
         return list(self.attrs.get("steps", {}).get(variant, []))

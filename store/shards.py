@@ -7,6 +7,8 @@ disk takes 2 GB/s and zarr's own encoder copies the states three times on the wa
 it. Chunks lie in C order, so that one layer of the samples is one stretch of the file.
 """
 
+import io
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,10 +38,10 @@ class Encoder:
     dtype  : float16, bfloat16 or float32, what is stored
     inner  : samples in an inner chunk; `capacity` : samples the shard is for (the last has fewer)
 
-    After the pieces are used up, `crc` is the crc32c of the states alone (one of the whole file
-    would be the same for all, as every stretch is followed by its own), and `nonfinite` the counts of
-    NaN and infinity, (layers, samples, 2). Raises Overflow for a finite value that would become
-    infinite.
+    After the pieces are used up, `crc` is the crc32c of the chunks' checksums in their order (one
+    of the whole file would be the same for all files, as every chunk is followed by its own), and
+    `nonfinite` the counts of NaN and infinity, (layers, samples, 2). Raises Overflow for a finite
+    value that would become infinite.
     """
 
     def __init__(self, states: np.ndarray, dtype: str, inner: int, capacity: int):
@@ -66,9 +68,10 @@ class Encoder:
                     filler = np.full((self.inner - len(chunk), *chunk.shape[1:]), fill(self.dtype))
                     chunk = np.concatenate([chunk, filler.astype(chunk.dtype)])
                 data = chunk.reshape(-1).view(np.uint8)
-                self.crc = google_crc32c.extend(self.crc, data)
+                mark = checksum(data)
+                self.crc = google_crc32c.extend(self.crc, mark)
                 yield data
-                yield checksum(data)
+                yield mark
                 index[layer, at] = offset, data.nbytes + 4
                 offset += data.nbytes + 4
         table = index.reshape(-1).view(np.uint8)
@@ -155,25 +158,24 @@ class Shard:
         if len(table) != length + 4 or not np.array_equal(checksum(table[:-4]), table[-4:]):
             raise Damaged("its table of chunks is damaged")
         self._index = table[:-4].view("<u8").reshape(*grid, 2)
-        self._buffer = np.empty(0, np.uint8)
 
-    def chunks(self, layer: int, first: int, last: int) -> list[np.ndarray]:
-        """Bytes (uint8) of the chunks `first` to `last` of a layer, read in one go.
+    def read(self, layer: int, first: int, into: np.ndarray) -> None:
+        """Fill `into` (chunks, bytes), uint8, with a layer's chunks from number `first` on.
 
-        They are valid until the next call. Raises Damaged where they are not what was written.
+        Raises Damaged where they are not what was written.
         """
-        spans = self._index[layer, first : last + 1]
-        start, stop = int(spans[0, 0]), int(spans[-1].sum())
-        if (spans == ABSENT).any() or (np.cumsum(spans[:, 1]) + start != spans.sum(1)).any():
-            raise Damaged("its table of chunks has gaps")
-        if len(self._buffer) < stop - start:
-            self._buffer = np.empty(stop - start, np.uint8)
-        data = self._buffer[: stop - start]
+        spans = self._index[layer, first : first + len(into)]
+        size = into.shape[1] + 4
+        expected = spans[0, 0] + np.arange(len(into), dtype="<u8") * np.uint64(size)
+        if (spans[:, 1] != size).any() or (spans[:, 0] != expected).any():
+            raise Damaged("its table of chunks is not what was written")
+        start = int(spans[0, 0])
+        if hasattr(os, "posix_fadvise") and not isinstance(self._file, io.BytesIO):
+            # The whole stretch in one go: by itself the system reads ahead in small steps.
+            os.posix_fadvise(self._file.fileno(), start, size * len(into), os.POSIX_FADV_WILLNEED)
         self._file.seek(start)
-        if self._file.readinto(data) < len(data):
-            raise Damaged("it is cut off")
-        chunks = np.split(data, np.cumsum(spans[:-1, 1].astype(int)))
-        for chunk in chunks:
-            if not np.array_equal(checksum(chunk[:-4]), chunk[-4:]):
+        for chunk in into:
+            if self._file.readinto(chunk) < len(chunk):
+                raise Damaged("it is cut off")
+            if self._file.read(4) != checksum(chunk).tobytes():
                 raise Damaged("its checksum is wrong")
-        return [chunk[:-4] for chunk in chunks]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import xarray as xr
 from probe.sweep import sweep
 from store import open_run
 from tests.conftest import TINY
+from train import capture_job
 from train.capture import main
 from train.capture_job import QUESTION, capture
 from train.checkpoint import load_model, write_tensors
@@ -190,6 +192,18 @@ def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(
     assert files(out) == files(plain)
 
 
+def test_writing_in_the_background_stores_the_bytes_of_writing_at_once(
+    plain, tmp_path, tiny_checkpoint, solids_folder, monkeypatch
+):
+    @contextmanager
+    def at_once(write):
+        yield lambda rows, tensors: write(rows, {n: t.numpy() for n, t in tensors.items()})
+
+    monkeypatch.setattr(capture_job, "in_background", at_once)
+    capture(config(tmp_path / "run", tiny_checkpoint, solids_folder))
+    assert files(tmp_path / "run") == files(plain)
+
+
 @pytest.mark.slow
 def test_two_processes_store_the_bytes_of_one(plain, tmp_path, tiny_checkpoint, solids_folder):
     words = command(tmp_path / "run", tiny_checkpoint, solids_folder)
@@ -260,3 +274,12 @@ def test_a_wrong_call_is_one_sentence(
 def test_settings_that_do_not_fit_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         CaptureConfig(**settings)
+
+
+def test_the_states_can_lie_elsewhere_than_the_record(
+    plain, tmp_path, tiny_checkpoint, solids_folder
+):
+    elsewhere = tmp_path / "bucket"
+    capture(config(tmp_path / "run", tiny_checkpoint, solids_folder, store=f"file://{elsewhere}"))
+    assert files(elsewhere) == files(plain)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

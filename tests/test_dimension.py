@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from probe.dimension import anisotropy, effective_rank, participation_ratio, two_nn
+from probe.dimension import (
+    anisotropy,
+    effective_rank,
+    mle_dimension,
+    participation_ratio,
+    shape,
+    token_diversity,
+    two_nn,
+)
+from probe.intervals import group_jackknife
 
 
 @pytest.mark.parametrize("dim", [2, 4])
@@ -45,3 +54,55 @@ def test_anisotropy_is_the_mean_cosine_of_all_pairs():
 def test_sets_without_a_dimension_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_likelihood_finds_the_dimension_of_a_cube_in_many_dims():
+    rng = np.random.default_rng(0)
+    flat = rng.random((3000, 3)) @ np.linalg.qr(rng.normal(size=(20, 3)))[0].T
+    assert mle_dimension(flat) == pytest.approx(3, rel=0.08)
+
+
+def test_all_statistics_at_once_equal_each_alone_whole_and_in_part():
+    x = np.random.default_rng(0).normal(size=(90, 7)) @ np.diag(np.arange(1, 8))
+    found = shape(x, seed=2)
+    functions = (two_nn, mle_dimension, effective_rank, participation_ratio, anisotropy)
+    np.testing.assert_allclose(found.values, [one(x) for one in functions])
+    keep = np.random.default_rng([2, 5]).permutation(90) % 15 != 3
+    np.testing.assert_allclose(found.left_out[:, 3], [one(x[keep]) for one in functions])
+    wide = x @ np.random.default_rng(1).normal(size=(7, 200)) + 1
+    np.testing.assert_allclose(shape(wide).values, [one(wide) for one in functions], rtol=1e-6)
+
+
+def test_a_few_objects_have_a_rank_and_no_intrinsic_dimension():
+    few = shape(np.random.default_rng(0).normal(size=(30, 5))).values
+    assert np.isnan(few[:2]).all() and np.isfinite(few[2:]).all()
+
+
+def test_tokens_that_point_one_way_have_no_diversity():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 8, 50))
+    tokens[0] = tokens[0, 0] * rng.random((8, 1))
+    found = token_diversity(tokens)
+    assert found[0] == pytest.approx(0, abs=1e-12) and found[1] == pytest.approx(1, abs=0.1)
+    unit = tokens[2] / np.linalg.norm(tokens[2], axis=1, keepdims=True)
+    expected = 1 - (unit @ unit.T)[~np.eye(8, dtype=bool)].mean()
+    assert found[2] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_bands_of_the_effective_rank_and_dimension_cover():
+    """Delete-a-group jackknife: honest for the ratio of participation, no narrower for TwoNN."""
+    rng = np.random.default_rng(0)
+    scale = np.linspace(1, 3, 6)
+
+    def draw(n):
+        return rng.normal(size=(n, 6)) * scale
+
+    truth = participation_ratio(draw(200_000)), two_nn(draw(4000))
+    covered = np.zeros(2)
+    for at in range(600):
+        found = shape(draw(300), seed=at)
+        for i, row in enumerate((3, 0)):
+            one = group_jackknife(found.values[row], found.left_out[row])
+            covered[i] += one.low <= truth[i] <= one.high
+    assert 0.92 < covered[0] / 600 < 0.98 and covered[1] / 600 > 0.92

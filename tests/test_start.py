@@ -120,6 +120,21 @@ def test_every_ablation_is_a_flag(more, tiny_checkpoint, solids_folder, tmp_path
     assert json.loads((out / "run.json").read_text())["status"] == "complete"
 
 
+def test_a_model_is_captured_while_it_trains(tiny_checkpoint, solids_folder, tmp_path):
+    every, end = tmp_path / "every", tmp_path / "end"
+    assert call(tiny_checkpoint, solids_folder, every, "--capture-every", "3").returncode == 0
+    assert call(tiny_checkpoint, solids_folder, end).returncode == 0
+    watched, last = open_run(every), open_run(end)
+    assert watched.hidden("aligned").dims[0] == "step" and watched.steps("aligned") == [3, 6]
+    assert "step" not in watched.hidden("stage1").dims
+    for name in last.variants:
+        assert np.array_equal(watched.final(name).values, last.hidden(name).values)
+    first, final = watched.hidden("aligned").values
+    assert not np.array_equal(first, final)
+    proofs = json.loads((every / "run.json").read_text())["proofs"]
+    assert set(proofs) == set(last.variants) and all(proofs.values())
+
+
 def test_two_processes_end_with_the_model_of_one(tiny_checkpoint, solids_folder, tmp_path):
     still = tmp_path / "checkpoint"  # each process draws dropout for its own rows
     shutil.copytree(tiny_checkpoint, still)

@@ -431,6 +431,16 @@ def a_model_that_looks_ahead(model):
     return {}
 
 
+@fault("short")
+def a_pass_that_ends_too_early(model):
+    def capture(model, embeds, layers, positions, **options):
+        reached = [layer for layer in layers if layer < max(layers) or layer == 4]
+        states = short_forward(model, embeds, reached, positions, **options)
+        return {layer: states.get(layer, torch.zeros_like(states[reached[0]])) for layer in layers}
+
+    return {"capture": capture}
+
+
 @fault("logits")
 def a_hook_that_returns_a_tensor(model):
     @contextmanager

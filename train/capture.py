@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from train.cli import fail, read_config, run
+from train.cli import read_config, run
 from train.config import CaptureConfig
 from train.prompts import Encoded, collate
 
@@ -297,16 +297,9 @@ def two_or_more(values: Any, most: int = 3) -> Any:
 
 def main(config: CaptureConfig) -> None:
     """Capture a model's layers for the objects of a data set."""
-    from store.lock import Locked
     from train.capture_job import capture
-    from train.verify import CaptureError
 
-    try:
-        capture(config)
-    except CaptureError as error:
-        fail(f"the capture can't be proven right, nothing was stored: {error}", 1)
-    except Locked as error:
-        fail(str(error), 1)
+    capture(config)
 
 
 if __name__ == "__main__":

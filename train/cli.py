@@ -82,8 +82,22 @@ def run(main: Callable[[Any], None], config: Any) -> None:
         fail(_sentence(error), 2)
     except (OSError, FloatingPointError, MemoryError) as error:
         fail(_sentence(error), 1)
+    except RuntimeError as error:
+        fail(_failure(error), 1)
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from the last checkpoint", 130)
+
+
+def _failure(error: RuntimeError) -> str:
+    """What to say of a job that had to stop; raises what is no sentence of ours."""
+    from store.lock import Locked
+    from train.verify import CaptureError
+
+    if isinstance(error, CaptureError):
+        return f"the capture can't be proven right, nothing was stored: {error}"
+    if isinstance(error, Locked):
+        return str(error)
+    raise error
 
 
 def _sentence(error: BaseException) -> str:

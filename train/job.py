@@ -36,7 +36,7 @@ from train.models.minigpt3d import MiniGPT3D, build, set_switches
 from train.objectives import language_parameters
 from train.prompts import prefix
 from train.provenance import provenance
-from train.record import check_new, check_same, write_record
+from train.record import check_new, check_same, read_record, write_record
 from train.start import load_start, starting_folder
 
 UNTRAINED_SEED = 1_000_000
@@ -73,6 +73,7 @@ class Stage2Run:
         with self.accelerator.main_process_first():  # it may have to make the data
             self.data = load_data(config)
         self._check_neighbours()
+        self.proofs: dict[str, dict[str, str]] = read_record(self.folder).get("proofs", {})
 
     def load(self) -> None:
         """Read the model that the run begins with; refuse a folder begun with something else."""
@@ -172,7 +173,7 @@ class Stage2Run:
         return self.config.cache and not self.config.stochastic_front
 
     def _lay_out(self) -> None:
-        write_record(self.folder, self.record | {"status": "running"})
+        write_record(self.folder, self.record | {"status": "running", "proofs": self.proofs})
         self.console.print(f"data: {_sizes(self.data)}; run: {self.folder}")
         self.model.to(self.accelerator.device)
         parts = {"train": self.data.train, "gallery": self.data.gallery, "query": self.data.query}
@@ -271,9 +272,13 @@ class Stage2Run:
         if self.writer.done(variant, step) == self.writer.samples:
             return
         start = prefix(self.tokenizer, self.sizes.queries)
-        capture_objects(
+        proofs = capture_objects(
             model.eval(), self.captured, start, self.layers, self.writer, variant, step=step
         )
+        if proofs:  # none where a stopped capture had only its last rows to write
+            self.proofs[variant] = proofs
+            running = {"status": "running", "proofs": self.proofs}
+            write_record(self.folder, self.record | running)
 
     def measure(self) -> None:
         """Run the probes over the finished store; print the table, draw the pictures."""
@@ -296,7 +301,7 @@ class Stage2Run:
 
     def finish(self, seconds: float) -> None:
         """Record that the run is complete and say where everything is."""
-        done = {"status": "complete", "seconds": round(seconds, 1)}
+        done = {"status": "complete", "seconds": round(seconds, 1), "proofs": self.proofs}
         write_record(self.folder, self.record | done)
         say = self.console.print
         say(f"\nrun      {self.folder}", soft_wrap=True)

@@ -9,6 +9,7 @@ nothing is trained: the published model is measured in the same way.
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,7 +117,8 @@ def main(config: PointBindConfig) -> None:
         began(config, data, anchor)
         model = train(config, data, anchor, unseen)
     else:
-        write_model(config.folder, model, {"published": Path(config.weights or "").name})
+        paths = {"weights": str(config.weights), "merges": str(config.merges)}
+        write_model(config.folder, model, {"published": kind_of(model)} | paths)
     result, gallery = measure(model, anchor, data, unseen, config.seed)
     keep_gallery(config.folder, data.gallery, gallery)
     note = f"{len(data.query)} unseen objects of {data.name}, text by {anchor.name}"
@@ -167,21 +169,37 @@ def published(config: PointBindConfig) -> tuple[PointBind, TextAnchor]:
     import torch
 
     from train.anchors import imagebind_text
-    from train.models.i2pmae import I2PMAE
-    from train.models.pointbert import PointBERT
-    from train.models.pointbind import PointBind
 
     path = Path(config.weights or "")
     if not path.is_file():
         raise FileNotFoundError(f"--weights {path}: there is no such file")
-    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if any(".h_encoder." in name for name in tensors):
-        model = PointBind(I2PMAE(), 384)
-    else:
-        model = PointBind(PointBERT(channels=3), 768)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"--weights {path} is no file of tensors: {error}") from None
+    hierarchical = any(".h_encoder." in name for name in tensors)
+    model = published_model("i2pmae" if hierarchical else "pointbert")
     towers = model.load_published(tensors)
     assert config.merges is not None  # checked with the other settings
     return model.eval(), imagebind_text(towers, config.merges)
+
+
+def published_model(kind: str) -> PointBind:
+    """Point-Bind at its published size, around `i2pmae` or `pointbert`; without its weights."""
+    from train.models.i2pmae import I2PMAE
+    from train.models.pointbert import PointBERT
+    from train.models.pointbind import PointBind
+
+    if kind == "i2pmae":
+        return PointBind(I2PMAE(), 384)
+    return PointBind(PointBERT(channels=3), 768)
+
+
+def kind_of(model: PointBind) -> str:
+    """Which of the published encoders a model has."""
+    from train.models.i2pmae import I2PMAE
+
+    return "i2pmae" if isinstance(model.point_encoder, I2PMAE) else "pointbert"
 
 
 def new_model(sizes: ModelConfig, output: int, dropout: float) -> PointBind:

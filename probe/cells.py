@@ -1,0 +1,191 @@
+"""What one layer of one model gives: scores object by object, before any mean or interval.
+
+Each function takes the objects, the tokens (samples, tokens, dim) of one layer and the settings,
+and returns named arrays: these are what is cached, sent between machines and put together.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from probe import cka, controls, dimension, geometry, knn, outliers
+from probe.drift import Drift, drift_parts
+from probe.linear import linear_probe
+from probe.variants import knn_protocols, knn_variants
+
+SHUFFLES = 10
+LEVEL = 0.95
+Cell = dict[str, np.ndarray]
+
+
+class Objects(NamedTuple):
+    """What all layers share: labels, targets, and which rows are asked about."""
+
+    samples: int
+    labels: np.ndarray  # (samples,)
+    gallery: np.ndarray  # rows
+    query: np.ndarray  # rows
+    copies: int
+    target: np.ndarray  # (samples, tokens, target_dim)
+    groups: np.ndarray  # (samples,), one number for copies of an object
+    properties: xr.Dataset | None = None  # (sample,) each
+
+
+class Settings(NamedTuple):
+    """What a probe may be asked for."""
+
+    k: tuple[int, ...]
+    seed: int
+
+
+def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """`hits` (k, queries), `shuffled` (k,), and `named` (queries,): the label of the largest k.
+
+    `hits_without` and `named_without` leave massive tokens out of the mean.
+    """
+    asked = data.labels[data.query]
+    found = _neighbours(data, tokens.mean(axis=1, dtype=np.float64), max(ask.k))
+    near = data.labels[data.gallery][found]
+    dealt = controls.shuffled_labels(data.labels[data.gallery], shuffles=SHUFFLES, seed=ask.seed)
+    shuffled = [np.mean([knn.vote(one[found[:, :k]]) == asked for one in dealt]) for k in ask.k]
+    named = [knn.vote(near[:, :k]) for k in ask.k]
+    cell = {
+        "hits": np.stack(named) == asked,
+        "shuffled": np.array(shuffled),
+        "named": named[-1],
+        "hits_without": (np.stack(named) == asked)[-1],
+    }
+    massive = outliers.massive_tokens(tokens)
+    if massive.any():
+        found = _neighbours(data, outliers.mean_without(tokens, massive), max(ask.k))
+        cell["hits_without"] = knn.vote(data.labels[data.gallery][found]) == asked
+    return cell
+
+
+def drift_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,)."""
+    pooled, target = (x[data.query].mean(axis=1, dtype=np.float64) for x in (tokens, data.target))
+    alike = cka.cka_interval(pooled, target)
+    parts = drift_parts(
+        tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
+    )
+    return {
+        "cka": np.array([alike.mean, alike.low, alike.high]),
+        "cka_left_out": alike.left_out,
+        **{name: part for name, part in zip(Drift._fields, parts, strict=True)},
+    }
+
+
+def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """The shape of the query objects' mean tokens, and the tokens and directions that stand out.
+
+    `values` (statistics,), `left_out` (statistics, groups), `diversity` (queries,),
+    `massive` (tokens,) share of the objects in which this token is massive, `largest_norm` (),
+    `top_variance` (1, 3 and 10 dimensions), and `shuffled` (statistics,): each dimension dealt
+    out among the objects on its own, which leaves no direction but the axes.
+    """
+    pooled = tokens[data.query].mean(axis=1, dtype=np.float64)
+    found = dimension.shape(pooled, seed=ask.seed)
+    rng = np.random.default_rng([ask.seed, 7])
+    dealt = dimension.shape(rng.permuted(pooled, axis=0), groups=0, seed=ask.seed)
+    several = tokens.shape[1] > 1  # one token has no other to be unlike
+    return {
+        "values": found.values,
+        "left_out": found.left_out,
+        "shuffled": dealt.values,
+        **({"diversity": dimension.token_diversity(tokens[data.query])} if several else {}),
+        "massive": outliers.massive_tokens(tokens).mean(axis=0),
+        "largest_norm": np.array(outliers.largest_norm(tokens)),
+        "top_variance": outliers.top_variance(pooled),
+    }
+
+
+def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """The fields of `LinearProbe`, intervals as (mean, low, high)."""
+    states = tokens.mean(axis=1, dtype=np.float64)
+    found = linear_probe(
+        states[data.gallery],
+        data.labels[data.gallery],
+        states[data.query],
+        data.labels[data.query],
+        groups=data.groups[data.gallery],
+        shuffles=SHUFFLES,
+        level=LEVEL,
+        seed=ask.seed,
+    )
+    names = [name for name in found.__dataclass_fields__ if name != "code"]
+    return {name: np.array(getattr(found, name)) for name in names}
+
+
+def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """What `geometry_probe` returns, over properties."""
+    assert data.properties is not None
+    states = tokens.mean(axis=1, dtype=np.float64)
+    found = geometry.geometry_probe(
+        states[data.gallery],
+        data.properties.isel(sample=data.gallery),
+        states[data.query],
+        data.properties.isel(sample=data.query),
+        groups=data.groups[data.gallery],
+        shuffles=SHUFFLES,
+        level=LEVEL,
+        seed=ask.seed,
+    )
+    return {str(name): values.values for name, values in found.data_vars.items()}
+
+
+def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """Neighbours asked otherwise: see `probe.variants`."""
+    found = knn_variants(
+        tokens[data.gallery],
+        data.labels[data.gallery],
+        tokens[data.query],
+        data.labels[data.query],
+        k=ask.k,
+    )
+    protocols = knn_protocols(
+        tokens[data.query].mean(axis=1, dtype=np.float64),
+        data.labels[data.query],
+        data.groups[data.query],
+        k=ask.k,
+        seed=ask.seed,
+    )
+    return {"hits": found.hits, "rank": found.rank, **protocols._asdict()}
+
+
+def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+    """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
+    `rbf` (mean, low, high), `biased` with its `floor`, and `null`, what shuffled objects reach.
+    """
+    from probe.pairs import alike
+
+    pooled, target = (x[data.query].mean(axis=1, dtype=np.float64) for x in (tokens, data.target))
+    found = alike(pooled, target, seed=ask.seed)
+    rbf = cka.cka_interval(pooled, target, "rbf")
+    null = cka.cka_null(pooled, target, seed=ask.seed)
+    return {
+        "states": pooled,
+        "values": found.values,
+        "left_out": found.left_out,
+        "rbf": np.array([rbf.mean, rbf.low, rbf.high]),
+        "biased": np.array(cka.cka(pooled, target, unbiased=False)),
+        "floor": np.array(cka.biased_floor(len(pooled), pooled.shape[1], target.shape[1])),
+        "null": np.array(np.quantile(null, LEVEL)),
+    }
+
+
+CELLS: dict[str, Callable[[Objects, np.ndarray, Settings], Cell]] = {
+    "knn": knn_cell,
+    "drift": drift_cell,
+    "dimension": dimension_cell,
+    "linear": linear_cell,
+    "geometry": geometry_cell,
+    "variants": variants_cell,
+    "similarity": similarity_cell,
+}
+
+
+def _neighbours(data: Objects, pooled: np.ndarray, k: int) -> np.ndarray:
+    return knn.nearest(pooled[data.gallery], pooled[data.query], k)

@@ -1,0 +1,395 @@
+"""Figures of the report beside the depth figure: verdicts, curves, layers, clouds and maps."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from probe.findings import JUDGED, SIGNIFICANT, judged
+from probe.plots import (
+    INK,
+    LAYER,
+    MARKERS,
+    SHAPES,
+    Line,
+    Panel,
+    _add_panel,
+    _draw,
+    _some,
+    _ticks,
+    colour,
+)
+
+DIMENSION = {  # measures of the shape of the space: title and axis
+    "two_nn": ("Intrinsic dimension, TwoNN", "dimensions"),
+    "mle_dimension": ("Intrinsic dimension, likelihood", "dimensions"),
+    "effective_rank": ("Effective rank", "directions   (higher fills more)"),
+    "participation_ratio": ("Participation ratio", "directions   (higher fills more)"),
+    "anisotropy": ("Anisotropy of the mean tokens", "mean cosine   (0 = no common direction)"),
+    "token_diversity": ("Diversity of an object's tokens", "1 − cosine   (0 = all alike)"),
+}
+REBUILT = {
+    "chamfer": ("Rebuilt cloud: Chamfer distance", "mean radii   (lower is closer)"),
+    "f_score": ("Rebuilt cloud: F-score", "F-score   (higher is better)"),
+}
+ALIKE = {
+    "procrustes": ("Procrustes distance to the target", "distance   (lower is closer)"),
+    "rsa": ("RSA with the target", "rank correlation   (higher is closer)"),
+    "mutual_knn": ("Neighbours in common with the target", "share   (higher is closer)"),
+}
+VIEW = np.array([[0.87, -0.5, 0.0], [0.25, 0.43, 0.87]])  # from the front, above and to the side
+
+
+def curves(results: xr.Dataset, about: dict[str, tuple[str, str]]) -> list[Panel]:
+    """A panel for each measure that is there and has a value, with its target and control."""
+    panels = []
+    for key, (title, axis) in about.items():
+        if f"{key}_mean" not in results or results[f"{key}_mean"].isnull().all():
+            continue
+        mean, low, high = (results[f"{key}_{part}"] for part in ("mean", "low", "high"))
+        lines = []
+        for ending, name, dash in (("target", "target", "dash"), ("shuffled", "shuffled", "dot")):
+            control = results.get(f"{key}_{ending}_mean", results.get(f"{key}_{ending}"))
+            if control is not None and not control.isnull().any():
+                flat = control.mean([d for d in control.dims if d != "layer"])
+                values = np.broadcast_to(flat.values, results.sizes["layer"])
+                lines.append(Line(name, values, dash))
+        panels.append(Panel(title, axis, mean, low, high, lines))
+    return panels
+
+
+def curves_figure(panels: Sequence[Panel], results: xr.Dataset) -> go.Figure:
+    """Panels in rows of three, one legend."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = make_subplots(
+        rows,
+        columns,
+        subplot_titles=[panel.title for panel in panels],
+        horizontal_spacing=0.09,
+        vertical_spacing=0.2 / rows,
+    )
+    named: set[str] = set()
+    for at, panel in enumerate(panels):
+        _add_panel(figure, panel, named, row=at // columns + 1, col=at % columns + 1)
+    figure.update_xaxes(title=LAYER, title_font_size=12, **_ticks(results))
+    return figure.update_yaxes(title_font_size=12).update_layout(
+        template="plotly_white",
+        height=330 * rows + 90,
+        legend={"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor": "center"},
+        font={"size": 13, "color": INK},
+        margin={"t": 50, "b": 110},
+    )
+
+
+def curves_png(panels: Sequence[Panel]) -> bytes:
+    """The same panels, drawn by matplotlib."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _canvas(rows, columns, 5.2, 3.6)
+    handles: dict[str, Any] = {}
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _draw(axis, panel, handles)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    _legend(figure, handles)
+    return _png(figure)
+
+
+def verdict_png(results: xr.Dataset) -> bytes:
+    """Depth at which each model falls, with its interval; an arrow where it surely holds."""
+    rows = judged(results)
+    names = results.variant.values.astype(str)
+    deepest = float(results.layer.values[-1])
+    figure, axes = _canvas(1, 1, 9.5, 0.9 + 0.75 * len(rows))
+    axis = axes[0, 0]
+    handles: dict[str, Any] = {}
+    for at, (score, where) in enumerate(rows):
+        for v, name in enumerate(names):
+            one = results.sel(where).sel(variant=name)
+            y = -at + 0.18 * ((len(names) - 1) / 2 - v)
+            mark = _draw_fall(axis, one, score, name, y, deepest)
+            handles.setdefault(name, mark)
+    labels = [JUDGED[score][0] + (f", K = {where['k']}" if where else "") for score, where in rows]
+    axis.set_yticks([-at for at in range(len(rows))], labels, fontsize=11)
+    axis.set_ylim(-len(rows) + 0.4, 0.6)
+    axis.set_xlim(float(results.layer.values[0]) - 0.5, deepest * 1.14)
+    axis.set_xticks(_some(results.layer.values))
+    axis.set_xlabel(f"{LAYER}; hollow, at the right: no fall is shown", fontsize=11)
+    axis.axvline(deepest, color="#BBBBBB", linewidth=1)
+    axis.grid(axis="x", color="#E4E4E4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title("Where each measure falls below its reference", fontsize=12, loc="left")
+    _legend(figure, handles)
+    return _png(figure)
+
+
+def _draw_fall(axis: Any, one: xr.Dataset, score: str, name: str, y: float, end: float) -> Any:
+    depth, low, high, p = (
+        float(one[f"{score}_{part}"]) for part in ("fall_mean", "fall_low", "fall_high", "fall_p")
+    )
+    style = {"color": colour(name), "marker": MARKERS[SHAPES.get(name, "triangle-up")]}
+    if p < SIGNIFICANT and np.isfinite(depth):
+        top = min(high, end * 1.04)
+        axis.plot([low, top], [y, y], color=style["color"], linewidth=1.6)
+        return axis.plot(depth, y, markersize=7, linestyle="none", **style)[0]
+    axis.plot(end * 1.08, y, markersize=7, markerfacecolor="white", linestyle="none", **style)
+    return axis.plot([], [], linestyle="none", **style)[0]
+
+
+def cka_png(results: xr.Dataset) -> bytes:
+    """CKA of every layer with every other, within each model and with the baseline."""
+    names = results.variant.values.astype(str)
+    figure, axes = _canvas(1, len(names), 3.6, 3.5)
+    for axis, name in zip(axes[0], names, strict=True):
+        pair = results.cka_layers_mean.sel(variant=name, other_variant=name)
+        image = axis.imshow(
+            pair.values, origin="lower", cmap="viridis", vmin=_floor(results), vmax=1
+        )
+        layers = results.layer.values
+        step = -(-len(layers) // 9)
+        ticks = np.arange(0, len(layers), step)
+        axis.set_xticks(ticks, layers[ticks])
+        axis.set_yticks(ticks, layers[ticks])
+        axis.set_title(name, fontsize=11.5, loc="left", color=INK)
+        axis.set_xlabel("layer", fontsize=11)
+    axes[0, 0].set_ylabel("layer", fontsize=11)
+    bar = figure.colorbar(image, ax=list(axes[0]), fraction=0.02)
+    bar.set_label("debiased CKA", fontsize=11)
+    return _png(figure)
+
+
+def _floor(results: xr.Dataset) -> float:
+    own = [
+        float(results.cka_layers_mean.sel(variant=name, other_variant=name).min())
+        for name in results.variant.values
+    ]
+    return max(0.0, min(own))
+
+
+def confusion_png(results: xr.Dataset, variant: str) -> bytes:
+    """What classes are taken for, at the first and the deepest layer, at the largest k."""
+    figure, axes = _canvas(1, 2, 5.0, 4.6)
+    names = [str(name) for name in results["class"].values]
+    for axis, layer in zip(axes[0], results.layer.values[[0, -1]], strict=True):
+        counts = results.knn_confusion.sel(variant=variant, layer=layer)
+        share = counts / np.maximum(counts.sum("named"), 1)
+        image = axis.imshow(share.values, cmap="Blues", vmin=0, vmax=1)
+        axis.set_title(f"{variant}, layer {layer}", fontsize=11.5, loc="left", color=INK)
+        axis.set_xlabel("class that the neighbours name", fontsize=11)
+        if len(names) <= 15:
+            axis.set_xticks(range(len(names)), [_literal(n) for n in names], rotation=90)
+            axis.set_yticks(range(len(names)), [_literal(n) for n in names])
+    axes[0, 0].set_ylabel("class", fontsize=11)
+    figure.colorbar(image, ax=list(axes[0]), fraction=0.025).set_label("share of the class")
+    return _png(figure)
+
+
+def confusion_figure(results: xr.Dataset, variant: str) -> go.Figure:
+    """The same, live: the classes' names under the pointer."""
+    ends = results.layer.values[[0, -1]]
+    titles = [f"{variant}, layer {layer}" for layer in ends]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.08)
+    names = [_literal_html(str(name)) for name in results["class"].values]
+    for column, layer in enumerate(ends, 1):
+        counts = results.knn_confusion.sel(variant=variant, layer=layer).values
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        figure.add_heatmap(
+            z=share,
+            x=names,
+            y=names,
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            showscale=column == 2,
+            hovertemplate="%{y} taken for %{x}: %{z:.0%}<extra></extra>",
+            row=1,
+            col=column,
+        )
+    shown = len(names) <= 15
+    figure.update_xaxes(showticklabels=shown, title="class that the neighbours name")
+    figure.update_yaxes(showticklabels=shown, autorange="reversed")
+    return figure.update_yaxes(title="class", col=1).update_layout(
+        template="plotly_white", height=520, font={"color": INK}, margin={"t": 50, "b": 60}
+    )
+
+
+def ways_png(results: xr.Dataset) -> bytes:
+    """Accuracy by layer for each pooling and preparation, aligned and baseline, by cosine."""
+    at_k = results.isel(k=-1).sel(metric="cosine")
+    poolings = results.pooling.values.astype(str)
+    figure, axes = _canvas(1, len(poolings), 4.0, 3.6)
+    dashes = {"raw": "-", "centred": "--", "whitened": ":"}
+    handles: dict[str, Any] = {}
+    for axis, pooling in zip(axes[0], poolings, strict=True):
+        for name in [n for n in ("baseline", "aligned") if n in results.variant.values]:
+            for preparation, dash in dashes.items():
+                place = {"variant": name, "pooling": pooling, "preparation": preparation}
+                y = 100 * at_k.knn_ways_mean.sel(place).values
+                (mark,) = axis.plot(results.layer.values, y, dash, color=colour(name))
+                handles.setdefault(f"{name}, {preparation}", mark)
+        axis.set_title(pooling, fontsize=11.5, loc="left", color=INK)
+        axis.set_xlabel("layer", fontsize=11)
+        axis.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+    low = min(axis.get_ylim()[0] for axis in axes[0])
+    high = max(axis.get_ylim()[1] for axis in axes[0])
+    for axis in axes[0]:
+        axis.set_ylim(low, high)
+    k = int(results.k.values[-1])
+    axes[0, 0].set_ylabel(f"accuracy in %, K = {k}\n(higher is better)", fontsize=11)
+    _legend(figure, handles)
+    return _png(figure)
+
+
+def clouds_png(results: xr.Dataset, variant: str, objects: int = 4) -> bytes:
+    """A few objects, and what the decoder rebuilt of them from the target and by depth."""
+    layers = results.layer.values
+    some = layers[np.unique(np.linspace(0, len(layers) - 1, 4).round().astype(int))]
+    objects = min(objects, results.sizes["shown"])
+    titles = ["object", "from the target", *(f"{variant}, layer {layer}" for layer in some)]
+    figure, axes = _canvas(objects, len(titles), 2.0, 2.0)
+    for row in range(objects):
+        rebuilt = results.cloud.sel(variant=variant, layer=some).isel(shown=row).values
+        drawn = [results.true_cloud[row].values, results.target_cloud[row].values, *rebuilt]
+        reach = 1.15 * np.abs(drawn[0] @ VIEW.T).max()
+        for axis, title, cloud in zip(axes[row], titles, drawn, strict=True):
+            flat = cloud @ VIEW.T
+            axis.scatter(*flat.T, s=5, c=cloud[:, 2], cmap="viridis", linewidths=0)
+            axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title, fontsize=10, color=INK)
+    return _png(figure)
+
+
+def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
+    """A map a model, with a slider over the layers; under each how far it can be trusted."""
+    shown = results.sel({"method": method}).isel(draw=0)
+    names = results.variant.values.astype(str)
+    layers = results.layer.values
+    figure = make_subplots(1, len(names), subplot_titles=list(names), horizontal_spacing=0.02)
+    labels = results.label.values
+    classes = np.array([_literal_html(str(name)) for name in results.class_name.values])
+    marker = {"size": 5, "color": labels, "colorscale": "Turbo", "opacity": 0.8}
+    reach = 1.05 * float(np.abs(results.position.sel({"method": method})).max())
+
+    def traces(at: int) -> list[go.Scatter]:
+        found = []
+        for name in names:
+            x, y = shown.position.sel(variant=name).isel(layer=at).values.T
+            found.append(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    mode="markers",
+                    marker=marker,
+                    text=classes,
+                    hovertemplate="%{text}<extra></extra>",
+                    showlegend=False,
+                )
+            )
+        return found
+
+    def note(at: int) -> str:
+        said = []
+        for name in names:
+            one = shown.sel(variant=name).isel(layer=at)
+            pair = f"{float(one.trustworthiness):.2f} / {float(one.continuity):.2f}"
+            said.append(f"{name} {pair}")
+        return "trustworthiness / continuity: " + ", ".join(said)
+
+    for column, trace in enumerate(traces(0), 1):
+        figure.add_trace(trace, row=1, col=column)
+    titles = [f"{method.upper()}, layer {layer}   ({note(at)})" for at, layer in enumerate(layers)]
+    figure.frames = [
+        go.Frame(data=traces(at), name=str(layer), layout={"title": titles[at]})
+        for at, layer in enumerate(layers)
+    ]
+    steps = [
+        {
+            "label": str(layer),
+            "method": "animate",
+            "args": [[str(layer)], {"mode": "immediate", "transition": {"duration": 300}}],
+        }
+        for layer in layers
+    ]
+    figure.update_xaxes(range=[-reach, reach], showticklabels=False)
+    figure.update_yaxes(range=[-reach, reach], showticklabels=False)
+    return figure.update_layout(
+        template="plotly_white",
+        title={"text": titles[0], "font": {"size": 13}},
+        height=430,
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "layer "}}],
+        margin={"t": 80, "b": 20, "l": 20, "r": 20},
+        font={"color": INK},
+    )
+
+
+def maps_png(results: xr.Dataset, method: str) -> bytes:
+    """Maps of some layers, a row a model, with trustworthiness and continuity under each."""
+    layers = results.layer.values
+    some = np.unique(np.linspace(0, len(layers) - 1, 5).round().astype(int))
+    names = results.variant.values.astype(str)
+    figure, axes = _canvas(len(names), len(some), 2.3, 2.45)
+    shown = results.sel({"method": method}).isel(draw=0)
+    reach = 1.05 * float(np.abs(shown.position).max())
+    for (v, column), axis in np.ndenumerate(axes):
+        one = shown.sel(variant=names[v]).isel(layer=some[column])
+        axis.scatter(
+            *one.position.values.T, s=4, c=results.label.values, cmap="turbo", linewidths=0
+        )
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
+        quality = f"{float(one.trustworthiness):.2f} / {float(one.continuity):.2f}"
+        axis.set_xlabel(quality, fontsize=9)
+        if v == 0:
+            axis.set_title(f"layer {layers[some[column]]}", fontsize=10.5, color=INK)
+        if column == 0:
+            axis.set_ylabel(names[v], fontsize=10.5)
+    return _png(figure)
+
+
+def _canvas(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(
+        figsize=(max(width * columns, 5), height * rows + 0.7),
+        dpi=130,
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
+    )
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _legend(figure: Any, handles: dict[str, Any]) -> None:
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        frameon=False,
+        fontsize=10.5,
+    )
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _literal_html(text: str) -> str:
+    """Text that plotly does not read as markup."""
+    import html
+
+    return html.escape(text)

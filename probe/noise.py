@@ -1,0 +1,60 @@
+"""The noise floor: how much two captures of the same objects differ, which is no loss.
+
+A second capture reads other points of the same shapes, or the same ones moved or turned. No
+measure can be asked to agree with the target better than a capture agrees with its repetition.
+"""
+
+import numpy as np
+import xarray as xr
+
+from probe import cka, intervals, knn
+from probe.cells import LEVEL, Objects, Settings
+from store import Run
+
+
+def noise_floor(
+    results: xr.Dataset, run: Run, again: Run, data: Objects, ask: Settings
+) -> xr.Dataset:
+    """Adds `noise_cka_*` and `noise_agreement_*` (variant, layer) to the results of a sweep.
+
+    noise_cka : debiased CKA of the query objects' mean tokens in both captures, 1 = no noise
+    noise_agreement : share of them whose k nearest neighbours, looked up in the gallery of the
+    first capture, name the same class in both; k the largest of the sweep
+
+    Raises ValueError where the second run has other objects, or lacks a model or a layer.
+    """
+    variants, layers = results["variant"].values.astype(str).tolist(), results["layer"].values
+    if absent := [name for name in variants if name not in again.variants]:
+        raise ValueError(f"{again.path} has no variant {absent[0]!r}, {run.path} has")
+    if missing := [int(layer) for layer in layers if layer not in again.layers]:
+        raise ValueError(f"{again.path} has no layer {missing[0]}, {run.path} has")
+    ids = run.samples()["sample"].values[: data.samples]
+    theirs = again.samples()["sample"].values
+    place = {name: at for at, name in enumerate(theirs)}
+    if lacking := [name for name in ids if name not in place]:
+        raise ValueError(f"{again.path} lacks {len(lacking)} objects of {run.path}: {lacking[0]}")
+    rows = np.array([place[name] for name in ids])[data.query]
+    likeness = np.empty((3, len(variants), len(layers)))
+    same = np.empty((len(variants), len(layers)))
+    for v, at in np.ndindex(same.shape):
+        here, there = (
+            one.final(variants[v]).sel(layer=layers[at]).values.mean(axis=1, dtype=np.float64)
+            for one in (run, again)
+        )
+        once, twice = here[data.query], there[rows]
+        likeness[:, v, at] = cka.cka_interval(once, twice, level=LEVEL)[:3]
+        named = [
+            knn.knn_predict(here[data.gallery], data.labels[data.gallery], states, max(ask.k))
+            for states in (once, twice)
+        ]
+        same[v, at] = (named[0] == named[1]).sum()
+    dims = ("variant", "layer")
+    agreement = intervals.wilson(same, len(data.query), LEVEL)
+    for key, values, text in (
+        ("noise_cka", likeness, "debiased CKA of two captures of the same objects"),
+        ("noise_agreement", agreement, "share of objects of one class in two captures"),
+    ):
+        for part, numbers in zip(("mean", "low", "high"), values, strict=True):
+            attrs = {"long_name": text, "direction": "1 = no noise"}
+            results[f"{key}_{part}"] = (dims, numbers, attrs)
+    return results.assign_attrs(noise_floor=f"second capture {again.path.name}")

@@ -1,0 +1,187 @@
+"""What each layer of each model takes each object for: the numbers behind the pages on objects.
+
+`objects` makes one Dataset of every captured object, query and gallery alike, so that a page only
+looks things up. A probe with intervals says what holds of them all; this says which ones.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import xarray as xr
+
+from probe.drift import apply_map, fit_map
+from probe.geometry import descriptors
+from probe.knn import nearest, unit_rows, vote
+from probe.maps import chained
+from probe.splits import duplicate_groups, gallery_query, without_copies
+from store import Run
+
+SHOWN = 6  # neighbours that are kept by row
+BLOCK = 256  # objects whose tokens are in memory at a time
+FIT = 4096  # gallery objects that the ridge map is fitted on, at most
+Progress = Callable[[int, int, str], None]
+
+
+def objects(
+    run: Run,
+    layers: Sequence[int] | None = None,
+    models: Sequence[str] | None = None,
+    *,
+    k: int = 10,
+    factors: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Of each object in each layer of each model, (model, layer, sample, ...):
+
+    `position` (axis)   PCA of the mean tokens as unit rows, mean radius 1, each layer turned onto
+                        the one before and each model onto the first, so that points don't jump
+    `named`             label that the k nearest gallery objects vote for, by cosine
+    `support`           share of them that are of the object's own class, higher is better
+    `neighbour` (near)  rows of the nearest gallery objects, nearest first
+    `token_drift` (token)  1 - cosine to the target through the ridge map of `probe.drift`, lower
+                        is closer; of gallery objects it is a little low, they fitted the map
+    `drift`             its mean over the tokens
+
+    and of each object `factor` (factor, sample), descriptors of its cloud. An object is no
+    neighbour of itself or of its copies. A model is a variant, or VARIANT@STEP where a variant
+    was captured at several steps. Raises ValueError for an unfinished run.
+    """
+    if not run.complete:
+        raise ValueError(f"{run.name} is not completely captured: its objects can't be compared")
+    names = list(models or all_models(run))
+    depth = sorted(run.layers if layers is None else layers)
+    table = run.samples()
+    samples, tokens = table.sizes["sample"], run.attrs["tokens"]
+    gallery, query = gallery_query(table)
+    groups = duplicate_groups(run.target() if run.attrs["points"] is None else run.points())
+    gallery = without_copies(gallery, query, groups)
+    k = min(k, len(gallery) - 1)
+    fit = np.sort(np.random.default_rng([seed, 19]).permutation(gallery)[:FIT])
+    target = run.target()
+    goal = target[fit].values.astype(np.float32)
+    grid = (len(names), len(depth), samples)
+    position = np.empty((*grid, 2))
+    named, support = np.empty(grid, np.int64), np.empty(grid, np.float32)
+    near, drift = np.empty((*grid, min(SHOWN, k)), np.int32), np.empty((*grid, tokens), np.float32)
+    labels = table["label"].values
+    for m, name in enumerate(names):
+        maps = []
+        for at, layer in enumerate(depth):
+            if progress:
+                progress(m * len(depth) + at, len(names) * len(depth), f"{name}, layer {layer}")
+            stored = states(run, name, layer)
+            pooled = mean_tokens(stored)
+            found = others(pooled, gallery, groups, k)
+            near[m, at] = found[:, : near.shape[-1]]
+            named[m, at] = vote(labels[found])
+            support[m, at] = (labels[found] == labels[:, None]).mean(axis=1)
+            maps.append(principal(pooled))
+            fitted = fit_map(stored[fit].values.astype(np.float32), goal, seed=seed)
+            for rows in _blocks(samples):
+                mapped = apply_map(stored[rows].values, fitted)
+                drift[m, at, rows] = 1 - _cosine(mapped, target[rows].values.astype(np.float32))
+        position[m] = chained(np.stack(maps), position[0, 0] if m else None)
+    each = ("model", "layer", "sample")
+    results = xr.Dataset(
+        {
+            "position": ((*each, "axis"), position.astype(np.float32)),
+            "named": (each, named),
+            "support": (each, support),
+            "neighbour": ((*each, "near"), near),
+            "token_drift": ((*each, "token"), drift.astype(np.float16)),
+            "drift": (each, drift.mean(axis=-1)),
+        },
+        {"model": names, "layer": depth, "axis": ["x", "y"]},
+        {"k": k, "seed": seed, "run": run.path.name},
+    )
+    if factors and run.attrs["points"] is not None:
+        if progress:
+            progress(1, 1, "what there is to see of each cloud")
+        results = results.merge(_factors(run))
+    return results
+
+
+def all_models(run: Run) -> list[str]:
+    """Every variant, or VARIANT@STEP for each step that one was captured at."""
+    return [
+        f"{name}@{step}" if step is not None else name
+        for name in run.variants
+        for step in (run.steps(name) or [None])
+    ]
+
+
+def states(run: Run, model: str, layer: int) -> xr.DataArray:
+    """Lazy tokens (sample, token, dim) of a model of `all_models`."""
+    name, _, step = model.partition("@")
+    found = run.final(name).sel(layer=layer)
+    return found.sel(step=int(step)) if step else found
+
+
+def mean_tokens(stored: xr.DataArray) -> np.ndarray:
+    """Mean over the tokens, (samples, dim), read in blocks so that memory is bounded."""
+    found = np.empty((stored.sizes["sample"], stored.sizes["dim"]))
+    for rows in _blocks(len(found)):
+        found[rows] = stored[rows].values.mean(axis=1, dtype=np.float64)
+    return found
+
+
+def others(pooled: np.ndarray, gallery: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the k gallery objects nearest to each that are no copies of it, (samples, k).
+
+    pooled : (samples, dim)    gallery : rows    groups : (samples,), one number for copies
+    """
+    copies = int(np.bincount(np.unique(groups[gallery], return_inverse=True)[1]).max())
+    count = min(k + copies, len(gallery))
+    found = gallery[nearest(pooled[gallery], pooled, count)]
+    own = groups[found] == groups[:, None]
+    order = own.argsort(axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(found, order, axis=1)
+
+
+def principal(pooled: np.ndarray) -> np.ndarray:
+    """The two directions of largest variance of unit rows, (samples, 2)."""
+    rows = unit_rows(pooled)
+    rows = rows - rows.mean(axis=0)
+    _, vectors = np.linalg.eigh(rows.T @ rows)
+    return rows @ vectors[:, ::-1][:, :2]
+
+
+def painted(cloud: np.ndarray, centres: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How much a token reads of each point, (points,): 1 is the most, by the nearest patches.
+
+    cloud : (points, 3 or more)    centres : (patches, 3)    weights : (patches,), its attention
+
+    A point takes the mean of its three nearest patches, the nearer the more.
+    """
+    from scipy.spatial import cKDTree
+
+    count = min(3, len(centres))
+    gap, at = cKDTree(centres).query(cloud[:, :3], k=count)
+    gap, at = gap.reshape(len(cloud), -1), at.reshape(len(cloud), -1)
+    pull = 1 / (gap + 1e-6)
+    read = (weights[at] * pull).sum(axis=1) / pull.sum(axis=1)
+    low, high = read.min(), read.max()
+    return (read - low) / (high - low) if high > low else np.zeros(len(read))
+
+
+def _factors(run: Run) -> xr.Dataset:
+    found = descriptors(run.points())
+    names = list(map(str, found.data_vars))
+    values = np.stack([found[name].values for name in names]).astype(np.float32)
+    titles = [str(found[name].attrs["long_name"]) for name in names]
+    return xr.Dataset(
+        {"factor_value": (("factor", "sample"), values)},
+        {"factor": names, "factor_title": ("factor", titles)},
+    )
+
+
+def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of tokens (samples, tokens, dim), (samples, tokens); 0 where one has no direction."""
+    scale = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    product = np.einsum("std,std->st", x, y)
+    return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+
+
+def _blocks(samples: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, samples, BLOCK))

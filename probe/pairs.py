@@ -1,0 +1,158 @@
+"""Layer against layer, model against model: how alike is every pair of captured states?
+
+Debiased linear CKA of all pairs is a few matrix products over blocks of objects: with Gram
+matrices K_1..K_P, the sums <K_i, K_j>, 1'K_i K_j 1 and all their leave-one-object-out values come
+from one batched product each, so that the bands cost no more than the values.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from probe.cka import _debiased, _features, _Sums, jackknife_covariance
+from probe.dimension import GROUPS
+from probe.similarity import _others, procrustes_distance, rsa
+
+BLOCK_BYTES = 2**28
+ALIKE = ("procrustes", "rsa", "mutual_knn")
+SHARED = 10  # neighbours of mutual_knn
+
+
+class PairCka(NamedTuple):
+    """Debiased CKA of all pairs (sets, sets), bounds, and its jackknife values (samples, ...)."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    left_out: np.ndarray
+
+
+def cka_pairs(states: list[np.ndarray], level: float = 0.95) -> PairCka:
+    """Debiased linear CKA of every pair of representations of the same objects.
+
+    states : arrays (samples, dim), dims may differ; the same objects in the same order. Equals
+    `probe.cka.cka_interval` of each pair. Memory beside the states is one block of Gram rows and
+    the (samples, sets, sets) leave-one-out values.
+    """
+    from scipy.special import ndtri
+
+    features = [_features(x, f"set {at}") for at, x in enumerate(states)]
+    samples = {len(x) for x in features}
+    if len(samples) != 1 or (n := samples.pop()) < 5:
+        raise ValueError(f"sets of {[len(x) for x in states]} objects: need the same 5 or more")
+    norms = np.stack([(x**2).sum(axis=1) for x in features])  # (sets, samples)
+    rows = np.stack([x @ x.sum(axis=0) for x in features]) - norms
+    sets = len(features)
+    both, crossed = np.empty((n, sets, sets)), np.empty((n, sets, sets))
+    step = max(1, BLOCK_BYTES // (8 * sets * n))
+    for start in range(0, n, step):
+        block = slice(start, min(start + step, n))
+        gram = np.stack([x[block] @ x.T for x in features], axis=1)  # (block, sets, samples)
+        gram[np.arange(gram.shape[0]), :, np.arange(n)[block]] = 0
+        both[block] = gram @ gram.transpose(0, 2, 1)
+        crossed[block] = gram @ rows.T
+    first, second = _outer(rows.sum(axis=1))
+    total = _Sums(both.sum(axis=0), first, second, rows @ rows.T)
+    mean = _from_sums(n, total)
+    own, others = _outer(rows.T)
+    without = _Sums(
+        total.inner - 2 * both,
+        total.x - 2 * own,
+        total.y - 2 * others,
+        total.xy
+        - rows.T[:, :, None] * rows.T[:, None]
+        - crossed
+        - crossed.transpose(0, 2, 1)
+        + both,
+    )
+    left_out = _from_sums(n - 1, without)
+    gap = left_out - left_out.mean(axis=0)
+    half = ndtri((1 + level) / 2) * np.sqrt((gap**2).sum(axis=0) * (n - 1) / n)
+    return PairCka(mean, mean - half, mean + half, left_out)
+
+
+def cka_pairs_null(
+    states: list[np.ndarray], permutations: int = 200, *, seed: int = 0
+) -> np.ndarray:
+    """Largest debiased CKA over all pairs with the objects of one in random order, (permutations,).
+
+    The maximum over a table of layers is above 0 by chance alone; this says by how much. Each
+    order is dealt once and gathered in all centred Gram matrices at the same time.
+    """
+    from probe.cka import _gram, _u_centred
+
+    grams = np.stack([_u_centred(_gram(_features(x, "x"), "linear")) for x in states])
+    grams = (grams / np.linalg.norm(grams, axis=(1, 2), keepdims=True)).astype(np.float32)
+    sets, n, _ = grams.shape
+    flat, rng = grams.reshape(sets, -1), np.random.default_rng(seed)
+    largest = np.empty(permutations)
+    for at in range(permutations):
+        order = rng.permutation(n)
+        dealt = grams[:, order[:, None], order[None]].reshape(sets, -1)
+        largest[at] = (flat @ dealt.T).max()
+    return largest
+
+
+def pair_difference(
+    found: PairCka, a: np.ndarray, b: np.ndarray, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """CKA of pairs a less that of pairs b, with bounds. a, b : (2, pairs), indices of sets."""
+    from scipy.special import ndtri
+
+    (i, j), (k, m) = a, b
+    left_out = found.left_out[:, i, j] - found.left_out[:, k, m]
+    error = np.sqrt(np.array([jackknife_covariance(one[None])[0, 0] for one in left_out.T]))
+    mean = found.mean[i, j] - found.mean[k, m]
+    half = ndtri((1 + level) / 2) * error
+    return mean, mean - half, mean + half
+
+
+class Alike(NamedTuple):
+    """Each of `ALIKE`, (measures,), and with groups of objects left out, (measures, groups)."""
+
+    values: np.ndarray
+    left_out: np.ndarray
+
+
+def alike(
+    x: np.ndarray, y: np.ndarray, *, k: int = SHARED, groups: int = GROUPS, seed: int = 0
+) -> Alike:
+    """Procrustes distance (lower is closer), RSA and mutual k-NN (higher is closer) of two sets.
+
+    x, y : (samples, dim). k is at most a third of the objects. Groups are those of
+    `probe.dimension.shape`, so that models compare in pairs.
+    """
+    k = max(1, min(k, len(x) // 3))
+    group = np.random.default_rng([seed, 5]).permutation(len(x)) % groups
+    near = [_others(values, min(3 * k, len(x) - 2), "cosine") for values in (x, y)]
+    keeps = [np.ones(len(x), bool), *(group != one for one in range(groups))]
+    parts = [
+        [procrustes_distance(x[keep], y[keep]), rsa(x[keep], y[keep]), _shared(near, keep, k)]
+        for keep in keeps
+    ]
+    values = np.array(parts).T
+    return Alike(values[:, 0], values[:, 1:])
+
+
+def _shared(near: list[np.ndarray], keep: np.ndarray, k: int) -> float:
+    """Mutual k-NN of the kept objects, from lists that are longer than k."""
+    found = []
+    for rows in near:
+        gone = ~keep[rows[keep]]
+        order = gone.argsort(axis=1, kind="stable")[:, :k]
+        found.append(np.take_along_axis(rows[keep], order, axis=1))
+    return float((found[0][:, :, None] == found[1][:, None]).any(axis=2).mean())
+
+
+def _outer(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """values (..., sets) of the first and of the second of each pair, (..., sets, sets)."""
+    shape = (*values.shape, values.shape[-1])
+    return np.broadcast_to(values[..., :, None], shape), np.broadcast_to(
+        values[..., None, :], shape
+    )
+
+
+def _from_sums(n: int, sums: _Sums) -> np.ndarray:
+    own = _Sums(*(np.diagonal(part, axis1=-2, axis2=-1) for part in sums))
+    first, second = (_Sums(*parts) for parts in zip(*(_outer(part) for part in own), strict=True))
+    return _debiased(n, sums, first, second)

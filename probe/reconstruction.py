@@ -1,0 +1,281 @@
+"""How much of the shape itself is left? A small decoder rebuilds each cloud from its point tokens.
+
+The same decoder, the same start, the same steps for every layer and model, fitted on gallery
+objects and judged on query objects: what differs between layers is what their tokens tell. It is
+no generator worth having; it is a ruler.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from probe import cache, intervals
+from probe.cells import LEVEL, Objects, Settings
+from probe.sheet import Sheet
+from probe.splits import duplicate_groups, gallery_query, without_copies
+from probe.sweep import REFERENCE
+from store import Run
+
+POINTS = 128  # of a rebuilt cloud, and of the true one that it is fitted to
+JUDGED = 512  # points of the true cloud that it is judged by
+NEAR = 0.1  # of the mean radius: points closer than this count for the F-score
+STEPS = 240
+BATCH = 64
+WIDTH = 192
+RATE = 2e-3
+SHOWN = 8
+FITTED = (BATCH, WIDTH, RATE, POINTS, JUDGED, NEAR)
+
+
+class Rebuilt(NamedTuple):
+    """Of each query object: Chamfer distance (lower is closer), F-score (higher), its cloud."""
+
+    chamfer: np.ndarray
+    f_score: np.ndarray
+    clouds: np.ndarray
+
+
+def reconstruction(
+    run: Run,
+    layers: Sequence[int] | None = None,
+    variants: Sequence[str] | None = None,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> xr.Dataset:
+    """Chamfer distance and F-score by depth, (variant, layer), with intervals over query objects.
+
+    Clouds are centred and scaled to a mean radius of 1, and distances are in that unit. Beside
+    each curve stand `*_target` (the decoder fitted on the target's tokens) and `*_shuffled`
+    (fitted with the clouds dealt out among the objects: what the set alone tells); paired
+    differences and verdicts are as in a sweep. `cloud` (variant, layer, shown, point, axis) keeps
+    what was rebuilt of a few query objects, `target_cloud` what was from their targets and
+    `true_cloud` the objects themselves; `shown` holds their ids.
+    """
+    names = list(run.variants if variants is None else variants)
+    depth = sorted(run.layers if layers is None else layers)
+    samples = min(run.done(name) for name in [*names, "target"])
+    table = run.samples().isel(sample=slice(samples))
+    gallery, query = gallery_query(table)
+    points = run.points()[:samples]
+    gallery = without_copies(gallery, query, duplicate_groups(points))
+    clouds = unit_clouds(points[..., :3].values)
+    known = cache.digest(clouds, gallery, query, FITTED, steps, seed)
+    folder = cache.folder_of(run)
+
+    def fitted(stored: np.ndarray, deal: bool = False) -> Rebuilt:
+        def make() -> dict[str, np.ndarray]:
+            fit = np.random.default_rng([seed, 13]).permutation(gallery) if deal else gallery
+            found = rebuild(
+                stored[gallery], clouds[fit], stored[query], clouds[query], steps=steps, seed=seed
+            )
+            return found._asdict()
+
+        key = cache.digest(stored, known, deal)
+        return Rebuilt(**cache.kept(folder, "reconstruction", key, make))
+
+    places = [(name, layer) for name in names for layer in depth]
+    cells = {}
+    for step, (name, layer) in enumerate(places):
+        if progress:
+            progress(step, len(places), f"rebuilding from {name}, layer {layer}")
+        cells[name, layer] = fitted(run.final(name).sel(layer=layer)[:samples].values)
+    target = run.target()[:samples].values
+    if progress:
+        progress(len(places), len(places), "rebuilding from the target, and from nothing")
+    best, none = fitted(target), fitted(target, deal=True)
+    return _assemble(run, cells, best, none, names, depth, table, query, clouds, steps, seed)
+
+
+def rebuild(
+    gallery: np.ndarray,
+    gallery_clouds: np.ndarray,
+    query: np.ndarray,
+    query_clouds: np.ndarray,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> Rebuilt:
+    """Fit the decoder on the gallery, rebuild the query. Tokens (samples, tokens, dim).
+
+    clouds : (samples, points, 3), of one size. Tokens are standardised by the gallery; each is
+    read by one linear map and its position's offset, the sum over tokens by two layers more.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        decoder = _decoder(gallery.shape[2], gallery.shape[1], gallery_clouds)
+    finally:
+        torch.set_rng_state(states)
+    mean = gallery.mean(axis=(0, 1), dtype=np.float64)
+    spread = gallery.std(axis=(0, 1), dtype=np.float64)
+    spread = np.where(spread > 0, spread, 1.0)
+    x, asked = (
+        torch.from_numpy(((part - mean) / spread).astype(np.float32)) for part in (gallery, query)
+    )
+    y = torch.from_numpy(np.ascontiguousarray(gallery_clouds, np.float32))
+    optimizer = torch.optim.AdamW(decoder.parameters(), RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    size = min(BATCH, len(x))
+    for _ in range(steps):
+        rows = torch.randperm(len(x), generator=generator)[:size]
+        dots = torch.randperm(y.shape[1], generator=generator)[:POINTS]
+        near, far = _two_ways(decoder(x[rows]), y[rows][:, dots])
+        loss = near.mean() + far.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        clouds = torch.cat([decoder(part) for part in asked.split(256)])
+    return judge(clouds.numpy(), query_clouds)
+
+
+def judge(rebuilt: np.ndarray, true: np.ndarray) -> Rebuilt:
+    """Chamfer distance: mean distance to the nearest point, averaged over the two directions.
+
+    rebuilt : (samples, points, 3)    true : (samples, points, 3), the first `JUDGED` count. The
+    F-score is the harmonic mean of the shares of points with a neighbour within `NEAR` (Knapitsch
+    et al. 2017; Tatarchenko et al. 2019, arXiv:1905.03678).
+    """
+    from scipy.spatial import cKDTree
+
+    chamfer, score = np.empty(len(rebuilt)), np.empty(len(rebuilt))
+    for at, (ours, theirs) in enumerate(zip(rebuilt, true[:, :JUDGED], strict=True)):
+        there, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+        chamfer[at] = (there.mean() + back.mean()) / 2
+        precise, complete = (there < NEAR).mean(), (back < NEAR).mean()
+        total = precise + complete
+        score[at] = 2 * precise * complete / total if total else 0.0
+    return Rebuilt(chamfer, score, rebuilt)
+
+
+def unit_clouds(points: np.ndarray) -> np.ndarray:
+    """Centred, of mean radius 1. points : (samples, points, 3)."""
+    clouds = np.asarray(points, np.float64)
+    clouds = clouds - clouds.mean(axis=1, keepdims=True)
+    radius = np.linalg.norm(clouds, axis=2).mean(axis=1)
+    if not (radius > 0).all():
+        raise ValueError(f"cloud {int((radius == 0).argmax())} is one point: it has no shape")
+    return (clouds / radius[:, None, None]).astype(np.float32)
+
+
+def _decoder(dim: int, tokens: int, clouds: np.ndarray) -> Any:
+    """Tokens to a cloud; its last bias is points of the gallery, so that it starts from a shape."""
+    import torch
+    from torch import nn
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(dim, WIDTH)
+            self.place = nn.Parameter(torch.zeros(tokens, WIDTH))
+            self.think = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.LayerNorm(WIDTH))
+            self.draw = nn.Linear(WIDTH, POINTS * 3)
+
+        def forward(self, x: Any) -> Any:
+            each = nn.functional.gelu(self.read(x) + self.place)
+            return self.draw(self.think(each.mean(dim=1))).view(len(x), POINTS, 3)
+
+    decoder = Decoder()
+    nn.init.normal_(decoder.place, std=0.5)
+    start = clouds[:: max(1, len(clouds) // 64)].reshape(-1, 3)
+    rows = np.random.default_rng(0).choice(len(start), POINTS, replace=len(start) < POINTS)
+    with torch.no_grad():
+        decoder.draw.bias.copy_(torch.from_numpy(start[rows].reshape(-1)))
+    return decoder
+
+
+def _two_ways(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """Distance of each point to the nearest of the other cloud, both ways: (samples, points)."""
+    import torch
+
+    with torch.no_grad():  # which points are nearest has no gradient
+        gaps = torch.cdist(ours, theirs)
+        there, back = gaps.argmin(dim=2), gaps.argmin(dim=1)
+    pick = lambda cloud, rows: cloud.gather(1, rows[..., None].expand(-1, -1, 3))  # noqa: E731
+    first = (ours - pick(theirs, there)).pow(2).sum(-1).add(1e-8).sqrt()
+    second = (theirs - pick(ours, back)).pow(2).sum(-1).add(1e-8).sqrt()
+    return first, second
+
+
+def _assemble(
+    run: Run,
+    cells: dict[tuple[str, int], Rebuilt],
+    best: Rebuilt,
+    none: Rebuilt,
+    names: list[str],
+    depth: list[int],
+    table: xr.Dataset,
+    query: np.ndarray,
+    clouds: np.ndarray,
+    steps: int,
+    seed: int,
+) -> xr.Dataset:
+    others = [name for name in names if name != REFERENCE and REFERENCE in names]
+    models = [(names.index(name), names.index(REFERENCE)) for name in others]
+    shown = _spread_out(table["label"].values[query])
+    results = xr.Dataset(
+        coords={
+            "variant": names,
+            "layer": depth,
+            "shown": table["sample"].values[query][shown],
+            "axis": ["x", "y", "z"],
+        },
+        attrs={
+            "run": run.path.name,
+            "seed": seed,
+            "level": LEVEL,
+            "query_objects": len(query),
+            "unit": "mean radius of the cloud",
+            "steps": steps,
+            "points": POINTS,
+            "near": NEAR,
+        },
+    )
+    if others:
+        results = results.assign_coords(comparison=[f"{name} - {REFERENCE}" for name in others])
+    empty = np.empty(0)
+    data = Objects(len(table["sample"]), empty, empty, query, 0, empty, empty)
+    sheet = Sheet(results, data, Settings((), seed), models)
+    for key, name, direction, sign in (
+        ("chamfer", "Chamfer distance of the rebuilt cloud", "lower is closer", -1),
+        ("f_score", f"F-score of the rebuilt cloud within {NEAR:g}", "higher is better", 1),
+    ):
+        values = np.array([[getattr(cells[v, at], key) for at in depth] for v in names])
+        own, chance = getattr(best, key), getattr(none, key)
+        for ending, dims, numbers, text in (
+            ("", ("variant", "layer"), values, name),
+            ("_target", (), own, f"{name}, from the target"),
+            ("_shuffled", (), chance, f"{name}, fitted on tokens of other objects"),
+        ):
+            estimate = intervals.bootstrap(numbers, level=LEVEL, seed=seed)
+            sheet.put_interval(f"{key}{ending}", dims, estimate, text, direction)
+        gaps = [intervals.paired_difference(values[a], values[b], seed=seed) for a, b in models]
+        if gaps:
+            where = ("comparison", "layer")
+            sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
+        against = "the target"
+        sheet.put_verdict(
+            key, (), sign * values, sign * own, sign * chance.mean(), name, against=against
+        )
+    kept = np.array([[cells[v, at].clouds[shown] for at in depth] for v in names], np.float32)
+    results = sheet.results
+    results["cloud"] = (("variant", "layer", "shown", "point", "axis"), kept)
+    results["target_cloud"] = (("shown", "point", "axis"), best.clouds[shown])
+    true = clouds[query][shown, :JUDGED]
+    results["true_cloud"] = (("shown", "true_point", "axis"), true)
+    return results
+
+
+def _spread_out(labels: np.ndarray) -> np.ndarray:
+    """Rows of a few objects, of as many classes as there are."""
+    _, first = np.unique(labels, return_index=True)
+    rows = np.sort(first)
+    return rows[np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).round().astype(int)]

@@ -1,0 +1,193 @@
+"""A verdict, not only a curve: at which depth is something lost, and how sure is that?
+
+A measure is lost where its mean has fallen below its reference by a stated margin. The depth of
+that crossing is read between the captured layers on a straight line, so it is a number with an
+interval; a captured layer is said to have fallen, or to hold, by tests that keep their level over
+all layers. Higher is better throughout: hand in minus a distance. Objects are the unit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from probe.intervals import resampled_means
+
+SHARE = 0.05  # of the way from the reference to chance: the loss that counts
+POWER = 0.8
+RESAMPLES = 2000
+
+
+class Falls(NamedTuple):
+    """Where curves fall below their reference by the margin; arrays over the leading axes.
+
+    depth, low, high : layer of the first crossing, inf where there is none
+    p         : that the mean is below at some layer, one-sided, over all layers at once
+    fallen    : first captured layer that is below, p over all layers under 1 - level; else nan
+    held      : deepest captured layer such that it and all before it are not worse by the margin
+                (a test a layer in order of depth until the first fails, which keeps the level:
+                Maurer et al. 1995); else nan
+    resampled : (resamples, ...) depths of the same resamples of the objects for all curves
+    """
+
+    depth: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    fallen: np.ndarray
+    held: np.ndarray
+    resampled: np.ndarray
+
+
+class Shift(NamedTuple):
+    """Layers by which a fall comes later in one model than in another, with its interval.
+
+    A model that never falls counts as falling at the deepest layer; `censored` is the share of
+    resamples in which that happened to one of the two: the shift is then "at least".
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    censored: np.ndarray
+
+
+def falls(
+    gaps: np.ndarray,
+    layers: np.ndarray,
+    margin: np.ndarray | float,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Falls:
+    """Where means of `gaps` first fall below -margin.
+
+    gaps   : (..., layers, samples), score less its reference, object by object
+    layers : (layers,), ascending    margin : (...), above 0; nan gives nan
+
+    The interval is the percentile one of the depths of resampled objects. Where the curve stays
+    near -margin over many layers it is wide, and its ends are captured layers or inf.
+    """
+    gaps, layers = np.asarray(gaps, np.float64), np.asarray(layers, np.float64)
+    if gaps.ndim < 2 or gaps.shape[-2] != len(layers):
+        raise ValueError(f"gaps {gaps.shape} of {len(layers)} layers: need (..., layers, samples)")
+    if (np.diff(layers) <= 0).any():
+        raise ValueError(f"layers {layers.tolist()} must ascend")
+    margin = np.broadcast_to(np.asarray(margin, np.float64), gaps.shape[:-2])
+    if (margin <= 0).any():
+        raise ValueError("a margin must be above 0: any noise falls below a reference itself")
+    means = resampled_means(gaps, resamples, seed)  # (resamples, ..., layers)
+    mean = gaps.mean(axis=-1)
+    depths = crossing(means, layers, margin)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(depths, tails, axis=0, method="inverted_cdf")
+    p, held = _tests(gaps, mean, means, margin, 1 - level)
+    below, none = p < 1 - level, np.isnan(margin)
+    first = np.where(below.any(-1), layers[below.argmax(-1)], np.nan)
+    last = np.where(held[..., 0], layers[held.sum(-1) - 1], np.nan)
+    parts = (crossing(mean, layers, margin), low, high, p.min(-1), first, last)
+    depth, low, high, p, first, last = (np.where(none, np.nan, part) for part in parts)
+    return Falls(depth, low, high, p, first, last, depths)
+
+
+def crossing(means: np.ndarray, layers: np.ndarray, margin: np.ndarray | float) -> np.ndarray:
+    """Depth at which curves (..., layers) first reach -margin, on straight lines; inf if never."""
+    below = means < -np.asarray(margin)[..., None]
+    at = below.argmax(axis=-1)
+    before = np.maximum(at - 1, 0)
+    end, start = (np.take_along_axis(means, i[..., None], -1)[..., 0] for i in (at, before))
+    drop = np.where(at > before, start - end, 1.0)
+    share = np.where(at > before, (start + margin) / drop, 0.0)
+    depth = layers[before] + share * (layers[at] - layers[before])
+    return np.where(below.any(axis=-1), depth, np.inf)
+
+
+def shift(found: Falls, later: int, earlier: int, deepest: float, level: float = 0.95) -> Shift:
+    """How much later curve `later` of the first axis falls than curve `earlier`."""
+    pair = found.resampled[:, later], found.resampled[:, earlier]
+    never = np.isinf(pair[0]) | np.isinf(pair[1])
+    moved = np.minimum(pair[0], deepest) - np.minimum(pair[1], deepest)
+    mean = np.minimum(found.depth[later], deepest) - np.minimum(found.depth[earlier], deepest)
+    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Shift(
+        *(np.where(np.isnan(mean), np.nan, part) for part in (mean, low, high, never.mean(0)))
+    )
+
+
+def equivalence(gaps: np.ndarray, margin: np.ndarray | float) -> np.ndarray:
+    """p that means of paired gaps (..., samples) lie outside +-margin: small proves them alike.
+
+    Two one-sided t tests (Schuirmann 1987); the largest p over layers is that of "alike at all
+    of them" (Berger 1982), without further correction.
+    """
+    from scipy.special import stdtr
+
+    gaps = np.asarray(gaps, np.float64)
+    mean, error = _mean_and_error(gaps)
+    room = np.asarray(margin) - np.abs(mean)  # to the nearer end
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.where(error > 0, room / error, np.where(room > 0, np.inf, -np.inf))
+    return np.where(np.isnan(room), np.nan, stdtr(gaps.shape[-1] - 1, -score))
+
+
+def detectable(
+    gaps: np.ndarray,
+    *,
+    hits: bool = False,
+    level: float = 0.95,
+    power: float = POWER,
+    seed: int = 0,
+) -> np.ndarray:
+    """Smallest paired difference that a test over all layers would have found, (..., layers).
+
+    gaps : (..., layers, samples)    hits : gaps of right and wrong, -1, 0 and 1; their error then
+    counts one object more either way, as none that differs is no proof that none would (Agresti &
+    Min 2005).
+    """
+    from scipy.special import ndtri
+
+    gaps = np.asarray(gaps, np.float64)
+    mean, error = _mean_and_error(gaps)
+    samples = gaps.shape[-1]
+    if hits:
+        differ = np.abs(gaps).sum(axis=-1) + 1
+        error = np.sqrt(differ - (mean * samples) ** 2 / (samples + 2)) / (samples + 2)
+    return (_critical(gaps, level, seed)[..., None] + ndtri(power)) * error
+
+
+def margin_of(reference: np.ndarray | float, chance: np.ndarray | float) -> np.ndarray:
+    """5 % of the way from the reference down to chance; nan where the reference is at chance."""
+    room = np.asarray(reference, np.float64) - chance
+    return np.where(room > 0, SHARE * room, np.nan)
+
+
+def _tests(
+    gaps: np.ndarray, mean: np.ndarray, means: np.ndarray, margin: np.ndarray, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """p (..., layers) of being below, over all layers; and whether each layer so far holds."""
+    from scipy.special import stdtrit
+
+    _, error = _mean_and_error(gaps)
+    flat = error == 0
+    size = np.where(flat, 1, error)
+    samples = gaps.shape[-1]
+    room = mean + margin[..., None]
+    score = np.where(flat, np.where(room < 0, -np.inf, np.inf), room / size)
+    inflate = np.sqrt(samples / (samples - 1))  # a resample's variance is too small by this
+    lowest = ((means - mean) / size * inflate).min(axis=-1)  # (resamples, ...)
+    p = (1 + (lowest[..., None] <= score).sum(axis=0)) / (1 + len(means))
+    holds = score > stdtrit(samples - 1, 1 - alpha)
+    return p, np.logical_and.accumulate(holds, axis=-1)
+
+
+def _critical(gaps: np.ndarray, level: float, seed: int) -> np.ndarray:
+    """Two-sided critical value of the largest |t| over the layers."""
+    mean, error = _mean_and_error(gaps)
+    spread = np.where(error > 0, error, np.inf)
+    scores = np.abs(resampled_means(gaps, RESAMPLES, seed) - mean) / spread
+    return np.maximum(np.quantile(scores.max(axis=-1), level, axis=0), 1.96)
+
+
+def _mean_and_error(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    samples = gaps.shape[-1]
+    return gaps.mean(axis=-1), gaps.std(axis=-1, ddof=1) / np.sqrt(samples)

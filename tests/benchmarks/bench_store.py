@@ -1,0 +1,188 @@
+"""What the store costs beside plain files of the same bytes; prints ratios.
+
+    python tests/benchmarks/bench_store.py [--folder DIR] [--samples 384] [--rounds 5]
+
+Sizes are those of the published model: 32 tokens of 2560 numbers in float16, 9 layers. Ours and
+the plain way take turns in one process, each after its pages were dropped from the cache where
+that is said; a ratio is that of the medians. All of it goes to the disk of --folder.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import store
+
+TOKENS, DIM, LAYERS = 32, 2560, [0, 4, 8, 12, 16, 20, 24, 28, 32]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--samples", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--grow", type=int, default=0, help="only write this many small samples")
+    chosen = parser.parse_args()
+    if chosen.grow:
+        print(grow(chosen.folder, chosen.grow))
+        return
+    folder = Path(tempfile.mkdtemp(dir=chosen.folder))
+    try:
+        states = make_states(chosen.samples)
+        size = states.nbytes / 2**30
+        print(f"{chosen.samples} samples x {len(LAYERS)} layers, {size:.2f} GiB in float16\n")
+        writing(folder, states, chosen.rounds)
+        reading(folder, states, chosen.rounds)
+        memory(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def make_states(samples: int) -> np.ndarray:
+    """(layers, samples, tokens, dim) of random bits that are no NaN; fast, and all different."""
+    shape = (len(LAYERS), samples, TOKENS, DIM)
+    bits = np.random.default_rng(0).integers(0, 0x7BFF, shape, dtype=np.uint16)
+    return bits.view(np.float16)
+
+
+def writing(folder: Path, states: np.ndarray, rounds: int) -> None:
+    """End to end: laying out, every append, finishing; all on the disk when the clock stops."""
+    times: dict[str, list[float]] = {"store": [], "raw": []}
+    for number in range(rounds + 1):
+        for name, write in (("raw", write_raw), ("store", write_store)):
+            path = folder / name
+            remove(path)
+            os.sync()
+            seconds = clock(lambda: write(path, states))  # noqa: B023
+            times[name] += [seconds] if number else []  # the first round warms up
+    ratio = median(times["raw"]) / median(times["store"])
+    speed = states.nbytes / median(times["store"]) / 1e9
+    print(f"write: {ratio:.2f} of a raw sequential write (goal 0.80), {speed:.2f} GB/s")
+
+
+def write_raw(path: Path, states: np.ndarray) -> None:
+    with path.open("wb") as file:
+        for layer in states:
+            file.write(layer.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_store(path: Path, states: np.ndarray) -> None:
+    writer = create(path, states.shape[1])
+    for rows in writer.pending("captured"):
+        writer.append("captured", rows, states[:, rows])
+    for rows in writer.pending("target"):
+        writer.append_target(rows, np.zeros((rows.stop - rows.start, TOKENS, 4), np.float16))
+    writer.finish()
+
+
+def create(path: Path, samples: int, tokens: int = TOKENS, dim: int = DIM) -> store.RunWriter:
+    number = np.arange(samples)
+    table = {
+        "id": [f"object-{i}" for i in number],
+        "label": number % 7,
+        "class_name": ["a thing"] * samples,
+        "split": np.where(number % 3, "gallery", "query"),
+        "caption": ["A thing."] * samples,
+    }
+    return store.create_run(
+        path,
+        samples=table,
+        layers=LAYERS,
+        variants=["captured"],
+        tokens=tokens,
+        dim=dim,
+        target_dim=4,
+    )
+
+
+def reading(folder: Path, states: np.ndarray, rounds: int) -> None:
+    """One layer of all samples; one sample at all layers: against a memory-mapped npy."""
+    flat = folder / "plain.npy"
+    np.save(flat, states)
+    hidden = store.open_run(folder / "store").hidden("captured")
+    rng = np.random.default_rng(1)
+    reads = {
+        "one layer of all samples": lambda array, at: array[at % len(LAYERS)],
+        "one sample at all layers": lambda array, at: array[:, at],
+    }
+    for cached in (False, True):
+        for name, read in reads.items():
+            times: dict[str, list[float]] = {"store": [], "plain": []}
+            for number in range(4 * rounds + 1):
+                at = int(rng.integers(states.shape[1]))
+                for way in ("plain", "store") if number % 2 else ("store", "plain"):
+                    if not cached:
+                        drop_pages(folder)
+                    if way == "plain":
+                        seconds = clock(lambda: np.array(read(np.load(flat, mmap_mode="r"), at)))  # noqa: B023
+                    else:
+                        seconds = clock(lambda: read(hidden, at).values)  # noqa: B023
+                    times[way] += [seconds] if number else []
+            ours, plain = median(times["store"]), median(times["plain"])
+            where = "from cache" if cached else "from disk"
+            print(
+                f"read {name}, {where}: {ours / plain:.2f} x a memory-mapped npy (goal 1.50), "
+                f"{ours * 1000:.1f} ms"
+            )
+
+
+def drop_pages(folder: Path) -> None:
+    """Let the system forget the files, so that the next read comes from the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def memory(folder: Path) -> None:
+    """Peak memory of a process that writes few samples, and of one that writes many."""
+    peaks = {}
+    for samples in (1_000, 100_000):
+        command = [sys.executable, __file__, "--folder", str(folder), "--grow", str(samples)]
+        peaks[samples] = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    few, many = (peak / 1024 for peak in peaks.values())
+    print(f"memory: {few:.0f} MiB for 1,000 samples, {many:.0f} MiB for 100,000 (table included)")
+
+
+def grow(folder: Path, samples: int) -> int:
+    """Peak memory in KiB of writing `samples` small samples and reading a layer's first ones."""
+    path = folder / f"grow-{samples}"
+    writer = create(path, samples, tokens=4, dim=64)
+    rng = np.random.default_rng(0)
+    for rows in writer.pending("captured"):
+        count = rows.stop - rows.start
+        writer.append("captured", rows, rng.random((len(LAYERS), count, 4, 64), np.float32))
+        writer.append_target(rows, np.zeros((count, 4, 4), np.float16))
+    writer.finish()
+    store.open_run(path).hidden("captured")[0, :100].values.mean()
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def clock(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Maps hold still from layer to layer, and say how far they can be trusted."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+import store
+from probe.maps import chained, faithful, maps
+from tests.test_sweep import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("maps") / "run")
+
+
+def check(found, method):
+    assert found.position.dims == ("method", "draw", "variant", "layer", "object", "axis")
+    assert found.sizes["object"] == 120 and list(found["class_name"].values[:2]) == [
+        "class 0",
+        "class 1",
+    ]
+    size = np.linalg.norm(found.position, axis=-1).mean(axis=-1)
+    np.testing.assert_allclose(size, 1, rtol=1e-5)
+    one = found.sel({"method": method}).isel(draw=0)
+    assert ((one.trustworthiness > 0.4) & (one.trustworthiness <= 1)).all()
+    assert np.isnan(one.jump.isel(layer=0)).all()
+    kept = float(one.jump.sel(variant="aligned", layer=12))
+    assert kept < float(one.jump.sel(variant="baseline", layer=12))  # which lost everything there
+
+
+def test_pca_of_all_layers_is_kept_and_read_again(run):
+    found = maps(run, methods=["pca"])
+    check(found, "pca")
+    run.write_probe("maps", found)
+    assert store.open_run(run.path).probes("maps").equals(found)
+
+
+def test_pca_is_that_of_scikit_learn_but_for_a_turn(run):
+    found = maps(run, [8], ["aligned"], methods=["pca"]).position.values[0, 0, 0, 0]
+    states = run.hidden("aligned").sel(layer=8).values[240:].mean(axis=1, dtype=np.float64)
+    rows = states / np.linalg.norm(states, axis=1, keepdims=True)
+    theirs = PCA(2, svd_solver="full").fit_transform(rows)
+    both = chained(np.stack([found.astype(float), theirs]))
+    np.testing.assert_allclose(both[0], both[1], atol=1e-5)
+
+
+def test_a_turned_and_mirrored_map_is_turned_back():
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]]) @ np.diag([1, -1])
+    both = chained(np.stack([x, 3 * x @ turn + 7]))
+    np.testing.assert_allclose(both[0], both[1], atol=1e-12)
+
+
+def test_a_perfect_map_is_fully_trusted_and_a_shuffled_one_is_not():
+    angle = np.random.default_rng(0).uniform(0, 6, 100)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert faithful(circle, 5 * circle) == pytest.approx((1, 1))
+    assert max(faithful(circle, circle[np.random.default_rng(1).permutation(100)])) < 0.7
+
+
+def test_an_unknown_map_is_refused(run):
+    with pytest.raises(ValueError, match="no map 'tsne': there are pca, umap"):
+        maps(run, methods=["tsne"])
+
+
+@pytest.mark.slow
+def test_umap_is_seeded_and_its_points_do_not_jump(run):
+    once = maps(run, variants=["baseline", "aligned"], methods=["umap"])
+    check(once, "umap")
+    again = maps(run, variants=["baseline", "aligned"], methods=["umap"])
+    np.testing.assert_array_equal(once.position, again.position)
+    assert float(once.jump.sel(variant="aligned", layer=[4, 8]).max()) < 0.3

@@ -1,0 +1,210 @@
+"""The report: one page, escaped, whose numbers are the run's; the cache and the noise floor."""
+
+import html
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import probe.__main__ as command
+from probe.cells import CELLS
+from probe.findings import findings
+from probe.maps import maps
+from probe.page import as_html, as_markdown, write_report
+from probe.plots import save_depth_png
+from probe.reconstruction import reconstruction
+from probe.report import print_beside
+from probe.sweep import ALL_PROBES, sweep
+from tests.test_sweep import write_run
+
+EVIL = "<script>alert('1')</script> | `x` $y$"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("pages") / "run")
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    """Every probe there is, at two layers, as a report needs them."""
+    found = sweep(run, ALL_PROBES, [0, 12], ["baseline", "aligned"], k=(1, 5))
+    run.write_probe("sweep", found)
+    run.write_probe("reconstruction", reconstruction(run, [0, 12], ["aligned"], steps=3))
+    run.write_probe("maps", maps(run, [0, 12], ["aligned"], methods=["pca"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(run, whole, tmp_path_factory):
+    page, text = write_report(run, tmp_path_factory.mktemp("out") / "r")
+    return page.read_text(), text
+
+
+def test_the_page_opens_without_a_network_and_holds_every_part(report):
+    page, text = report
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert 'src="http' not in outside and "<link" not in outside and "Plotly" in page
+    for title in ("Question", "What was found", "Depth", "Shape of the space", "Maps", "Limits"):
+        assert f"<h2>{title}</h2>" in page
+    for title in ("Layer against layer", "Asked in other ways", "The cloud rebuilt", "Commands"):
+        assert f"<h2>{title}</h2>" in page
+    pictures = re.findall(r"\((report/\w+\.png)\)", text.read_text())
+    assert len(pictures) >= 10
+    for name in pictures:
+        assert (text.parent / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_numbers_and_sentences_are_those_of_the_run(report, run, whole):
+    page, text = report
+    row = whole.sel(variant="baseline", layer=12, k=5)
+    three = [100 * float(row[f"knn_{part}"]) for part in ("mean", "low", "high")]
+    assert "{:.1f} [{:.1f}, {:.1f}]".format(*three) in page
+    for sentence in findings(whole):
+        assert html.escape(sentence) in page
+    assert "--probes knn,drift" in page and "--layers 0,12" in page and "--k 1,5" in page
+    assert "python -m probe report run" in text.read_text().replace("\\", "")
+
+
+def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):
+    assert set(whole.attrs["probes"]) == set(CELLS)
+    usual = whole.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
+    np.testing.assert_allclose(usual.transpose(*whole.knn_mean.dims), whole.knn_mean)
+    np.testing.assert_allclose(whole.knn_confusion.sum("named").sel(variant="aligned", layer=0), 20)
+    right = sum(
+        float(whole.knn_confusion.sel({"variant": "aligned", "layer": 0, "class": c, "named": c}))
+        for c in whole["class"].values
+    )
+    assert right / 120 == pytest.approx(float(whole.knn_mean.sel(variant="aligned", layer=0, k=5)))
+    same = whole.cka_layers_mean.sel(variant="baseline", other_variant="baseline")
+    np.testing.assert_allclose(np.diag(same.sel(layer=[0, 12], other_layer=[0, 12])), 1)
+    assert float(whole.massive_tokens.max()) == 0
+    assert (whole.knn_without_massive_mean == whole.knn_mean.sel(k=5)).all()
+    run.write_probe("sweep", whole)
+    assert run.probes("sweep").equals(whole)
+    said = " ".join(findings(whole))
+    assert "Of 24 ways to ask" in said and "Protocol test90_10" in said
+    assert "Noise floor: not measured" in said
+
+
+def test_the_planted_loss_is_a_verdict(run):
+    found = sweep(run, ["knn", "drift"], k=(10,))
+    place = {"variant": "baseline", "k": 10}
+    # with 120 objects layer 0 may pass for fallen, so the interval reaches down to it
+    assert float(found.knn_fall_low.sel(place)) <= 8 and found.knn_fall_high.sel(place) <= 8
+    cka = found.sel(variant="baseline")
+    assert 4 <= float(cka.cka_fall_low) <= float(cka.cka_fall_high) <= 9
+    assert float(found.knn_fallen.sel(place)) == 8 and float(found.knn_fall_p.sel(place)) < 0.01
+    assert not float(found.knn_fall_p.sel(variant="aligned", k=10)) < 0.05
+    pair = found.sel(comparison="aligned - baseline")
+    assert float(pair.cka_shift_low) > 4 and float(pair.cka_shift_censored) > 0.9
+    assert (pair.cka_alike_p.values < 0.05).tolist() == [True, True, False, False]
+    assert (pair.knn_detectable > 0).all()
+    said = " ".join(findings(found))
+    assert re.search(r"Verdict on accuracy, K = 10.*baseline .*falls? at layer [0-8]\.\d", said)
+
+
+def test_text_of_the_data_is_escaped(run, whole):
+    named = whole.copy()
+    named.attrs["run"] = EVIL
+    named = named.assign_coords({"class": [EVIL, *whole["class"].values[1:]]})
+
+    class Fake:
+        path, variants, layers = run.path, [*run.variants[:-1], EVIL], run.layers
+
+        def probes(self, name):
+            return named if name == "sweep" else run.probes(name)
+
+    from probe.page import _sections
+
+    sections = _sections(Fake(), named)
+    page, text = as_html(EVIL, sections), as_markdown(EVIL, sections)
+    # inside a figure's data plotly writes \u003c for the bracket
+    assert EVIL not in page and "<script>alert" not in page and "<script>alert" not in text
+    assert html.escape(EVIL) in page
+
+
+def test_a_run_that_was_not_probed_says_so(tmp_path):
+    bare = write_run(tmp_path / "bare")
+    with pytest.raises(ValueError, match="has no sweep to report: python -m probe"):
+        write_report(bare)
+
+
+def test_the_first_word_report_writes_the_report(run, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["probe", "report", str(run.path), "--out", str(tmp_path)])
+    assert command.cli() == 0
+    assert (tmp_path / "report.html").exists() and "report.md" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["probe", "report", str(tmp_path)])
+    assert command.cli() == 2 and "is no run" in capsys.readouterr().err
+
+
+def test_only_what_changed_is_computed_again(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run")
+    calls = []
+
+    def counted(name):
+        plain = CELLS[name]
+        return lambda data, tokens, ask: calls.append(name) or plain(data, tokens, ask)
+
+    for name in ("knn", "drift"):
+        monkeypatch.setitem(CELLS, name, counted(name))
+    once = sweep(run, ["knn"], [0, 4], ["baseline", "aligned"])
+    assert len(calls) == 5  # four cells and the target
+    again = sweep(run, ["knn", "drift"], [0, 4], ["baseline", "aligned"])
+    assert calls.count("knn") == 5 and calls.count("drift") == 4
+    assert again.knn_mean.equals(once.knn_mean)
+    sweep(run, ["knn"], [0, 4], ["baseline", "aligned"], seed=1)
+    assert calls.count("knn") == 10
+    fresh = sweep(run, ["knn"], [0, 4], ["baseline", "aligned"], keep=False)
+    assert fresh.equals(once) and calls.count("knn") == 15
+
+
+def test_two_captures_of_the_same_objects_give_the_noise_floor(run, tmp_path):
+    itself = sweep(run, ["knn"], [0, 12], ["aligned"], again=run)
+    np.testing.assert_allclose(itself.noise_cka_mean, 1)
+    np.testing.assert_allclose(itself.noise_agreement_mean, 1)
+    assert "CKA of 1.000 to 1.000 with themselves" in " ".join(findings(itself))
+    with pytest.raises(ValueError, match="has no layer 0"):
+        sweep(run, ["knn"], [0], ["aligned"], again=_Without(run))
+
+
+class _Without:
+    """A second capture without layer 0."""
+
+    def __init__(self, run):
+        self.path, self.variants, self.layers = "other", run.variants, [4]
+
+
+def test_maps_and_rebuilt_clouds_are_tabled(run, whole):
+    text = io.StringIO()
+    for name in ("maps", "reconstruction"):
+        print_beside(name, run.probes(name), Console(file=text, width=120))
+    shown = text.getvalue()
+    assert "pca aligned" in shown and "Chamfer distance" in shown and "…" not in shown
+    quality = float(run.probes("maps").continuity.isel(draw=0, layer=0, variant=0)[0])
+    assert f"/ {quality:.2f}" in shown
+
+
+def test_a_class_name_with_a_dollar_is_drawn(whole, tmp_path):
+    from probe.figures import confusion_png
+
+    named = whole.assign_coords({"class": [EVIL, *whole["class"].values[1:]]})
+    assert confusion_png(named, "aligned")[:4] == b"\x89PNG"
+    assert save_depth_png(whole, tmp_path / "d.png").exists()
+
+
+@pytest.mark.slow
+def test_a_local_cluster_gives_the_same_numbers(run):
+    distributed = pytest.importorskip("distributed")
+    here = sweep(run, ["knn", "drift"], [0, 4], keep=False)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as one:
+        there = sweep(run, ["knn", "drift"], [0, 4], keep=False, dask=one.scheduler_address)
+    assert there.equals(here)
+
+
+def test_without_dask_distributed_the_flag_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "dask.distributed", None)
+    with pytest.raises(ValueError, match="pip install distributed"):
+        sweep(run, ["knn"], [0], ["aligned"], dask="tcp://127.0.0.1:1")

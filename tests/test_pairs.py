@@ -1,0 +1,86 @@
+"""All pairs of layers at once equal each pair alone."""
+
+import numpy as np
+import pytest
+
+from probe.cka import cka, cka_difference, cka_interval, cka_null
+from probe.intervals import group_jackknife
+from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null, pair_difference
+from probe.similarity import mutual_knn, procrustes_distance, rsa
+
+
+@pytest.fixture(scope="module")
+def states():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(90, 12))
+    mixed = [base @ rng.normal(size=(12, dim)) for dim in (12, 7, 200)]
+    return [one + rng.normal(size=one.shape) + 5 for one in (*mixed, rng.normal(size=(90, 9)))]
+
+
+def test_every_pair_equals_the_cka_of_the_two_alone(states, monkeypatch):
+    monkeypatch.setattr("probe.pairs.BLOCK_BYTES", 20_000)  # several blocks
+    found = cka_pairs(states)
+    for i in range(4):
+        for j in range(4):
+            alone = cka_interval(states[i], states[j])
+            assert found.mean[i, j] == pytest.approx(cka(states[i], states[j]), abs=1e-12)
+            assert found.low[i, j] == pytest.approx(alone.low, abs=1e-12)
+            assert found.high[i, j] == pytest.approx(alone.high, abs=1e-12)
+            np.testing.assert_allclose(found.left_out[:, i, j], alone.left_out, atol=1e-12)
+
+
+def test_a_difference_of_pairs_is_the_paired_one(states):
+    found = cka_pairs(states)
+    mean, low, high = pair_difference(found, np.array([[0], [2]]), np.array([[1], [2]]))
+    alone = cka_difference(states[0], states[1], states[2])
+    assert (mean[0], low[0], high[0]) == pytest.approx((alone.mean, alone.low, alone.high))
+
+
+def test_the_null_of_one_pair_is_that_of_the_plain_permutations(states):
+    rng = np.random.default_rng(1)
+    noise = [rng.normal(size=(90, 6)) for _ in range(2)]
+    ours = cka_pairs_null(noise, 150, seed=1)
+    theirs = cka_null(*noise, permutations=150, seed=2)
+    # ours is the largest of xx, xy, yx and yy in one order: above one pair's, near its tail
+    assert np.quantile(theirs, 0.5) < np.quantile(ours, 0.5) < theirs.max()
+    assert cka_pairs(noise).mean[0, 1] < ours.max()
+
+
+def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
+    x, y = states[:2]
+    found = alike(x, y, k=5, seed=3)
+    expected = [procrustes_distance(x, y), rsa(x, y), mutual_knn(x, y, 5)]
+    np.testing.assert_allclose(found.values, expected)
+    group = np.random.default_rng([3, 5]).permutation(90) % 15
+    keep = group != 4
+    part = [procrustes_distance(x[keep], y[keep]), rsa(x[keep], y[keep])]
+    np.testing.assert_allclose(found.left_out[:2, 4], part)
+    assert found.left_out[2, 4] == pytest.approx(mutual_knn(x[keep], y[keep], 5))
+    assert len(ALIKE) == 3
+
+
+def test_sets_of_different_objects_are_refused(states):
+    with pytest.raises(ValueError, match="need the same 5 or more"):
+        cka_pairs([states[0], states[1][:-1]])
+
+
+@pytest.mark.slow
+def test_jackknife_bands_of_cka_and_rsa_cover_the_value_of_many_objects():
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(6, 8))
+
+    def draw(n):
+        x = rng.normal(size=(n, 6))
+        return x, x @ mix + 1.5 * rng.normal(size=(n, 8))
+
+    truth = cka(*draw(20_000)), rsa(*draw(3000))
+    covered = np.zeros(2)
+    for _ in range(1000):
+        x, y = draw(120)
+        one = cka_interval(x, y)
+        found = alike(x, y, k=5)
+        rank = group_jackknife(found.values[1], found.left_out[1])
+        for at, (low, high) in enumerate(((one.low, one.high), (rank.low, rank.high))):
+            covered[at] += low <= truth[at] <= high
+    # 95 %, a standard error of 0.7 points
+    assert (covered / 1000 > 0.925).all() and (covered / 1000 < 0.975).all()

@@ -1,0 +1,132 @@
+"""Other ways of asking for neighbours, held against scikit-learn; and what stands out."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
+
+from probe.knn import knn_hits
+from probe.outliers import largest_norm, massive_tokens, mean_without, top_variance
+from probe.variants import (
+    METRICS,
+    POOLINGS,
+    PREPARATIONS,
+    knn_protocols,
+    knn_variants,
+    ways,
+)
+
+CLASSES, TOKENS, DIM = 5, 4, 6
+
+
+def objects(samples, seed):
+    rng = np.random.default_rng(seed)
+    label = np.arange(samples) % CLASSES
+    centre = np.random.default_rng(9).normal(size=(CLASSES, TOKENS, DIM))
+    return centre[label] + 1.5 * rng.normal(size=(samples, TOKENS, DIM)) + 3, label
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return (*objects(150, 0), *objects(60, 1))
+
+
+@pytest.fixture(scope="module")
+def found(sets):
+    return knn_variants(*sets, k=(1, 5))
+
+
+def at(found, preparation, pooling, metric):
+    return found.hits[
+        PREPARATIONS.index(preparation), POOLINGS.index(pooling), METRICS.index(metric), 1
+    ]
+
+
+def test_the_usual_way_is_the_probe_of_the_sweep(sets, found):
+    gallery, known, query, asked = sets
+    expected = knn_hits(gallery.mean(1), query.mean(1), known, asked, k=5)
+    np.testing.assert_array_equal(at(found, "raw", "mean", "cosine"), expected)
+    assert found.hits.shape == (3, 4, 2, 2, 60) and len(ways()) == 24
+
+
+def test_whitening_is_that_of_scikit_learn_fitted_on_the_gallery(sets, found):
+    gallery, known, query, asked = sets
+    flat, rows = gallery.reshape(150, -1), query.reshape(60, -1)
+    pca = PCA(0.99, whiten=True, svd_solver="full").fit(flat)
+    model = KNeighborsClassifier(5, metric="euclidean", algorithm="brute")
+    named = model.fit(pca.transform(flat), known).predict(pca.transform(rows))
+    np.testing.assert_array_equal(at(found, "whitened", "concatenated", "l2"), named == asked)
+    assert found.rank[POOLINGS.index("concatenated")] == pca.n_components_
+
+
+def test_whitening_survives_more_dimensions_than_objects(sets):
+    gallery, known, query, asked = sets
+    wide = np.random.default_rng(0).normal(size=(DIM, 80))
+    few = knn_variants(gallery[:40] @ wide, known[:40], query @ wide, asked, k=(1,))
+    flat = (gallery[:40] @ wide).reshape(40, -1)
+    assert few.rank[POOLINGS.index("concatenated")] == PCA(0.99).fit(flat).n_components_
+
+
+def test_distances_ignore_a_common_shift_once_centred(sets, found):
+    gallery, known, query, asked = sets
+    moved = knn_variants(gallery + 100, known, query + 100, asked, k=(1, 5))
+    for preparation in ("centred", "whitened"):
+        for pooling in POOLINGS:
+            same = at(moved, preparation, pooling, "cosine") == at(
+                found, preparation, pooling, "cosine"
+            )
+            assert same.mean() > 0.98, (preparation, pooling)
+
+
+def test_information_in_one_token_is_lost_in_the_mean_and_kept_end_to_end():
+    rng = np.random.default_rng(0)
+    label = np.arange(300) % 2
+    tokens = rng.normal(size=(300, 8, 4)) * 0.5
+    sign = np.where(label, 1.0, -1.0)
+    tokens[:, 0, 0] += 3 * sign
+    tokens[:, 1, 0] -= 3 * sign  # cancels in the mean
+    found = knn_variants(tokens[:200], label[:200], tokens[200:], label[200:], k=(1, 5))
+    assert at(found, "raw", "mean", "l2").mean() < 0.65
+    assert at(found, "raw", "concatenated", "l2").mean() > 0.95
+
+
+def test_leaving_one_out_drops_copies_by_group_and_not_by_distance():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 3))
+    x[1] = x[0]
+    groups = np.arange(40)
+    groups[1] = 0
+    labels = np.arange(40)  # every object its own class: right only if it finds itself
+    labels[1] = 0
+    found = knn_protocols(x, labels, groups, k=(1,), splits=3)
+    assert not found.loo.any()
+    assert knn_protocols(x, labels, np.arange(40), k=(1,), splits=3).loo[0, :2].all()
+
+
+def test_a_tenth_is_rounded_up_as_the_published_fractions_need():
+    x = np.random.default_rng(0).normal(size=(2468, 2))
+    labels = (x[:, 0] > 0).astype(int)
+    share = knn_protocols(x, labels, np.arange(2468), k=(1,), splits=4).test90_10
+    np.testing.assert_allclose(share * 247, (share * 247).round(), atol=1e-9)
+    assert (share > 0.9).all() and len(set(share[0])) > 1
+
+
+def test_massive_tokens_are_found_at_their_place_and_left_out_of_the_mean():
+    tokens = np.random.default_rng(0).normal(size=(20, 6, 16))
+    tokens[3, 2] *= 100
+    massive = massive_tokens(tokens)
+    assert massive[3, 2] and massive.sum() == 1 and largest_norm(tokens) > 50
+    mean = mean_without(tokens, massive)
+    np.testing.assert_allclose(mean[3], np.delete(tokens[3], 2, axis=0).mean(axis=0))
+    np.testing.assert_allclose(mean[4], tokens[4].mean(axis=0))
+    every = mean_without(tokens, np.ones((20, 6), bool))
+    np.testing.assert_allclose(every, tokens.mean(axis=1))
+
+
+def test_one_rogue_dimension_holds_the_variance():
+    x = np.random.default_rng(0).normal(size=(500, 12))
+    x[:, 7] *= 50
+    one, three, ten = top_variance(x)
+    assert one > 0.99 and one < three < ten < 1
+    with pytest.raises(ValueError, match="constant"):
+        top_variance(np.ones((5, 3)))

@@ -1,0 +1,146 @@
+"""A planted depth of loss is recovered with honest intervals; no loss is no verdict."""
+
+import numpy as np
+import pytest
+
+from probe.verdict import crossing, detectable, equivalence, falls, margin_of, shift
+
+LAYERS = np.arange(33)
+MARGIN = 0.05
+
+
+def curve(rng, depth, slope=0.02, samples=400, share=0.4, noise=0.25):
+    """Scores less their reference, (layers, samples): flat, then falling through -MARGIN at
+    `depth`; an object's noise is shared by its layers in part."""
+    start = depth - MARGIN / slope
+    fallen = -slope * np.maximum(LAYERS - start, 0)
+    own = rng.normal(size=(1, samples)) * np.sqrt(share)
+    return fallen[:, None] + noise * (
+        own + rng.normal(size=(len(LAYERS), samples)) * np.sqrt(1 - share)
+    )
+
+
+def coverage(repeats, resamples, samples=400):
+    rng = np.random.default_rng(0)
+    covered, moved = 0, 0
+    for at in range(repeats):
+        # the true mean between layers is the straight line that the depth is read from
+        gaps = np.stack([curve(rng, 24, samples=samples), curve(rng, 16, samples=samples)])
+        found = falls(gaps, LAYERS, MARGIN, resamples=resamples, seed=at)
+        covered += ((found.low <= [24, 16]) & (found.high >= [24, 16])).mean()
+        later = shift(found, 0, 1, 32)
+        moved += float(later.low) <= 8 <= float(later.high)
+    return covered / repeats, moved / repeats
+
+
+def test_the_crossing_of_a_straight_line_is_where_algebra_puts_it():
+    layers = np.array([0, 4, 8])
+    assert crossing(np.array([0, -0.1, -0.2]), layers, 0.15) == pytest.approx(6)
+    assert crossing(np.array([-0.2, 0, 0]), layers, 0.15) == 0
+    assert np.isinf(crossing(np.array([0, -0.1, -0.15]), layers, 0.15))
+    # it is the first one that counts
+    assert crossing(np.array([0, -0.2, 0.0]), layers, 0.1) == pytest.approx(2)
+
+
+def test_a_planted_depth_is_bracketed_by_what_holds_and_what_has_fallen():
+    kept, lost = (
+        curve(np.random.default_rng(seed), depth, samples=2000)
+        for seed, depth in ((1, 100), (0, 20))
+    )
+    gaps = np.stack([lost, kept])
+    found = falls(gaps, LAYERS, MARGIN)
+    assert found.depth[0] == pytest.approx(20, abs=1.5)
+    assert found.low[0] < 20 < found.high[0] and found.p[0] < 0.01
+    assert found.held[0] < 20 < found.fallen[0] <= 24
+    assert np.isinf(found.depth[1]) and np.isnan(found.fallen[1]) and found.held[1] == 32
+    later = shift(found, 1, 0, 32)
+    assert later.mean == pytest.approx(12, abs=1) and later.censored == 1
+
+
+def test_depths_and_shifts_are_covered_as_often_as_promised():
+    covered, moved = coverage(150, 400)
+    # 95 % of 150: a standard error of 1.8 points
+    assert 0.90 <= covered <= 0.99 and 0.90 <= moved <= 0.99
+
+
+@pytest.mark.slow
+def test_depths_and_shifts_are_covered_94_to_96_times_in_a_hundred():
+    # with fewer objects the noise of 33 layers makes the shift's interval a point too wide
+    covered, moved = coverage(1500, 600, samples=2000)
+    assert 0.94 <= covered <= 0.96 and 0.94 <= moved <= 0.96
+
+
+def false_alarms(repeats, margin, samples=120):
+    """Share of runs of 33 layers without a loss in which some layer is said to have fallen."""
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for at in range(repeats):
+        gaps = rng.normal(size=(33, samples)) + rng.normal(size=samples) - margin
+        alarms += float(falls(gaps, LAYERS, margin, resamples=500, seed=at).p) < 0.05
+    return alarms / repeats
+
+
+def test_no_loss_is_hardly_ever_called_one_over_33_layers():
+    rng = np.random.default_rng(1)
+    for at in range(60):
+        gaps = 0.2 * (rng.normal(size=(33, 120)) + rng.normal(size=120))
+        assert np.isnan(falls(gaps, LAYERS, MARGIN, resamples=300, seed=at).fallen)
+    # even where every layer is just at the margin, one run in twenty at most is called a loss
+    assert false_alarms(200, 0.2) <= 0.09  # 5 %, a standard error of 1.5 points
+
+
+@pytest.mark.slow
+def test_false_verdicts_over_33_layers_stay_at_five_percent():
+    assert false_alarms(2000, 0.2, samples=400) <= 0.06  # a standard error of half a point
+
+
+def test_alike_is_proven_by_narrow_intervals_only():
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(size=(3, 400)) * np.array([0.1, 5, 0.1])[:, None] + [[0], [0], [0.3]]
+    p = equivalence(gaps, 0.2)
+    assert p[0] < 1e-6 and p[1] > 0.05 and p[2] > 0.99
+    assert equivalence(np.zeros((1, 10)), 0.1)[0] == 0
+
+
+def test_equivalence_is_the_larger_of_two_t_tests():
+    from scipy.stats import ttest_1samp
+
+    gaps = np.random.default_rng(3).normal(0.05, 1, size=80)
+    expected = max(
+        ttest_1samp(gaps, 0.3, alternative="less").pvalue,
+        ttest_1samp(gaps, -0.3, alternative="greater").pvalue,
+    )
+    assert equivalence(gaps, 0.3) == pytest.approx(expected)
+
+
+def test_the_detectable_difference_is_detected_four_times_in_five():
+    rng = np.random.default_rng(0)
+    smallest = detectable(rng.normal(size=(1, 10_000)))[0] * 10  # of 100 objects
+    assert smallest == pytest.approx((1.96 + 0.8416) / 10, rel=0.04)
+    found = [
+        abs(gaps.mean()) / (gaps.std(ddof=1) / 10) > 1.96
+        for gaps in rng.normal(smallest, 1, size=(2000, 100))
+    ]
+    assert 0.76 < np.mean(found) < 0.84
+
+
+def test_models_that_never_differ_are_not_thought_infinitely_sharp():
+    assert detectable(np.zeros((2, 600)), hits=True) == pytest.approx(2.8 / 602, rel=0.01)
+    assert (detectable(np.zeros((2, 600))) == 0).all()
+
+
+def test_the_margin_is_a_share_of_what_there_is_to_lose():
+    np.testing.assert_allclose(margin_of(np.array([0.85, 0.02]), 0.05), [0.04, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: falls(np.zeros((3, 9)), np.arange(4), 0.1), "of 4 layers"),
+        (lambda: falls(np.zeros((2, 9)), np.array([4, 0]), 0.1), "must ascend"),
+        (lambda: falls(np.zeros((2, 9)), np.array([0, 4]), 0.0), "above 0"),
+    ],
+)
+def test_what_has_no_depth_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
