@@ -49,6 +49,7 @@ from probe.intervals import Interval, bootstrap, paired_difference, resampled_me
 from probe.patching import Asked, answered, find_blocks, kept, outputs_of, replaced, resumed, unread
 
 INTERVENTIONS = ("zero", "mean", "shuffle", "same_class", "other_class", "unread")
+SIGNIFICANT = 0.05
 STOPPED = 0.05
 """Share of the effect at the first layer, under which the points count as no longer read."""
 Progress = Callable[[int, int, str], None]
@@ -259,7 +260,7 @@ def findings(results: xr.Dataset) -> list[str]:
     for variant in results.variant.values.astype(str):
         one = blind.sel(variant=variant)
         whole = one.isel(layer=0)
-        numbers = f"{_nats(whole, 'change')} of {float(one.log_probability_mean):.2f} nats"
+        numbers = f"{_nats(whole, 'change')} nats; with them {float(one.log_probability_mean):.3g}"
         if np.isnan(one.stops):
             said.append(f"{variant}: its answers do not depend on the point tokens ({numbers}).")
             continue
@@ -281,6 +282,8 @@ def _transplanted(one: xr.Dataset) -> str:
     if np.isnan(one.transplant_share_mean).all():
         return f"{start}{gap}, within noise: there is no gap to close."
     best = one.isel(layer=int(one.transplant_share_mean.argmax("layer")))
+    if float(best.transplant_p_adjusted) >= SIGNIFICANT or best.transplant_share_mean <= 0:
+        return f"{start}{gap}, and its point tokens close it at no layer, beyond noise."
     share, low, high = (float(best[f"transplant_share_{part}"]) for part in Interval._fields)
     return (
         f"{start}its point tokens close most of the gap at layer {int(best.layer)}: {share:.0%} "
@@ -291,7 +294,7 @@ def _transplanted(one: xr.Dataset) -> str:
 
 def _nats(row: xr.Dataset, name: str) -> str:
     mean, low, high = (float(row[f"{name}_{part}"]) for part in Interval._fields)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 
 def _span(first: int, last: int) -> str:

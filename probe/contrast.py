@@ -31,7 +31,9 @@ def contrast(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     table["change"] = table.support_second - table.support_first
     table["drift_change"] = table.drift_second - table.drift_first
     both = list(zip(table.right_first, table.right_second, strict=True))
-    said = dict(zip([(True, True), (True, False), (False, True), (False, False)], KINDS, strict=True))
+    said = dict(
+        zip([(True, True), (True, False), (False, True), (False, False)], KINDS, strict=True)
+    )
     table["kind"] = [said[bool(a), bool(b)] for a, b in both]
     by_size = table.assign(size=table.change.abs(), flip=table.right_first != table.right_second)
     order = by_size.sort_values(["flip", "size", "sample"], ascending=[False, False, True]).index
@@ -74,13 +76,14 @@ def cka_of_layers(
         raise ValueError(f"the two share {len(shared)} query objects: CKA needs 4 or more")
     if len(shared) > MOST:
         shared = np.random.default_rng([seed, 23]).choice(shared, MOST, replace=False)
-    sides, steps = [], len(first[0].layers) + len(second[0].layers)
+    sides: list[dict[int, np.ndarray]] = []
+    steps = len(first[0].layers) + len(second[0].layers)
     for (run, model), table in zip((first, second), tables, strict=True):
         order = pd.Index(table["sample"].values).get_indexer(np.sort(shared))
-        pooled = {}
+        pooled: dict[int, np.ndarray] = {}
         for layer in run.layers:
             if progress:
-                done = len(pooled) + sum(map(len, sides))
+                done = len(pooled) + sum(len(side) for side in sides)
                 progress(done, steps, f"{model}, layer {layer}")
             pooled[layer] = mean_tokens(states(run, model, layer).isel(sample=order))
         sides.append(pooled)

@@ -104,11 +104,10 @@ def objects(
 
 def all_models(run: Run) -> list[str]:
     """Every variant, or VARIANT@STEP for each step that one was captured at."""
-    return [
-        f"{name}@{step}" if step is not None else name
-        for name in run.variants
-        for step in (run.steps(name) or [None])
-    ]
+    found = []
+    for name in run.variants:
+        found += [f"{name}@{step}" for step in run.steps(name)] or [name]
+    return found
 
 
 def states(run: Run, model: str, layer: int) -> xr.DataArray:

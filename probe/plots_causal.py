@@ -80,7 +80,7 @@ def causal_figure(results: xr.Dataset) -> go.Figure:
     if "transplant_share_mean" in results:
         panels.append(_transplant(results))
     figure = _figure(panels, columns=2, height=290)
-    figure.update_xaxes(title="blocks in which they are hidden", row=4, col=1)
+    figure.update_xaxes(title="blocks in which they are hidden", title_font_size=12, row=4, col=1)
     for name, symbol in (
         (f"p < {SIGNIFICANT} over all layers", "circle"),
         ("noise", "circle-open"),

@@ -23,7 +23,11 @@ def contrast_figure(table: pd.DataFrame, first: str, second: str) -> go.Figure:
     ends = [table[["drift_first", "drift_second"]].min().min()]
     ends.append(table[["drift_first", "drift_second"]].max().max())
     figure.add_scatter(
-        x=ends, y=ends, mode="lines", name="the same", line={"color": INK, "dash": "dot", "width": 1}
+        x=ends,
+        y=ends,
+        mode="lines",
+        name="the same",
+        line={"color": INK, "dash": "dot", "width": 1},
     )
     styles = {
         KINDS[0]: ("both right", QUIET, "circle", 6),
@@ -109,7 +113,9 @@ def confusion_figure(changes: pd.DataFrame, first: str, second: str) -> go.Figur
         colorbar={"title": {"text": f"objects, {second} − {first}", "side": "right"}},
         hovertemplate="%{y} taken for %{x}: %{z:+d}<extra></extra>",
     )
-    figure.update_xaxes(title="class that the neighbours name", type="category", tickangle=-45, showgrid=False)
+    figure.update_xaxes(
+        title="class that the neighbours name", type="category", tickangle=-45, showgrid=False
+    )
     figure.update_yaxes(title="true class", type="category", autorange="reversed", showgrid=False)
     return figure.update_layout(
         template="plotly_white",

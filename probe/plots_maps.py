@@ -79,7 +79,13 @@ def map_figure(
         dragmode="lasso",
         clickmode="event+select",
         uirevision="map",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemsizing": "constant"},
+        legend={
+            "orientation": "h",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "itemsizing": "constant",
+        },
         margin={"l": 10, "r": 10, "t": 46, "b": 10},
     )
 
@@ -151,6 +157,8 @@ def _dots(
         mode="markers",
         marker={"color": colour, "symbol": shape, "size": size, "opacity": opacity},
         customdata=rows.index.to_numpy(np.int32),
-        text=[html.escape(f"{a}: {b}") for a, b in zip(rows["sample"], rows.class_name, strict=True)],
+        text=[
+            html.escape(f"{a}: {b}") for a, b in zip(rows["sample"], rows.class_name, strict=True)
+        ],
         hovertemplate="%{text}<extra></extra>",
     )
