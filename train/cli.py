@@ -47,9 +47,15 @@ def read_config(
     if recipe and (asked := early.recipe or named.recipe):
         preset = recipe(preset, asked)
     try:
-        return tyro.cli(type(preset), default=preset, args=[*from_file, *words])
+        return tyro.cli(type(preset), prog=_program(), default=preset, args=[*from_file, *words])
     except ValueError as error:
         fail(str(error), 2)
+
+
+def _program() -> str | None:
+    """The command as it was typed, for the help."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else None
 
 
 def _file_flags(path: Path) -> list[str]:

@@ -300,14 +300,19 @@ class Stage2Run:
         save_depth_html(self.scores, self.folder / "depth.html")
 
     def finish(self, seconds: float) -> None:
-        """Record that the run is complete and say where everything is."""
+        """Record that the run is complete, write its report and say where everything is."""
+        from probe.page import write_report
+        from store import open_run
+
         done = {"status": "complete", "seconds": round(seconds, 1), "proofs": self.proofs}
         write_record(self.folder, self.record | done)
+        report, _ = write_report(open_run(self.folder))
         say = self.console.print
         say(f"\nrun      {self.folder}", soft_wrap=True)
         say(f"picture  {self.folder / 'depth.png'}", soft_wrap=True)
         say(f"page     {self.folder / 'depth.html'}", soft_wrap=True)
-        say(f"open     python -m webbrowser -t {self.folder / 'depth.html'}", soft_wrap=True)
+        say(f"report   {report}", soft_wrap=True)
+        say(f"open     python -m webbrowser -t {report}", soft_wrap=True)
         say(f"explore  streamlit run dashboards/app.py -- {self.folder.parent}", soft_wrap=True)
         say(f"took     {seconds:.0f} s")
 

@@ -229,7 +229,7 @@ def train(
     from train.checkpoint import load_model
     from train.config import NANO, SHIPPED
     from train.loop import Schedule, Training, fit
-    from train.pointbind_train import BindBatches, BindObjective
+    from train.pointbind_train import BindBatches, BindObjective, settle_norms
 
     torch.manual_seed(config.seed)
     model = new_model(NANO, anchor.width, config.dropout)
@@ -265,7 +265,8 @@ def train(
         folder / "training",
         folder / "metrics.jsonl",
     )
-    model.cpu().eval()
+    settle_norms(model, batches)
+    model.cpu()
     text = str(config.text_model) if config.text_model else None
     sizes = {"sizes": asdict(NANO), "output": anchor.width, "text_model": text}
     write_model(folder, model, sizes | {"colour": coloured(objects)})

@@ -94,6 +94,27 @@ def rotations(angles: np.ndarray) -> np.ndarray:
     return Rotation.from_euler("xyz", angles).as_matrix()
 
 
+@torch.no_grad()
+def settle_norms(model: PointBind, batches: BindBatches, count: int = 20) -> None:
+    """Take the statistics of batch norms anew, as means over some batches; leaves eval mode.
+
+    Training itself uses those of each batch. What it gathers on the way is in no checkpoint of
+    `train.loop`; taken from the final weights, they are the same after an interrupted training.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    device = model.logit_scale.device
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    model.train()
+    for index in range(count):
+        batch = batches(index)
+        model.point_encoder.encode(batch.centres.to(device), batch.patches.to(device))  # type: ignore[operator]
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+
+
 class BindObjective(nn.Module):
     """The sum of the contrastive losses against each thing an object is bound to."""
 

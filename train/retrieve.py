@@ -237,13 +237,14 @@ def draw(
 
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * lines + 0.4))
+    figure = Figure(figsize=(3 * columns, 3.2 * lines + 0.4), layout="constrained")
     for place, (at, score) in enumerate(zip(rows, scores, strict=True), start=1):
         axes: Any = figure.add_subplot(lines, columns, place, projection="3d")
         x, y, z, *colour = gallery.points[at].T
         shown = gallery.points[at, :, 3:].clip(0, 1) if any(c.any() for c in colour) else z
         axes.scatter(x, y, z, c=shown, s=2)
-        axes.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), box_aspect=(1, 1, 1))
+        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))
+        axes.set_box_aspect((1, 1, 1), zoom=1.4)
         axes.set_axis_off()
         axes.set_title(f"{gallery.ids[at]}\ncosine {score:.2f}", fontsize=8)
     figure.suptitle(title, fontsize=10)
