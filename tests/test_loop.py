@@ -62,11 +62,13 @@ def test_only_matrices_decay():
 
 
 class Regression(nn.Module):
-    """A small network with dropout, so that the random numbers of a step matter."""
+    """A small network with dropout, so that the random numbers of a step matter, and running
+    statistics, which no gradient reaches."""
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        norm = nn.BatchNorm1d(8)
+        self.net = nn.Sequential(nn.Linear(5, 8), norm, nn.Dropout(0.5), nn.Linear(8, 1))
 
     def forward(self, batch):
         return {"loss": (self.net(batch) - batch.sum(1, keepdim=True)).square().mean()}

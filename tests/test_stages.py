@@ -244,7 +244,7 @@ def test_published_weights_are_a_start(annotated, tmp_path, tiny_tokenizer, stag
         weights=weights.folder,
         precision="bf16",
         batch_size=0,
-        qformer_dropout=True,
+        qformer_dropout="always",
         gradient_checkpointing=True,
         cache=False,
         clip=0.0,
@@ -298,8 +298,8 @@ def test_a_llama_from_a_folder_takes_phi_2s_place_and_goes_on(
     )
     stage1.main(first)
     second = tmp_path / "I" / "checkpoint"
-    stage1.main(config(annotated, tmp_path / "II", "II", start=second, **large))
-    model, _, sizes = load_model(tmp_path / "II" / "checkpoint")
+    stage1.main(config(annotated, tmp_path / "III", "II,III", start=second, **large))
+    model, _, sizes = load_model(tmp_path / "III" / "checkpoint")
     assert (sizes.llm_type, sizes.llm_depth, sizes.llm_width) == ("llama", 3, 24)
     assert bare(model.llm).config.num_key_value_heads == 2
     body, theirs = bare(model.llm).base_model, llama.base_model
@@ -312,7 +312,7 @@ def test_a_llama_from_a_folder_takes_phi_2s_place_and_goes_on(
     stage2.main(
         Stage2Config(
             preset="minigpt3d",
-            stage1=tmp_path / "II" / "checkpoint",
+            stage1=tmp_path / "III" / "checkpoint",
             data="modelnet",
             data_root=solids_folder,
             out=out,

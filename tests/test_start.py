@@ -14,7 +14,10 @@ from store import open_run
 from tests.conftest import TINY
 from tests.test_published import Weights
 from tests.test_stage2 import SETTINGS, call, refuse
-from train.config import MODELS, Stage2Config
+from train.cli import read_config, run
+from train.config import MODELS, STAGE2, Stage2Config, with_recipe
+from train.data.load import told
+from train.data.objects import Conversation, Objects
 from train.start import model_sizes, starting_folder
 
 PUBLISHED = ("--preset", "minigpt3d", *SETTINGS)
@@ -168,3 +171,73 @@ def test_the_published_sizes_need_a_folder():
 def test_a_weights_folder_has_the_published_sizes(tmp_path):
     config = Stage2Config(preset="minigpt3d", weights=tmp_path)
     assert model_sizes(config) == MODELS["minigpt3d"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--clip", "-1"], ["--clip", "-1"]),
+        (["--log-every", "0"], ["--log-every", "0"]),
+        (["--learning-rate", "3e-4", "--recipe", "paper"], ["--floor-rate", "0.000666"]),
+        (["--align-weight", "nan"], ["--align-weight", "nan"]),
+        (["--neighbours", "0"], ["--neighbours", "0"]),
+        (["--threads", "-1"], ["--threads", "-1"]),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_before_anything_runs(more, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_config(STAGE2, arguments=more, recipe=with_recipe)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and all(word in said.out + said.err for word in words)
+
+
+def spoiled(checkpoint, tmp_path, name, text):
+    other = tmp_path / "spoiled"
+    shutil.copytree(checkpoint, other)
+    (other / name).write_text(text)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("card.json", '{"stage": "I"}', ["of stage I", "III"]),
+        ("config.json", '{"llm_width": "x"}', ["config.json", "llm_width is 'x'"]),
+        ("tokenizer.json", "{}", ["tokenizer.json"]),
+    ],
+)
+def test_a_checkpoint_that_cannot_begin_stage_2_is_one_sentence(
+    name, text, words, tiny_checkpoint, solids_folder, tmp_path
+):
+    other = spoiled(tiny_checkpoint, tmp_path, name, text)
+    out = tmp_path / "run"
+    refuse(call(other, solids_folder, out), 2, *words)
+    assert not out.exists()
+
+
+def test_a_gpu_without_memory_is_a_failed_job_and_says_what_to_try(capsys):
+    def main(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, None)
+    assert stop.value.code == 1 and "--gradient-checkpointing" in capsys.readouterr().err
+
+
+def test_objects_that_stage_2_is_told_nothing_of_are_left_out_before_the_share():
+    objects = Objects(
+        ids=list("abcd"),
+        labels=np.zeros(4, np.int64),
+        class_names=["thing"],
+        captions=["thing"] * 4,
+        conversations=[
+            *(Conversation(row, "simple_description", (("?", "a"),)) for row in range(4)),
+            Conversation(2, "multi_round", (("?", "a"), ("?", "b"))),
+            Conversation(0, "single_round", (("?", "a"),)),
+        ],
+        read=lambda row: np.zeros((1, 3)),
+        count=1,
+        identity="x",
+    )
+    left = told(objects)
+    assert left.ids == ["a", "c"] and [each.object for each in left.conversations] == [0, 0, 1, 1]

@@ -23,7 +23,7 @@ PUBLISHED_STARTS = {"I": "tinygpt-v", "IV": "stage-3"}
 
 def check_start(config: Stage1Config, first: str) -> None:
     """Raise ValueError unless the first stage has what it begins with, of the right kind."""
-    from train.checkpoint import read_sizes
+    from train.checkpoint import sizes_of
     from train.stages import PRIORS, stage_before
 
     if first == PRIORS:
@@ -57,7 +57,7 @@ def check_start(config: Stage1Config, first: str) -> None:
         )
     if config.start.resolve() == (config.folder / "checkpoint").resolve():
         raise ValueError(f"--out {config.folder} holds the checkpoint of --from; choose another")
-    sizes, wanted = read_sizes(config.start), MODELS[config.preset]
+    sizes, wanted = sizes_of(config.start), MODELS[config.preset]
     if sizes.llm_type != "phi-2":  # it came from a folder, with the sizes that it has there
         llm = {name: value for name, value in vars(sizes).items() if name.startswith("llm_")}
         wanted = replace(wanted, vocabulary=sizes.vocabulary, **llm)
@@ -159,8 +159,10 @@ def train_tokenizer(data: Objects, vocabulary: int, path: Path) -> Tokenizer:
     """A byte-level BPE on the captions and conversations; the end of a text is token 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    from train.models.llm import read_tokenizer
+
     if path.is_file():
-        return Tokenizer.from_file(str(path))
+        return read_tokenizer(path)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from train.config import ModelConfig
-from train.models.llm import bare
+from train.config import ModelConfig, read_sizes
+from train.models.llm import bare, read_tokenizer
 from train.models.minigpt3d import MiniGPT3D, build
 from train.models.pointbert import check_names
 
@@ -93,7 +93,7 @@ def load_model(
     Raises FileNotFoundError when a part is missing and ValueError when the tensors are not those
     of the sizes in `config.json`.
     """
-    config = read_sizes(folder)
+    config = sizes_of(folder)
     if missing := [
         name for name in ("model.safetensors", "tokenizer.json") if not (folder / name).is_file()
     ]:
@@ -113,7 +113,7 @@ def load_model(
             for name, tensor in tensors.items()
         },
     )
-    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json")), config
+    return model.eval(), read_tokenizer(folder / "tokenizer.json"), config
 
 
 def load_first_queries(folder: Path) -> Tensor | None:
@@ -122,19 +122,14 @@ def load_first_queries(folder: Path) -> Tensor | None:
     return read_tensors(path)["query_tokens"] if path.is_file() else None
 
 
-def read_sizes(folder: Path) -> ModelConfig:
+def sizes_of(folder: Path) -> ModelConfig:
     """Sizes of the model in a checkpoint folder; nothing else of it is read."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"checkpoint {folder}: no config.json; give a folder written by python -m train.stage1"
         )
-    try:
-        return ModelConfig(**json.loads(path.read_text()))
-    except (TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"checkpoint {folder}: config.json is not a model's sizes: {error}"
-        ) from None
+    return read_sizes(path)
 
 
 def own_tensors(model: MiniGPT3D) -> dict[str, Tensor]:
@@ -224,6 +219,7 @@ def save_trainer(
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     by_identity = {id(p): name for name, p in trained.items()}
     tensors = {f"model/{name}": trained[name].detach().contiguous() for name in trained}
+    tensors |= {f"buffer/{name}": buffer.contiguous() for name, buffer in _running(module).items()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for key, value in optimizer.state[parameter].items():
@@ -232,6 +228,16 @@ def save_trainer(
     if scaler:
         metadata["scaler"] = json.dumps(scaler.state_dict())
     write_tensors(folder / "trainer.safetensors", tensors, metadata)
+
+
+def _running(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes without a gradient: the running statistics of batch norms."""
+    return {
+        f"{name}.{kind}": buffer
+        for name, norm in module.named_modules()
+        if isinstance(norm, nn.modules.batchnorm._NormBase) and norm.training
+        for kind, buffer in norm.named_buffers()
+    }
 
 
 def load_trainer(
@@ -261,6 +267,8 @@ def load_trainer(
                 "exp_avg": tensors[f"exp_avg/{name}"].to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter.device),
             }
+    for key in (key for key in tensors if key.startswith("buffer/")):
+        module.get_buffer(key.removeprefix("buffer/")).copy_(tensors[key])
     if scaler and "scaler" in metadata:
         scaler.load_state_dict(json.loads(metadata["scaler"]))
     return int(metadata["step"])

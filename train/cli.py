@@ -13,6 +13,8 @@ import tyro
 import yaml
 
 Config = TypeVar("Config")
+LONGEST = 2000
+"""Characters of an error that names hundreds of tensors, before it is cut."""
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -96,9 +98,17 @@ def run(main: Callable[[Any], None], config: Any) -> None:
 
 def _failure(error: RuntimeError) -> str:
     """What to say of a job that had to stop; raises what is no sentence of ours."""
+    import torch
+
     from store.lock import Locked
     from train.verify import CaptureError
 
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"not enough memory on the GPU ({str(error).split('. ')[0]}); try "
+            "--gradient-checkpointing, or smaller batches and --accumulate: the same command then "
+            "goes on from the last checkpoint"
+        )
     if isinstance(error, CaptureError):
         return f"the capture can't be proven right, nothing was stored: {error}"
     if isinstance(error, Locked):
@@ -114,4 +124,5 @@ def _sentence(error: BaseException) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename or 'while writing'}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... and so on"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,6 +169,20 @@ SMALL = ModelConfig(
     vocabulary=4096,
 )
 
+
+def read_sizes(path: Path) -> ModelConfig:
+    """The sizes in the config.json of a checkpoint; ValueError where it holds something else."""
+    try:
+        sizes = replace(ModelConfig(), **json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a model's sizes: {error}") from None
+    for each in fields(ModelConfig):
+        value, usual = getattr(sizes, each.name), getattr(ModelConfig(), each.name)
+        if not isinstance(value, int | float if isinstance(usual, float) else type(usual)):
+            raise ValueError(f"{path} does not hold a model's sizes: {each.name} is {value!r}")
+    return sizes
+
+
 SHIPPED = Path(__file__).parent / "checkpoints" / "nano-stage1"
 """The checkpoint that comes with the project."""
 MODELS = {"nano": NANO, "small": SMALL, "minigpt3d": ModelConfig()}
@@ -231,8 +246,9 @@ class Stage1Config:
     """Factor on every number of steps."""
     router: Literal["sparse", "soft", "constant"] = "sparse"
     """Stage IV: weigh the two likeliest experts, all by their probabilities, or all alike."""
-    qformer_dropout: bool = False
-    """LoRA dropout of the Q-Former in stages II to IV, as published."""
+    qformer_dropout: Literal["off", "training", "always"] = "off"
+    """LoRA dropout of the Q-Former: where its LoRA trains (stages II and III), or in stage IV too,
+    where it is frozen, as the release leaves it on by accident."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping, as published."""
     cache: bool = True
@@ -271,12 +287,23 @@ VARIANTS = ("stage1", *TRAINED, "untrained")
 """The models that a stage-2 run captures, in this order."""
 
 
+AT_LEAST = {
+    1: ("steps", "accumulate", "align_projector_layers", "save_every", "log_every"),
+    0: (
+        *("seed", "threads", "clip", "capture_every", "warmup_steps", "warmup_rate", "floor_rate"),
+        *("weight_decay", "train_per_class", "gallery_per_class", "query_per_class"),
+    ),
+}
+"""The least that these settings of stage 2 may be."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage2Config:
     """Train the baseline and the aligned model, capture their layers, see where geometry goes."""
 
     preset: Literal["nano", "small", "minigpt3d"] = "nano"
-    """Sizes of the model and of its training; every other flag wins over it."""
+    """Settings of the training, and the sizes of the model where nothing is loaded that has its
+    own; every other flag wins over it."""
     recipe: Literal["ours", "release", "paper"] = "ours"
     """Whose numerics: ours, PointAlign's released code, or the text of its paper (see RECIPES)."""
     config: Path | None = None
@@ -366,13 +393,21 @@ class Stage2Config:
     threads: int = 0
     """CPU threads; 0 lets torch choose."""
     dry_run: bool = False
-    """Say what would train, the layers, the memory and the size of the store, and stop."""
+    """Say what would train, the layers, the memory and the size of the store, and stop; nothing is
+    made but the embedded data set, where it is not there."""
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "align_projector_layers", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
-        if self.align_weight <= 0:
+        for least, names in AT_LEAST.items():
+            for name in names:
+                if not getattr(self, name) >= least:  # nor is NaN
+                    value = getattr(self, name)
+                    raise ValueError(f"--{name.replace('_', '-')} {value}: at least {least}")
+        if not self.learning_rate > 0 or self.floor_rate > self.learning_rate:
+            raise ValueError(
+                f"--learning-rate {self.learning_rate:g}: must be above 0 and not below "
+                f"--floor-rate {self.floor_rate:g}, to which it falls; give both"
+            )
+        if not self.align_weight > 0:
             raise ValueError(
                 f"--align-weight {self.align_weight}: must be above 0; the baseline (weight 0) is "
                 "trained beside it anyway"
@@ -384,7 +419,7 @@ class Stage2Config:
             )
         if not 0 < self.data_fraction <= 1:
             raise ValueError(f"--data-fraction {self.data_fraction}: above 0, at most 1")
-        if not re.fullmatch(r"\d+(,\d+)*", self.neighbours):
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.neighbours):
             raise ValueError(f"--neighbours {self.neighbours!r}: numbers such as 1,10")
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*,[1-9]\d*)?", self.batch_size):
             raise ValueError(f"--batch-size {self.batch_size!r}: one number, or three as 6,10,4")
@@ -447,7 +482,7 @@ STAGE1 = {
         brief_steps=70_000,
         mixed_steps=30_000,
         expert_steps=10_000,
-        qformer_dropout=True,
+        qformer_dropout="training",
         clip=0.0,
         cache=False,
         save_every=1000,

@@ -6,7 +6,6 @@ the model's own words and captions, of the objects a run captured or of a whole 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -184,14 +183,16 @@ class EvaluateConfig:
 def main(config: EvaluateConfig) -> None:
     """Ask what has not been asked yet, write answers and verdicts, say what they show."""
     begun = time.perf_counter()
-    if config.run.is_file():
-        _judge_file(config)
-    else:
-        _ask_run(config)
+    evaluate(config)
     print(f"results are in {config.folder}; took {time.perf_counter() - begun:.0f} s")
 
 
-def _ask_run(config: EvaluateConfig) -> None:
+def evaluate(config: EvaluateConfig) -> list[Path]:
+    """The files of verdicts, one a model and question, in the order asked."""
+    return [_judge_file(config)] if config.run.is_file() else _ask_run(config)
+
+
+def _ask_run(config: EvaluateConfig) -> list[Path]:
     from train.asked import asked_about
     from train.generation import Kept, ask_all, decoding, key_of
     from train.results import Answers, write_answers
@@ -201,6 +202,7 @@ def _ask_run(config: EvaluateConfig) -> None:
     task = task_of(config, about)
     judge = judge_of(config, task)
     how = decoding(config.protocol, config.task == "caption")
+    written = []
     for variant in about.variants:
         checkpoint = about.checkpoint(variant)
         for name, question in questions.items():
@@ -230,10 +232,13 @@ def _ask_run(config: EvaluateConfig) -> None:
             )
             path = config.folder / variant / f"{about.stem(config.task)}_{name}.json"
             write_answers(path, given)
-            print(f"{variant}: {_judge(config, judge, task, given, about.class_names, path)}")
+            said_of, at = _judge(config, judge, task, given, about.class_names, path)
+            print(f"{variant}: {said_of}")
+            written.append(at)
+    return written
 
 
-def _judge_file(config: EvaluateConfig) -> None:
+def _judge_file(config: EvaluateConfig) -> Path:
     from train.results import read_answers
 
     given = read_answers(config.run)
@@ -241,7 +246,11 @@ def _judge_file(config: EvaluateConfig) -> None:
     task: Task = "caption" if config.task == "caption" else "closed" if closed else "open"
     class_names = _classes_in(given, config) if task == "closed" else []
     judge = judge_of(config, task)
-    print(_judge(config, judge, task, given, class_names, config.run))
+    sentence, written = _judge(
+        config, judge, task, given, class_names, config.folder / config.run.name
+    )
+    print(sentence)
+    return written
 
 
 def _classes_in(given: Answers, config: EvaluateConfig) -> list[str]:
@@ -267,8 +276,8 @@ def _judge(
     given: Answers,
     class_names: Sequence[str],
     path: Path,
-) -> str:
-    """Write verdicts beside the answers; a sentence on them."""
+) -> tuple[str, Path]:
+    """Write verdicts beside the answers; a sentence on them, and where they are."""
     from train.results import judged, write_judged
 
     verdicts = judge(task, given.said, given.references, class_names)
@@ -291,11 +300,12 @@ def _judge(
         given, task, verdicts, scored, class_names, template=template, cost=cost, made_by=made_by
     )
     plain = judge.name.replace("/", "-")
-    write_judged(path.with_name(f"{path.stem}_evaluated_{plain}.json"), found)
+    written = path.with_name(f"{path.stem}_evaluated_{plain}.json")
+    write_judged(written, found)
     said = _sentence(given, task, scored, judge.name, config.seed)
     if task == "caption":
         said += _caption_metrics(config, given, path)
-    return said
+    return said, written
 
 
 def _sentence(given: Answers, task: Task, scored, judge: str, seed: int) -> str:
@@ -327,7 +337,9 @@ def _caption_metrics(config: EvaluateConfig, given: Answers, path: Path) -> str:
     from train.results import write_judged
 
     scores = caption_scores(given.said, given.references, config.sentences, config.simcse)
-    write_judged(path.with_name(f"{path.stem}_evaluated_traditional.json"), traditional(given, scores))
+    write_judged(
+        path.with_name(f"{path.stem}_evaluated_traditional.json"), traditional(given, scores)
+    )
     listed = ", ".join(f"{name} {100 * values.mean():.1f}" for name, values in scores.items())
     return f"; {listed}"
 

@@ -31,11 +31,12 @@ from train.data.load import load_data
 from train.data.objects import DataSet
 from train.frozen import keep_targets, kept_rows, kept_targets
 from train.loop import Schedule, Training, fit, trained_tensors
-from train.models.llm import add_lora, build_llm, hold_in, set_attention
+from train.models.llm import add_lora, build_llm, hold_in, read_tokenizer, set_attention
 from train.models.minigpt3d import MiniGPT3D, build, set_switches
 from train.objectives import language_parameters
 from train.prompts import prefix
 from train.provenance import provenance
+from train.published import find_files
 from train.record import check_new, check_same, read_record, write_record
 from train.start import load_start, starting_folder
 
@@ -47,8 +48,8 @@ NOT_PART_OF_A_RUN = (
 )
 """Settings that may differ when an interrupted run goes on: they don't change its numbers, or
 what they name is known by its hash."""
-FEWEST_QUERIES = 5
-"""The jackknife of CKA has no variance with fewer."""
+FEWEST = 5
+"""Objects to query, for the jackknife of CKA; and in the gallery, for the folds of the maps."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,14 +84,7 @@ class Stage2Run:
         for line in begin.files:
             self.console.print(f"weights: {line}")
         set_switches(self.model, self.config)
-        check_lengths(
-            [each for each in self.data.train.conversations if each.kind in MIX],
-            self.tokenizer,
-            queries=self.sizes.queries,
-            context=self.sizes.llm_context,
-            template=self.config.single_turn_template,
-            ids=self.data.train.ids,
-        )
+        self._check_lengths(self.tokenizer)
         learning = language_parameters(self.model.llm)
         self.beginning = {
             f"llm.{name}": tensor.detach().clone()
@@ -124,6 +118,7 @@ class Stage2Run:
         say = self.console.print
         say(f"run        {self.folder}")
         say(f"data       {_sizes(self.data)}")
+        say(f"weights    {self._weights()}", soft_wrap=True)
         say(f"trains     {count:,} of {parameters:,} parameters, {len(trained)} tensors:")
         for name, (tensors, numbers) in _by_part(trained).items():
             say(f"             {name}: {numbers:,} in {tensors} tensors")
@@ -137,16 +132,36 @@ class Stage2Run:
             say(f"             {line}", soft_wrap=True)
         say(f"store      {size / MIB:,.0f} MiB before compression, {objects} objects")
 
+    def _weights(self) -> str:
+        """What the run would begin with, or what of it is not there."""
+        if not self.config.weights:
+            return str(starting_folder(self.config))
+        try:
+            return ", ".join(map(str, find_files(self.config.weights, self.config.start).values()))
+        except FileNotFoundError as error:
+            return f"NOT COMPLETE: {error}"
+
     def _lengths(self) -> dict[str, tuple[int, int]]:
         """Tokens of the longest conversations, where there is a tokenizer to count them with."""
         folder = starting_folder(self.config)
         path = folder / ("Phi_2/tokenizer.json" if self.config.weights else "tokenizer.json")
         if not path.is_file():
             return LENGTHS
-        tokenizer, sizes = Tokenizer.from_file(str(path)), self.sizes
+        tokenizer, sizes = read_tokenizer(path), self.sizes
+        self._check_lengths(tokenizer)
         said = (each for each in self.data.train.conversations if each.kind in MIX)
         found = lengths_of(said, tokenizer, queries=sizes.queries, context=sizes.llm_context)
         return LENGTHS | found
+
+    def _check_lengths(self, tokenizer: Tokenizer) -> None:
+        check_lengths(
+            [each for each in self.data.train.conversations if each.kind in MIX],
+            tokenizer,
+            queries=self.sizes.queries,
+            context=self.sizes.llm_context,
+            template=self.config.single_turn_template,
+            ids=self.data.train.ids,
+        )
 
     def start(self) -> None:
         """Make the folder, run the frozen front once for each object, lay out the store.
@@ -322,11 +337,11 @@ class Stage2Run:
                 f"--neighbours {self.config.neighbours}: K={most} is more than the gallery's "
                 f"{len(self.data.gallery)} objects"
             )
-        if (queries := len(self.data.query)) < FEWEST_QUERIES:
-            raise ValueError(
-                f"the data has {queries} query objects; intervals over objects need "
-                f"{FEWEST_QUERIES} or more"
-            )
+        for name, objects in (("query", self.data.query), ("gallery", self.data.gallery)):
+            if len(objects) < FEWEST:
+                raise ValueError(
+                    f"the data has {len(objects)} {name} objects; the probes need {FEWEST} or more"
+                )
 
     def _precision(self) -> str:
         if self.config.precision != "auto":
@@ -436,6 +451,10 @@ class Stage2Run:
         llm = objective.model.llm
         assert isinstance(llm, PeftModel)
         llm.save_pretrained(str(folder / "adapter"))
+        path = folder / "adapter" / "adapter_config.json"
+        settings = json.loads(path.read_text())
+        settings["target_modules"].sort()  # a set in peft: another order in each process
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _sizes(data: DataSet) -> str:

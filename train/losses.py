@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from train.models.pointbert import check_names
 
 
 class AlignmentProjector(nn.Module):
@@ -31,20 +34,12 @@ class AlignmentProjector(nn.Module):
         """(samples, tokens, hidden_size) -> (samples, tokens, target_size)."""
         return self.projector(hidden)
 
-    def load_published(self, state_dict: dict[str, Tensor]) -> None:
+    def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load `alignment_projector.projector.*`; ValueError names each key that does not fit."""
         prefix = "alignment_projector."
-        given = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-        wanted = self.state_dict()
-        wrong = sorted(given.keys() ^ wanted.keys()) + [
-            key for key in given.keys() & wanted.keys() if given[key].shape != wanted[key].shape
-        ]
-        if wrong:
-            raise ValueError(
-                f"alignment projector: {', '.join(wrong)} missing, unexpected or of another shape; "
-                f"wanted {[f'{key} {tuple(value.shape)}' for key, value in wanted.items()]}"
-            )
-        self.load_state_dict(given)
+        wanted = {prefix + name: value for name, value in self.state_dict().items()}
+        check_names("AlignmentProjector", wanted, state_dict)
+        self.load_state_dict({key.removeprefix(prefix): v for key, v in state_dict.items()})
 
 
 def alignment_loss(projected: Tensor, target: Tensor, kind: str = "cosine") -> Tensor:

@@ -14,6 +14,7 @@ import re
 import struct
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +30,9 @@ from train.config import ModelConfig
 from train.losses import AlignmentProjector
 from train.models import phi, pointbert, qformer
 from train.models.experts import MixtureOfQueryExperts
+from train.models.llm import read_tokenizer
 from train.models.minigpt3d import MiniGPT3D, build
-from train.models.pointbert import check_names
+from train.models.pointbert import check_names, only_tensors
 from train.prompts import bos_id
 
 WRAPPERS = ("model", "base_model", "state_dict")
@@ -259,6 +261,12 @@ def _weight_map(index: Path) -> Iterable[tuple[str, str]]:
     shards = _json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise ValueError(f"{index} is not an index of shards; copy it again")
+    for name, shard in shards.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ValueError(
+                f"{index} is not an index of shards: {name!r} is in {shard!r}, and must be in a "
+                "file beside the index; copy it again"
+            )
     return shards.items()
 
 
@@ -280,10 +288,8 @@ def _read_file(path: Path, keep: Callable[[str], bool] | None) -> dict[str, Tens
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
-    return {name: value for name, value in content.items() if not keep or keep(name)}
+    tensors = only_tensors(str(path), content)
+    return {name: value for name, value in tensors.items() if not keep or keep(name)}
 
 
 def _unpickle(path: Path) -> Any:
@@ -332,8 +338,9 @@ class Source:
         if self.replaced:
             text += f", {self.replaced} of the encoder differ from the file before and win"
         if self.dropped:
-            modules = sorted({name.split(".")[0] for name in self.dropped})
-            text += f", {len(self.dropped)} not read ({', '.join(modules)})"
+            modules = Counter(sorted(name.split(".")[0] for name in self.dropped))
+            each = ", ".join(f"{module} {count}" for module, count in modules.items())
+            text += f", {len(self.dropped)} not read ({each})"
         return f"{text}, sha256 {self.sha256[:12]}"
 
 
@@ -380,7 +387,7 @@ def load_folder(
     config = config or ModelConfig()
     if upto not in CHAINS or upto == "front":
         raise ValueError(f"upto={upto!r} must be one of {', '.join(list(CHAINS)[1:])}")
-    paths = _find(Path(folder), upto)
+    paths = find_files(Path(folder), upto)
     tokenizer = _read_language(paths[PHI2], config)
     # Without numbers: 2.8 billion random ones would take minutes and be thrown away.
     with torch.device("meta"):
@@ -413,7 +420,7 @@ def load_front(folder: Path, model: MiniGPT3D) -> tuple[Source, ...]:
 
     What stage I and II train, MLP, LoRA and projector, stays as it is. Raises as `load_folder`.
     """
-    paths = _find(Path(folder), "front")
+    paths = find_files(Path(folder), "front")
     own, names = model.state_dict(), published_names(model)
     shapes = {name: own[ours] for name, ours in names.items() if not ours.startswith("llm.")}
     state: dict[str, Tensor] = {}
@@ -440,7 +447,13 @@ def published_names(model: MiniGPT3D) -> dict[str, str]:
     return names | {key: f"llm.{name}" for key, name in phi.published_names(model.llm).items()}
 
 
-def _find(folder: Path, upto: str) -> dict[File, Path]:
+def find_files(folder: Path, upto: str) -> dict[File, Path]:
+    """Where each file of a chain is in a weights folder; nothing is opened.
+
+    upto : how far the model has come, one of `CHAINS`.
+
+    Raises FileNotFoundError that lists every absent file and where it was looked for.
+    """
     found: dict[File, Path] = {}
     absent = []
     for file in CHAINS[upto]:
@@ -464,7 +477,10 @@ def _find(folder: Path, upto: str) -> dict[File, Path]:
 def _read_language(folder: Path, config: ModelConfig) -> Tokenizer:
     """Hold Phi-2's config.json against the sizes; returns the tokenizer."""
     path, given = folder / "config.json", _json(folder / "config.json")
-    given = {**(given.get("rope_parameters") or {}), **given}
+    rope = given.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_parameters is a {type(rope).__name__}; copy it again")
+    given = rope | given
     wrong = [
         f"{theirs} {given[theirs]} instead of {getattr(config, ours)}"
         for theirs, ours in PHI_CONFIG.items()
@@ -472,7 +488,7 @@ def _read_language(folder: Path, config: ModelConfig) -> Tokenizer:
     ]
     if wrong:
         raise ValueError(f"{path} is of another model: {', '.join(wrong)}")
-    tokenizer = Tokenizer.from_str(json.dumps(_json(folder / "tokenizer.json")))
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     if tokenizer.get_vocab_size() > config.vocabulary:
         raise ValueError(
             f"{folder / 'tokenizer.json'} has {tokenizer.get_vocab_size()} tokens, the model "
@@ -553,7 +569,7 @@ def _check(
     state: Mapping[str, Tensor],
 ) -> None:
     """ValueError unless the file holds what it must, and nothing else than the model's tensors."""
-    wanted = _split_shapes(shapes, given)
+    wanted = phi.split_shapes(shapes, given)
     needed = {name for name in wanted if file.needs(name)}
     if file.stage:
         lacking = sorted(needed - given.keys())
@@ -572,20 +588,6 @@ def _check(
     check_names(
         str(path), {n: tensor for n, tensor in wanted.items() if n in needed or n in given}, own
     )
-
-
-def _split_shapes(shapes: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`shapes` with q_proj, k_proj and v_proj in place of each fused projection, if given so."""
-    if not any(phi.SPLIT_PROJECTION.match(name) for name in given):
-        return dict(shapes)
-    wanted: dict[str, Tensor] = {}
-    for name, tensor in shapes.items():
-        if re.search(r"\.query_key_value\.(weight|bias)$", name):
-            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                wanted[name.replace("query_key_value", f"{part}_proj")] = rows
-        else:
-            wanted[name] = tensor
-    return wanted
 
 
 def _fill(
@@ -639,5 +641,5 @@ def _experts(beside: Mapping[str, Tensor], config: ModelConfig) -> MixtureOfQuer
 def _alignment(beside: Mapping[str, Tensor], config: ModelConfig) -> AlignmentProjector:
     layers = sum(name.endswith(".weight") for name in beside)
     projector = AlignmentProjector(config.llm_width, config.qformer_width, layers)
-    projector.load_published(dict(beside))
+    projector.load_published(beside)
     return projector.eval()

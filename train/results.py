@@ -44,9 +44,7 @@ def write_answers(path: Path, answers: Answers) -> None:
     ]
     for row, name in zip(results, answers.names, strict=False):
         row["label_name"] = name
-    _write(
-        path, {"prompt": answers.prompt, "results": results, "made_by": dict(answers.made_by)}
-    )
+    _write(path, {"prompt": answers.prompt, "results": results, "made_by": dict(answers.made_by)})
 
 
 def read_answers(path: Path) -> Answers:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # a call for --help doesn't wait for torch
     from train.models.pointbind import PointBind
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+FILES = (".npy", ".wav", *IMAGES)
+"""A query that ends so is a file, every other one a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +73,12 @@ def main(config: RetrieveConfig) -> None:
     gallery = read_gallery(config.index or config.run / "gallery.npz", space.encoder)
     vector = add_embeddings([space.embed(part) for part in parts])
     scores, rows = nearest(gallery.embeddings, vector[None], config.top)
-    print(f"nearest of {len(gallery.ids)} to {' + '.join(parts)}")
+    asked = " + ".join(Path(part).name if part.endswith(FILES) else part for part in parts)
+    print(f"nearest of {len(gallery.ids)} to {asked}")
     for place, (score, at) in enumerate(zip(scores[0], rows[0], strict=True), start=1):
         print(f"{place:3}  {score:.3f}  {gallery.ids[at]}  {gallery.captions[at]}")
     if config.picture:
-        draw(config.picture, gallery, rows[0].tolist(), scores[0].tolist(), " + ".join(parts))
+        draw(config.picture, gallery, rows[0].tolist(), scores[0].tolist(), asked)
         print(f"picture: {config.picture}")
 
 

@@ -32,7 +32,9 @@ class Sentences:
                 "sentence embeddings need a package more: pip install sentence-transformers"
             )
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of reading the weights, a second
         self._model: Any = SentenceTransformer(
             str(folder), local_files_only=True, model_kwargs={"use_safetensors": True}
         )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from train.data.objects import DataSet, Objects
     from train.stages import Phase
 
+DROPPED_OUT = {"off": (), "training": ("II", "III"), "always": ("II", "III", "IV")}
+"""Stages with LoRA dropout in the Q-Former, by the setting of this name."""
 NOT_PART_OF_A_RUN = (
     *("out", "config", "threads", "save_every", "data_root", "start", "weights", "llm"),
     *("cache", "gradient_checkpointing", "dry_run"),
@@ -136,7 +138,7 @@ class Recipe:
             self.sizes = add_experts(
                 self.model, self.sizes, self.first_queries, self.config.router, self.config.seed
             )
-        self._drop_out(self.config.qformer_dropout and stage not in ("priors", "I"))
+        self._drop_out(stage in DROPPED_OUT[self.config.qformer_dropout])
         for phase in plan(stage, self.config):
             self._fit(phase)
         self._drop_out(False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.config import MODELS, SHIPPED, ModelConfig, Stage2Config
+from train.beginning import written_by
+from train.config import MODELS, SHIPPED, ModelConfig, Stage2Config, read_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -58,10 +58,7 @@ def model_sizes(config: Stage2Config) -> ModelConfig:
             f"no checkpoint in {folder} (config.json is missing); give --stage1 a folder "
             "written by python -m train.stage1"
         )
-    try:
-        return replace(ModelConfig(), **json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a model's sizes: {error}") from None
+    return read_sizes(path)
 
 
 def load_start(config: Stage2Config, sizes: ModelConfig, dtype: torch.dtype) -> Start:
@@ -76,6 +73,11 @@ def load_start(config: Stage2Config, sizes: ModelConfig, dtype: torch.dtype) -> 
 
     folder = starting_folder(config)
     if not config.weights:
+        if (stage := written_by(folder)) not in ("III", "IV"):
+            raise ValueError(
+                f"checkpoint {folder} is of stage {stage}, and stage 2 begins with one of stage "
+                "III or IV; train the stages between with python -m train.stage1 --from"
+            )
         published = config.preset == "minigpt3d"
         model, tokenizer, _ = load_model(folder, dtype if published else torch.float32)
         return Start(model, tokenizer, {"stage1": sha256(folder / "model.safetensors")})

@@ -7,13 +7,24 @@ from dataclasses import replace
 import numpy as np
 
 from train.config import Stage2Config
-from train.data.objects import DataSet, Objects
+from train.data.objects import KINDS, DataSet, Objects
+
+BRIEF = KINDS[0]
 
 
 def load_data(config: Stage2Config) -> DataSet:
     """Train, gallery and query objects; raises ValueError when a split is empty."""
     data = _whole(config)
-    return replace(data, train=share(data.train, config.data_fraction, config.seed))
+    train = share(told(data.train), config.data_fraction, config.seed)
+    return replace(data, train=train)
+
+
+def told(objects: Objects) -> Objects:
+    """Without the objects of which stage 2 is told nothing: PointLLM's brief file has 660,000."""
+    told = {each.object for each in objects.conversations if each.kind != BRIEF}
+    if len(told) == len(objects) or not told:
+        return objects
+    return objects.take(sorted(told))
 
 
 def _whole(config: Stage2Config) -> DataSet:

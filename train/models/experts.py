@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from train.models.pointbert import check_names
+from train.models.pointbert import check_names, only_tensors
 
 ROUTERS = ("sparse", "soft", "constant")
 
@@ -119,27 +119,25 @@ class MixtureOfQueryExperts(nn.Module):
         """Load the experts and the router of a published stage IV file.
 
         state_dict : `query_expert_dict.N` and `query_router.{0,2}.{weight,bias}`, perhaps inside
-                     `model`. `query_tokens` may stand beside expert 0, and must then be equal to
-                     it, or in its place. Names of other modules must be taken out before.
+                     `model`. `query_tokens` may stand beside expert 0 and must then be equal to it.
+                     Names of other modules must be taken out before.
 
-        Raises ValueError that names what is missing, not known, of another shape or contradictory;
-        nothing is loaded then.
+        Raises ValueError that names all that is missing, not known, of another shape or
+        contradictory; nothing is loaded then.
         """
+        self.load_state_dict(self.published_weights(state_dict))
+
+    def published_weights(self, state_dict: Mapping[str, object]) -> dict[str, Tensor]:
+        """What `load_published` would load, by the names of this module; raises as it does."""
         if isinstance(inner := state_dict.get("model"), Mapping):
             state_dict = inner
-        given: dict[str, Tensor] = {}
-        for name, value in state_dict.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(
-                    f"MixtureOfQueryExperts: {name!r} is a {type(value).__name__}, not a tensor"
-                )
-            given[name] = value
-        if (queries := given.pop("query_tokens", None)) is not None:
-            first = given.setdefault("query_expert_dict.0", queries)
-            if not torch.equal(first.double(), queries.double()):
-                raise ValueError(
-                    "MixtureOfQueryExperts: 'query_tokens' and 'query_expert_dict.0' differ, "
-                    "must be equal"
-                )
+        given = only_tensors("MixtureOfQueryExperts", state_dict)
+        queries = given.pop("query_tokens", None)
         check_names("MixtureOfQueryExperts", self.state_dict(), given)
-        self.load_state_dict(given)
+        first = given["query_expert_dict.0"]
+        if queries is not None and not torch.equal(first.double(), queries.double()):
+            raise ValueError(
+                "MixtureOfQueryExperts: 'query_tokens' and 'query_expert_dict.0' differ, "
+                "must be equal"
+            )
+        return given

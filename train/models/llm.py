@@ -163,7 +163,7 @@ def llm_from_folder(
             f"{path} holds a model of type {config.model_type!r}, wanted phi3 or llama; Phi-2 as "
             "MiniGPT-3D changes it is read from the folder of published weights"
         )
-    tokenizer = Tokenizer.from_file(str(path / TOKENIZER))
+    tokenizer = read_tokenizer(path / TOKENIZER)
     try:
         bos_id(tokenizer)
     except ValueError as error:
@@ -186,6 +186,19 @@ def llm_from_folder(
         )
     hold_in(llm, dtype)
     return llm, tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, by the tokenizers library.
+
+    Raises FileNotFoundError when the file is not there, ValueError when it holds no tokenizer.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer {path}")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{path} is not a tokenizer ({error}); copy it again") from None
 
 
 def _check_files(path: Path) -> None:

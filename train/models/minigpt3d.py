@@ -27,6 +27,7 @@ OWNERS = {
     "qformer": ("query_tokens", "Qformer."),
     "projector": ("llama_proj.", "llama_proj2."),
     "llm": ("llama_model.",),
+    "experts": ("query_expert_dict.", "query_router."),
 }
 """Which part a published tensor belongs to, by how its name begins."""
 
@@ -179,33 +180,42 @@ class MiniGPT3D(nn.Module):
         loss = F.cross_entropy(scores.float(), follows[counted])
         return CausalLMOutputWithPast(loss=loss, logits=every)
 
-    def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
+    def load_published(self, state_dict: Mapping[str, object]) -> None:
         """Load a whole model under its published names.
 
         The published files each hold a part: merge Phi-2, BLIP-2, the encoder and the stages, in
-        this order, and load once. `alignment_projector.*` is not part of this model.
+        this order, and load once. A model with query experts needs all of theirs too, expert 0
+        equal to `query_tokens`. `alignment_projector.*` is not part of this model.
 
         Raises ValueError that names every tensor missing, unexpected or mis-shaped, part by part;
-        the parts without a fault are loaded then, the others are as they were.
+        nothing is loaded then.
         """
-        parts: dict[str, dict[str, Tensor]] = {part: {} for part in OWNERS}
+        owners = {part: names for part, names in OWNERS.items() if getattr(self, part) is not None}
+        parts: dict[str, dict[str, object]] = {part: {} for part in owners}
         problems = []
         for key, value in state_dict.items():
-            owner = next((part for part, names in OWNERS.items() if key.startswith(names)), None)
+            start = str(key)
+            owner = next((part for part, names in owners.items() if start.startswith(names)), None)
             if owner is None:
                 problems.append(f"unexpected {key}")
             else:
                 parts[owner][key] = value
-        for part, tensors in parts.items():
+        if self.experts is not None and "query_tokens" in state_dict:
+            parts["experts"]["query_tokens"] = state_dict["query_tokens"]
+        weights: dict[str, Tensor] = {}
+        for part, given in parts.items():
             try:
                 if part == "llm":
-                    phi.load_published(self.llm, tensors)
+                    found = phi.published_weights(self.llm, given)
                 else:
-                    getattr(self, part).load_published(tensors)
+                    found = getattr(self, part).published_weights(given)
             except ValueError as error:
                 problems.append(str(error))
+            else:
+                weights |= {f"{part}.{name}": value for name, value in found.items()}
         if problems:
             raise ValueError("; ".join(problems))
+        self.load_state_dict(weights, strict=False)
 
     def _check(self, batch: Batch, target: Tensor) -> None:
         counts = batch.point_mask.sum(dim=1)

@@ -19,7 +19,7 @@ from transformers.models.phi.modeling_phi import (
 )
 
 from train.config import ModelConfig
-from train.models.pointbert import check_names
+from train.models.pointbert import check_names, only_tensors
 
 PUBLISHED_PREFIX = "llama_model.base_model.model."
 LORA_TARGETS = ("query_key_value", "dense")
@@ -27,6 +27,7 @@ TRAINED_NORM = re.compile(
     r"(^|\.)(input_layernorm|post_layernorm|q_layernorm|k_layernorm|final_layernorm)\.weight$"
 )
 SPLIT_PROJECTION = re.compile(r"(.*\.self_attn\.)([qkv])_proj\.(weight|bias)$")
+FUSED_PROJECTION = re.compile(r"\.query_key_value\.(weight|bias)$")
 # Frozen at zero and so in no published file: Phi-2 has no such norm, a stage saves what it trained.
 NEVER_PUBLISHED = re.compile(r"\.self_attn\.[qk]_layernorm\.bias$")
 # What a Phi-2 without the changes of this file cannot have.
@@ -215,7 +216,7 @@ def published_names(llm: nn.Module) -> dict[str, str]:
     return names
 
 
-def load_published(llm: nn.Module, state_dict: Mapping[str, Tensor], *, expect: str = "all"):
+def load_published(llm: nn.Module, state_dict: Mapping[str, object], *, expect: str = "all"):
     """Copy published tensors into `llm`, each under its published name.
 
     state_dict : keys with the prefix `llama_model.base_model.model.` or, as in a Phi-2 folder,
@@ -224,17 +225,43 @@ def load_published(llm: nn.Module, state_dict: Mapping[str, Tensor], *, expect: 
                  (a Phi-2 without the norms and LoRA added here), "trained" (LoRA and norm weights,
                  what a stage saves) or "present" (nothing).
 
-    Raises ValueError, before anything is copied, that names keys missing, unexpected or mis-shaped.
+    A q/k norm whose weight is there without its bias gets a bias of zero. Raises ValueError, before
+    anything is copied, that names all keys missing, unexpected or mis-shaped.
     """
+    llm.load_state_dict(published_weights(llm, state_dict, expect=expect), strict=False)
+
+
+def published_weights(
+    llm: nn.Module, state_dict: Mapping[str, object], *, expect: str = "all"
+) -> dict[str, Tensor]:
+    """What `load_published` would copy, by the names of `llm`; raises as it does."""
     names, own = published_names(llm), llm.state_dict()
-    heads = bare(llm).config.num_attention_heads
-    given = fuse_split({_published(key): value for key, value in state_dict.items()}, heads)
-    needed = _expected(names, expect)
-    wanted = {key: own[ours] for key, ours in names.items() if key in needed or key in given}
-    check_names("LLM", wanted, given)
-    with torch.no_grad():
-        for key, value in given.items():
-            wanted[key].copy_(value)
+    written = {_published(key): key for key in only_tensors("LLM", state_dict)}
+    given = {key: cast(Tensor, state_dict[spelt]) for key, spelt in written.items()}
+    needed = split_shapes({key: own[names[key]] for key in _expected(names, expect)}, given)
+    known = split_shapes({key: own[ours] for key, ours in names.items()}, given)
+    wanted = {key: value for key, value in known.items() if key in needed or key in given}
+    check_names("LLM", wanted, given, written)
+    fused = fuse_split(given, bare(llm).config.num_attention_heads)
+    weights = {names[key]: value for key, value in fused.items()}
+    for name in filter(NEVER_PUBLISHED.search, own):
+        if name.replace(".bias", ".weight") in weights and name not in weights:
+            weights[name] = torch.zeros_like(own[name])
+    return weights
+
+
+def split_shapes(shapes: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`shapes` with q_proj, k_proj, v_proj for each fused projection, if `given` has such."""
+    if not any(SPLIT_PROJECTION.match(name) for name in given):
+        return dict(shapes)
+    apart: dict[str, Tensor] = {}
+    for name, tensor in shapes.items():
+        if FUSED_PROJECTION.search(name) and name not in given:
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                apart[name.replace("query_key_value", f"{part}_proj")] = rows
+        else:
+            apart[name] = tensor
+    return apart
 
 
 def fuse_split(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
@@ -244,10 +271,11 @@ def fuse_split(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
         split = SPLIT_PROJECTION.match(key)
         if split is None:
             fused[key] = value
-        elif split[2] == "q":
-            names = [f"{split[1]}{part}_proj.{split[3]}" for part in "qkv"]
-            if absent := [name for name in names if name not in state]:
-                raise ValueError(f"LLM: {key} is there without {' and '.join(absent)}")
+            continue
+        names = [f"{split[1]}{part}_proj.{split[3]}" for part in "qkv"]
+        if absent := [name for name in names if name not in state]:
+            raise ValueError(f"LLM: {key} is there without {' and '.join(absent)}")
+        if split[2] == "q":
             by_head = [state[name].unflatten(0, (heads, -1)) for name in names]
             joined = torch.stack(by_head, dim=1)  # (heads, 3, head_dim, ...)
             fused[f"{split[1]}query_key_value.{split[3]}"] = joined.flatten(0, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -291,23 +292,46 @@ class PointBERT(nn.Module):
                      `base_model` or `state_dict`. Names of other modules must be taken out before.
 
         A tensor that stands under several prefixes must be the same under each. Raises ValueError
-        that names what is missing, not known, of another shape or contradictory; nothing is loaded
-        then.
+        that names all that is missing, not known, of another shape or contradictory; nothing is
+        loaded then.
         """
+        self.load_state_dict(self.published_weights(state_dict))
+
+    def published_weights(self, state_dict: Mapping[str, object]) -> dict[str, Tensor]:
+        """What `load_published` would load, by the names of this module; raises as it does."""
         for wrapper in ("base_model", "state_dict"):
             if isinstance(inner := state_dict.get(wrapper), Mapping):
                 state_dict = inner
         weights: dict[str, Tensor] = {}
         written: dict[str, str] = {}
-        for name, value in state_dict.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"PointBERT: {name!r} is a {type(value).__name__}, not a tensor")
-            bare = name.removeprefix(next(filter(name.startswith, ALIASES), ""))
+        prefixes: Counter[str] = Counter()
+        for name, value in only_tensors("PointBERT", state_dict).items():
+            prefix = next(filter(name.startswith, ALIASES), "")
+            bare = name.removeprefix(prefix)
             if bare in weights and not torch.equal(weights[bare].double(), value.double()):
                 raise ValueError(f"PointBERT: {written[bare]!r} and {name!r} differ, must be equal")
             weights[bare], written[bare] = value, name
-        check_names("PointBERT", self.state_dict(), weights, written)
-        self.load_state_dict(weights)
+            prefixes[prefix] += 1
+        own = self.state_dict()
+        # What is missing is named as the file would name it, which may use two prefixes.
+        usual = prefixes.most_common(1)[0][0] if prefixes else "point_encoder."
+        check_names("PointBERT", own, weights, {name: usual + name for name in own} | written)
+        return weights
+
+
+def only_tensors(model: str, state_dict: Mapping[str, object]) -> dict[str, Tensor]:
+    """`state_dict`; ValueError that names every value in it that is no tensor."""
+    tensors, wrong = {}, []
+    for name, value in state_dict.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, Tensor):
+            wrong.append(f"{name!r} is a {type(name).__name__}, not a name")
+        else:
+            wrong.append(f"{name!r} is a {type(value).__name__}, not a tensor")
+    if wrong:
+        raise ValueError(f"{model}: {'; '.join(wrong)}")
+    return tensors
 
 
 def check_names(
@@ -319,10 +343,11 @@ def check_names(
     """Raise one ValueError that names every tensor missing, not known or of another shape.
 
     wanted, given : tensors by name; only names and shapes are read.
-    written       : for a name in `given`, how the file spells it; itself if not there.
+    written       : how the file spells a name, or would if it were there; as it is if not in here.
     """
-    spelt = {name: name for name in given} | dict(written or {})
-    missing = [name for name in wanted if name not in given]
+    only_tensors(model, given)
+    spelt = {name: name for name in (*wanted, *given)} | dict(written or {})
+    missing = [spelt[name] for name in wanted if name not in given]
     unknown = [spelt[name] for name in given if name not in wanted]
     other = [
         f"{spelt[name]} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
@@ -330,11 +355,6 @@ def check_names(
         if name in given and given[name].shape != tensor.shape
     ]
     found = {"missing": missing, "not known": unknown, "of another shape": other}
-    wrong = [f"{len(names)} {what} ({_some(names)})" for what, names in found.items() if names]
+    wrong = [f"{len(names)} {what} ({', '.join(names)})" for what, names in found.items() if names]
     if wrong:
         raise ValueError(f"{model}: the weights do not fit: {'; '.join(wrong)}")
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join(names[:most] + more)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from train.models.pointbert import check_names
@@ -28,9 +27,12 @@ class PointMLP(nn.Module):
 
     def load_published(self, state_dict: Mapping[str, Tensor]):
         """Load `point_2_Qformer_proj.{0,2}.{weight,bias}`; ValueError names every other key."""
-        load_linears(
-            self, {"first": f"{self.PUBLISHED}0", "second": f"{self.PUBLISHED}2"}, state_dict
-        )
+        self.load_state_dict(self.published_weights(state_dict))
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `load_published` would load, by the names of this module; raises as it does."""
+        names = {"first": f"{self.PUBLISHED}0", "second": f"{self.PUBLISHED}2"}
+        return linears(self, names, state_dict)
 
 
 class ModalityProjector(nn.Module):
@@ -49,18 +51,24 @@ class ModalityProjector(nn.Module):
 
     def load_published(self, state_dict: Mapping[str, Tensor]):
         """Load `llama_proj.*` and `llama_proj2.*`; ValueError names every other key."""
-        load_linears(self, {"first": "llama_proj", "second": "llama_proj2"}, state_dict)
+        self.load_state_dict(self.published_weights(state_dict))
+
+    def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `load_published` would load, by the names of this module; raises as it does."""
+        return linears(self, {"first": "llama_proj", "second": "llama_proj2"}, state_dict)
 
 
-def load_linears(part: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Tensor]):
-    """Copy linear layers {our name: published name}; every key used or named in the error."""
+def linears(
+    part: nn.Module, names: Mapping[str, str], state_dict: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Linear layers {our name: published name}, by our names; the error names every other key."""
     own = part.state_dict()
-    wanted = {
-        f"{theirs}.{kind}": own[f"{ours}.{kind}"]
+    spelt = {
+        f"{ours}.{kind}": f"{theirs}.{kind}"
         for ours, theirs in names.items()
         for kind in ("weight", "bias")
     }
-    check_names(type(part).__name__, wanted, state_dict)
-    with torch.no_grad():
-        for key, value in wanted.items():
-            value.copy_(state_dict[key])
+    check_names(
+        type(part).__name__, {theirs: own[ours] for ours, theirs in spelt.items()}, state_dict
+    )
+    return {ours: state_dict[theirs] for ours, theirs in spelt.items()}

@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from train.models.pointbert import check_names
+from train.models.pointbert import check_names, only_tensors
 
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 """A buffer of the original text branch that published files still hold; nothing reads it."""
@@ -122,34 +122,38 @@ class QFormer(nn.Module):
             if name == "query_tokens" or ".lora_" in name or TRAINED_NORMS.search(name)
         ]
 
-    def load_published(self, state_dict: Mapping[str, object], *, partial: bool = False) -> None:
-        """Load the weights of a published Q-Former: BLIP-2's own, or with LoRA.
+    def load_published(self, state_dict: Mapping[str, object], *, expect: str = "all") -> None:
+        """Load the weights of a published Q-Former.
 
         state_dict : `query_tokens` and names that begin with `Qformer.bert.`, perhaps inside
-                     `model`. Names of other modules must be taken out before. A file may be without
-                     any LoRA factor, as BLIP-2 is; the LoRA of this module then stays as it is.
-        partial    : the file is that of a later stage, which holds what the stage trained and not
-                     the rest; all of `lora_and_norm_parameters` must be there.
+                     `model`. Names of other modules must be taken out before.
+        expect     : what must be there: "all" (with LoRA where this module has it), "base" (all but
+                     LoRA, as in BLIP-2; this module's LoRA stays as it is) or "trained" (all of
+                     `lora_and_norm_parameters`, what a later stage saves).
 
-        Raises ValueError that names what is missing, not known or of another shape; nothing is
+        Raises ValueError that names all that is missing, not known or of another shape; nothing is
         loaded then.
         """
+        self.load_state_dict(self.published_weights(state_dict, expect=expect), strict=False)
+
+    def published_weights(
+        self, state_dict: Mapping[str, object], *, expect: str = "all"
+    ) -> dict[str, Tensor]:
+        """What `load_published` would load, by the names of this module; raises as it does."""
+        if expect not in ("all", "base", "trained"):
+            raise ValueError(f"expect={expect!r} must be 'all', 'base' or 'trained'")
         if isinstance(inner := state_dict.get("model"), Mapping):
             state_dict = inner
-        given: dict[str, Tensor] = {}
-        for name, value in state_dict.items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"QFormer: {name!r} is a {type(value).__name__}, not a tensor")
-            if name != POSITION_IDS:
-                given[name] = value
-        ours = {published_name(name): name for name in self.state_dict()}
-        needed = set(self.lora_and_norm_parameters() if partial else ours.values())
-        if not partial and not any(".lora_" in name for name in given):
-            needed = {name for name in needed if ".lora_" not in name}
-        now = self.state_dict()
-        wanted = {name: now[own] for name, own in ours.items() if name in given or own in needed}
+        given = only_tensors("QFormer", state_dict)
+        given.pop(POSITION_IDS, None)
+        own = self.state_dict()
+        ours = {published_name(name): name for name in own}
+        if expect == "base":
+            ours = {name: each for name, each in ours.items() if ".lora_" not in name}
+        needed = set(self.lora_and_norm_parameters() if expect == "trained" else ours.values())
+        wanted = {name: own[each] for name, each in ours.items() if name in given or each in needed}
         check_names("QFormer", wanted, given)
-        self.load_state_dict(now | {ours[name]: value for name, value in given.items()})
+        return {ours[name]: value for name, value in given.items()}
 
 
 def published_name(name: str) -> str:

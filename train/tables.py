@@ -1,0 +1,274 @@
+"""Tables 1 and 2 of a run beside the published ones: python -m train.tables RUN.
+
+Each cell with its 95 % interval over objects; behind each comparison the paired counts and how small
+a difference it could have found. Reads what train.evaluate wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import tyro
+from tyro.conf import Positional
+
+from probe.intervals import Difference, bootstrap, mcnemar, paired_difference, wilson
+from train.cli import fail, run
+from train.config import TRAINED, VARIANTS
+from train.papers import SOURCE, TABLE_1, TABLE_2
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from train.results import Judged
+
+POWER = 0.8
+PUBLISHED_GAIN = 0.0208
+"""PointAlign's mean gain over MiniGPT-3D in Table 1, all four accuracies."""
+WIDTH = 120
+BESIDE = ("PointLLM-7B", "MiniGPT-3D", "PointAlign")
+"""Published rows that are printed; train.papers has them all."""
+
+
+class Paired(NamedTuple):
+    """Two models on the same objects, right (or as a share right) or wrong."""
+
+    objects: int
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    mean: float
+    """Difference of the shares, a - b, with its 95 % interval: Wald's after half an object is added
+    to each of the four counts, as none that differ are no proof that none would (Agresti & Min
+    2005)."""
+    low: float
+    high: float
+    p: float
+    """McNemar's, exact."""
+    smallest: float
+    """Smallest difference that this comparison finds with 80 % power."""
+    power: float
+    """With which it finds the published mean gain, 2.08 points."""
+
+
+def paired(a: np.ndarray, b: np.ndarray) -> Paired:
+    """Discordance of two models. a, b : (objects,) of 0 and 1, in one order.
+
+    Raises ValueError where they are not of the same objects, or of fewer than two.
+    """
+    hits_a, hits_b = np.asarray(a) > 0.5, np.asarray(b) > 0.5
+    p = mcnemar(hits_a, hits_b)
+    only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
+    n, both = len(hits_a), int((hits_a & hits_b).sum())
+    gap, share = (only_a - only_b) / (n + 2), (only_a + only_b + 1) / (n + 2)
+    half = 1.96 * np.sqrt((share - gap**2) / (n + 2))
+    return Paired(
+        n,
+        both,
+        only_a,
+        only_b,
+        n - both - only_a - only_b,
+        (only_a - only_b) / n,
+        float(gap - half),
+        float(gap + half),
+        p,
+        smallest_gain(share, n),
+        mcnemar_power(PUBLISHED_GAIN, share, n),
+    )
+
+
+def mcnemar_power(gain: float, discordant: float, objects: int, level: float = 0.95) -> float:
+    """Chance that exact McNemar finds a true difference of shares.
+
+    gain       : share of objects by which one model is better, 0 to `discordant`.
+    discordant : share of objects that one gets right and the other wrong.
+
+    Exact: over the binomial number of discordant objects, and who wins them. A gain beyond
+    `discordant`, which can't be, is taken with as many discordant objects as it needs.
+    """
+    from scipy.stats import binom
+
+    discordant = max(discordant, abs(gain))
+    if discordant == 0:
+        return 0.0
+    m = np.arange(objects + 1)
+    wins = (1 + abs(gain) / discordant) / 2
+    most = binom.ppf((1 - level) / 2, m, 0.5)  # of losses, for which p is still too large
+    most -= binom.cdf(most, m, 0.5) > (1 - level) / 2
+    found = np.where(most >= 0, binom.cdf(most, m, wins) + binom.sf(m - most - 1, m, wins), 0.0)
+    return float((binom.pmf(m, objects, discordant) * found).sum())
+
+
+def smallest_gain(discordant: float, objects: int, power: float = POWER) -> float:
+    """Smallest true difference that exact McNemar finds with this power; nan where none."""
+    low, high = 0.0, 1.0
+    if mcnemar_power(high, discordant, objects) < power:
+        return float("nan")
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        enough = mcnemar_power(middle, discordant, objects) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+class Column(NamedTuple):
+    """One question about one set to one judge, and what each model got, by its name."""
+
+    name: str
+    judge: str
+    caption: bool
+    models: dict[str, Judged]
+
+
+def columns(folder: Path) -> list[Column]:
+    """All that was judged under the folder of an evaluation, (data, question, judge) each.
+
+    Raises FileNotFoundError where nothing was.
+    """
+    from train.results import read_judged
+
+    found: dict[tuple[str, str], dict[str, Judged]] = defaultdict(dict)
+    for path in sorted(folder.glob("*/*_evaluated_*.json")):
+        stem, _, judge = path.stem.partition("_evaluated_")
+        if judge != "traditional":
+            found[stem, judge][path.parent.name] = read_judged(path)
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no judged answers: run python -m train.evaluate {folder.parent} first"
+        )
+    order = {name: at for at, name in enumerate(VARIANTS)}
+    return [
+        Column(
+            stem,
+            judge,
+            "captioning" in stem,
+            dict(sorted(m.items(), key=lambda i: order.get(i[0], 9))),
+        )
+        for (stem, judge), m in found.items()
+    ]
+
+
+def cell(judged: Judged, caption: bool) -> tuple[float, float, float]:
+    """Mean and bounds, as a share; of a caption's score by resampling its objects."""
+    values = judged.values[~np.isnan(judged.values)]
+    if len(values) < 2:
+        raise ValueError(f"{judged.prompt!r}: {len(values)} valid verdicts are too few to count")
+    found = bootstrap(values) if caption else wilson(int(values.sum()), len(values))
+    return float(found.mean), float(found.low), float(found.high)
+
+
+def compare(column: Column) -> Paired | Difference | None:
+    """Aligned against baseline on the objects that count for both, if both were asked."""
+    if not set(TRAINED) <= set(column.models):
+        return None
+    baseline, aligned = (column.models[name] for name in TRAINED)
+    if baseline.ids != aligned.ids:
+        raise ValueError(f"{column.name}: baseline and aligned were asked about other objects")
+    counted = ~np.isnan(baseline.values + aligned.values)
+    pair = aligned.values[counted], baseline.values[counted]
+    return paired_difference(*pair) if column.caption else paired(*pair)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesConfig:
+    """Print the tables of a run, and keep them as tables.json beside the verdicts."""
+
+    run: Positional[Path]
+    """Folder of a run that train.evaluate has asked."""
+    out: Path | None = None
+    """Folder of its results (default RUN/evaluation)."""
+
+
+def main(config: TablesConfig) -> None:
+    """Print Table 1 and 2, then what each comparison rests on."""
+    from rich.console import Console
+
+    folder = config.out or config.run / "evaluation"
+    found = columns(folder)
+    console = Console()
+    if console.width < WIDTH:  # a narrow terminal may fold lines, but no number is cut off
+        console = Console(width=WIDTH)
+    kept = []
+    for number, caption in ((1, False), (2, True)):
+        if some := [column for column in found if column.caption == caption]:
+            console.print(_table(number, some))
+    for column in found:
+        result = compare(column)
+        cells = {name: cell(judged, column.caption) for name, judged in column.models.items()}
+        kept.append({"column": column.name, "judge": column.judge, "cells": cells})
+        if result is not None:
+            console.print(f"• {_sentence(column, result)}", highlight=False, soft_wrap=True)
+            kept[-1]["aligned against baseline"] = _plain(result)
+    path = folder / "tables.json"
+    path.write_text(json.dumps({"published": SOURCE, "columns": kept}, indent=1) + "\n")
+    print(f"tables are in {path}")
+
+
+def _table(number: int, some: list[Column]) -> Table:
+    from rich.table import Table
+
+    what = "Generative classification, % right" if number == 1 else "Captions, score of 100"
+    table = Table(
+        title=f"Table {number}. {what} [95 % interval over objects]", title_justify="left"
+    )
+    table.add_column("model")
+    for column in some:
+        data, _, question = column.name.rpartition("_")
+        table.add_column(f"{data.replace('_', ' ')}\n{question}\n{column.judge}", justify="right")
+    heads = "ModelNet40 I, C,\nObjaverse I, C" if number == 1 else "judge, SBERT, SimCSE"
+    table.add_column(f"published\n{heads}", justify="right")
+    for name in dict.fromkeys(name for column in some for name in column.models):
+        row = [column.models.get(name) for column in some]
+        table.add_row(name, *(_shown(cell(one, number == 2)) if one else "" for one in row))
+    table.add_section()
+    published = TABLE_1 if number == 1 else TABLE_2
+    for name in BESIDE:
+        table.add_row(name, *("" for _ in some), ", ".join(map(str, published[name])))
+    table.caption = f"Published: {SOURCE}, judge Qwen2-72B-Instruct, other judges don't compare."
+    return table
+
+
+def _shown(found: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * part for part in found)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _sentence(column: Column, result: Paired | Difference) -> str:
+    mean, low, high = (100 * float(part) for part in (result.mean, result.low, result.high))
+    said = f"{column.name} ({column.judge}): aligned - baseline {mean:+.1f} points "
+    said += f"[{low:+.1f}, {high:+.1f}]"
+    if not isinstance(result, Paired):
+        return f"{said}, p {float(result.p):.2g} (sign flips)"
+    return (
+        f"{said}; of {result.objects} objects both name {result.both}, aligned alone "
+        f"{result.only_a}, baseline alone {result.only_b}, neither {result.neither}; McNemar p "
+        f"{result.p:.2g}. Differences from {100 * result.smallest:.1f} points on are found with "
+        f"{POWER:.0%} power, the published mean gain of {100 * PUBLISHED_GAIN:.2f} with "
+        f"{result.power:.0%}"
+    )
+
+
+def _plain(result: Paired | Difference) -> dict:
+    if isinstance(result, Paired):
+        return result._asdict()
+    return {name: float(value) for name, value in result._asdict().items() if name != "p_adjusted"}
+
+
+def cli(arguments: list[str] | None = None) -> None:
+    """Run the command line, `sys.argv` when None; a wrong call ends it with code 2."""
+    try:
+        config = tyro.cli(
+            TablesConfig, prog="python -m train.tables", description=__doc__, args=arguments
+        )
+    except ValueError as error:
+        fail(str(error), 2)
+    run(main, config)
+
+
+if __name__ == "__main__":
+    cli()
