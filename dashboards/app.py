@@ -13,11 +13,17 @@ if (root := str(Path(__file__).parents[1])) not in sys.path:
 from dashboards import data, show
 from store import UnfinishedRunWarning
 
+# A page is read at 1280 x 800 too: less empty room around it than Streamlit leaves.
+TIGHTER = "<style>[data-testid=stMainBlockContainer] {padding: 4.2rem 2.2rem 3rem}</style>"
+
 # One file each in views/: a folder named pages would start Streamlit's older mode, in which the
 # first visitor of a new server gets a page without this file around it.
 PAGES = {  # without icons: Streamlit would fetch them from another server for the tab
     "degradation": "Degradation across depth",
+    "explorer": "Explorer",
     "object": "Object",
+    "compare": "Compare",
+    "causes": "Causes",
     "training": "Training",
     "provenance": "Provenance",
 }
@@ -25,6 +31,7 @@ PAGES = {  # without icons: Streamlit would fetch them from another server for t
 
 def main() -> None:
     st.set_page_config("Geometry by depth", layout="wide")
+    st.html(TIGHTER)
     # Every page says by itself how much of a run is there.
     warnings.filterwarnings("ignore", category=UnfinishedRunWarning)
     page = st.navigation(
@@ -34,21 +41,30 @@ def main() -> None:
         ]
     )
     try:
-        folder = data.runs_folder(sys.argv[1:])
-        choose_run(folder)
+        try:
+            folder = data.runs_folder(sys.argv[1:])
+            entries = data.list_runs(folder)
+        except data.NoRuns as nothing:
+            folder = data.demo_folder()
+            entries = data.list_runs(folder)
+            show_demo(nothing)
+        choose_run(folder, {entry.name: entry for entry in entries})
         page.run()
-    except data.NoRuns as nothing:
-        st.title("No runs yet")
-        st.text(str(nothing))
-        st.text("This command makes one, in some minutes on two cores:")
-        st.code(nothing.command, language="bash", wrap_lines=True)
     except data.Unreadable as problem:
         show.problem(problem)
 
 
-def choose_run(folder: Path) -> None:
+def show_demo(nothing: data.NoRuns) -> None:
+    """Say that this is not a run of theirs, and what makes one."""
+    with st.expander(f"This is the demo. {nothing.plainly}"):
+        st.text(str(nothing))
+        st.text(data.about_demo())
+        st.text("This command makes a run, in some minutes on two cores:")
+        st.code(nothing.command, language="bash", wrap_lines=True)
+
+
+def choose_run(folder: Path, entries: dict[str, data.Entry]) -> None:
     """The run picked in the sidebar, for all pages; its state stands beneath."""
-    entries = {entry.name: entry for entry in data.list_runs(folder)}
 
     def label(name: str) -> str:
         state = entries[name].state

@@ -1,9 +1,15 @@
 """Reading for the pages: cached by content, kept inside RUNS_DIR, every failure one sentence."""
 
+import atexit
 import json
+import shlex
+import shutil
+import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +22,13 @@ import store
 from store.schema import STORE
 
 MAKE_A_RUN = "python -m train.stage2 --capture-layers 4,8,...,32"
+DEMO = Path(__file__).with_name("demo") / "shapes.zip"
 OPENS = ("complete", "running", "unfinished", "no states")
 FAILURES = (KeyError, TypeError, ValueError, RuntimeError, OSError)
 """What reading damaged files raises, in zarr, in its codecs, in json and in xarray."""
 SWEEP_ATTRS = {"run", "level", "gallery_objects", "query_objects", "classes", "chance"}
-BLOCK = 256  # samples read at a time when all of them are averaged over their tokens
-_sweeping = threading.Lock()
+Progress = Callable[[int, int, str], None]
+_computing = threading.Lock()
 
 
 class Unreadable(Exception):
@@ -29,7 +36,9 @@ class Unreadable(Exception):
 
 
 class NoRuns(Exception):
-    """There is no run to open; `command` makes one."""
+    """There is no run to open; `command` makes one. `plainly` names no folder: for a title."""
+
+    plainly = "No run of yours was found: what to do is in here."
 
     def __init__(self, message: str, command: str):
         super().__init__(message)
@@ -66,6 +75,16 @@ def list_runs(folder: Path) -> list[Entry]:
         raise NoRuns(f"There is no run in {folder}{others}.", _make(folder))
     order = {state: at for at, state in enumerate(OPENS)}
     return sorted(entries, key=lambda entry: order.get(entry.state, len(order)))
+
+
+def demo_folder() -> Path:
+    """A folder that holds the run which ships with the project, unpacked for this server."""
+    return _unpacked()
+
+
+def about_demo() -> str:
+    """What the demo is cut from."""
+    return str(record(demo_folder() / "demo-shapes").get("demo", "what it is was not recorded"))
 
 
 def run_path(folder: Path, name: str) -> Path:
@@ -137,6 +156,19 @@ def cloud(path: Path, row: int) -> np.ndarray:
     return _cloud(path, row, _stamp(path, STORE))
 
 
+def models(path: Path) -> list[str]:
+    """The variants, VARIANT@STEP where one was captured at several steps."""
+    from probe.objects import all_models
+
+    with reading(path):
+        return all_models(open_run(path))
+
+
+def main_model(models: Sequence[str], wanted: str = "baseline") -> str:
+    """The model that a page begins with: the wanted one, at its last step, or the last of all."""
+    return next((name for name in models[::-1] if name.partition("@")[0] == wanted), models[-1])
+
+
 def neighbours(path: Path, variant: str, layer: int, row: int, count: int) -> pd.DataFrame:
     """The gallery objects nearest to one object by the cosine of their mean tokens, in order.
 
@@ -154,22 +186,185 @@ def neighbours(path: Path, variant: str, layer: int, row: int, count: int) -> pd
         raise Unreadable(f"No gallery object is captured yet for {variant}.")
     with reading(path):
         found = nearest(pooled[gallery], pooled[row : row + 1], min(count, len(gallery)))[0]
-    near = table.iloc[gallery[found]][["sample", "class_name"]]
-    right = near.class_name == table.class_name[row]
-    return near.assign(right=right).rename_axis("row").reset_index()
+    return near_table(path, row, gallery[found])
 
 
-def sweep_results(path: Path, progress: Callable[[int, int, str], None]) -> xr.Dataset:
+def sweep_results(path: Path, progress: Progress) -> xr.Dataset:
     """The stored sweep of a run; where there is none it is computed and stored.
 
     One is computed at a time: a second page that asks waits, and then reads.
     """
-    kept = path / STORE / "probes" / "sweep" / "zarr.json"
-    if not kept.is_file():
-        with _sweeping:
-            if not kept.is_file():
-                _compute_sweep(path, progress)
-    return _sweep(path, _stamp(path, str(kept.relative_to(path))))
+    _compute_once(path, "sweep", _compute_sweep, progress)
+    return _sweep(path, _stamp(path, _kept("sweep")))
+
+
+def objects(path: Path, progress: Progress) -> xr.Dataset:
+    """`probe.objects` of a run, computed and stored where it is missing."""
+    _compute_once(path, "objects", _compute_objects, progress)
+    return _results(path, "objects", _stamp(path, _kept("objects")))
+
+
+def results(path: Path, name: str) -> xr.Dataset | None:
+    """The stored results of a probe, or None where there are none."""
+    if not (path / _kept(name)).is_file():
+        return None
+    return _results(path, name, _stamp(path, _kept(name)))
+
+
+def layer_table(path: Path, found: xr.Dataset, model: str, layer: int) -> pd.DataFrame:
+    """A row an object: who it is, where it lies on the map, and what the layer takes it for."""
+    here = found[["position", "named", "support", "drift"]].sel(model=model, layer=layer)
+    table = samples(path)
+    return table.assign(
+        x=here.position.values[:, 0],
+        y=here.position.values[:, 1],
+        right=here.named.values == table.label.to_numpy(),
+        support=here.support.values,
+        drift=here.drift.values,
+        named=class_names(table, here.named.values),
+    )
+
+
+Frame = tuple[tuple[float, float], tuple[float, float]]
+
+
+def frame(positions: xr.DataArray) -> Frame:
+    """Ends of both axes that hold the map of every layer. positions : (layer, ..., axis)."""
+    low = positions.min(["layer", positions.dims[-2]]).values
+    high = positions.max(["layer", positions.dims[-2]]).values
+    room = 0.04 * (high - low)
+    x, y = zip((low - room).tolist(), (high + room).tolist(), strict=True)
+    return x, y
+
+
+def has_map(maps: xr.Dataset, model: str, layer: int) -> bool:
+    """Whether the stored maps hold a UMAP of this layer."""
+    axes = (("method", "umap"), ("variant", model), ("layer", layer))
+    return all(value in maps[name].values for name, value in axes)
+
+
+def umap_table(
+    table: pd.DataFrame, maps: xr.Dataset, model: str, layer: int
+) -> tuple[pd.DataFrame, Frame, str]:
+    """The objects that are on the stored UMAP, at their places there; its frame and its quality."""
+    drawn = maps.sel({"method": "umap", "variant": model}).isel(draw=0)
+    rows = pd.Index(table["sample"]).get_indexer(maps.object.values)
+    one = drawn.sel(layer=layer)
+    here = one.position.values[rows >= 0]
+    shown = table.iloc[rows[rows >= 0]].assign(x=here[:, 0], y=here[:, 1])
+    said = (
+        f"trustworthiness {float(one.trustworthiness):.2f}, continuity "
+        f"{float(one.continuity):.2f} (1 = its neighbours are the true ones)"
+    )
+    return shown, frame(drawn.position), said
+
+
+def factors(found: xr.Dataset) -> dict[str, str]:
+    """Names of the descriptors of the clouds, with titles; none where no clouds were captured."""
+    if "factor" not in found.coords:
+        return {}
+    names, titles = found.factor.values.tolist(), found.factor_title.values.tolist()
+    return dict(zip(names, titles, strict=True))
+
+
+def factor(found: xr.Dataset, name: str) -> np.ndarray:
+    """One descriptor of every object."""
+    return found.factor_value.sel(factor=name).values
+
+
+def near_table(path: Path, row: int, rows: np.ndarray) -> pd.DataFrame:
+    """Columns row, sample, class_name and right (same class) of the neighbours `rows`."""
+    table = samples(path)
+    near = table.iloc[rows][["sample", "class_name"]]
+    right = near.class_name == table.class_name[row]
+    return near.assign(right=right).rename_axis("row").reset_index()
+
+
+def command(path: Path, probes: str) -> str:
+    """What to type to have these probes of a run."""
+    return f"python -m probe {quoted(path)} --probes {probes}"
+
+
+def quoted(path: Path) -> str:
+    """A path as one writes it in a shell."""
+    return shlex.quote(str(path))
+
+
+def words(
+    results: xr.Dataset, variant: str, kind: str, sample: str, token: int | None
+) -> pd.DataFrame:
+    """What a lens reads of one object, a row a layer: its framed token, and the commonest word."""
+    rows = results.word.sel(variant=variant, lens=kind, object=sample)
+    said = results.vocabulary.values[rows.values]  # (layers, tokens)
+    common = [pd.Series(line).value_counts(sort=True) for line in said]
+    table = pd.DataFrame({"layer": results.layer.values})
+    if token is not None and token < said.shape[1]:
+        table[f"token {token}"] = [repr(str(word)) for word in said[:, token]]
+    table["most often"] = [repr(str(counts.index[0])) for counts in common]
+    table["share of its tokens"] = [f"{counts.iloc[0] / said.shape[1]:.0%}" for counts in common]
+    advantage = results.advantage.sel(variant=variant, lens=kind, object=sample).values
+    table["class word (nats)"] = [f"{value:+.2f}" for value in advantage]
+    return table
+
+
+def class_names(table: pd.DataFrame, labels: np.ndarray) -> np.ndarray:
+    """Names of labels."""
+    names = dict(zip(table.label, table.class_name, strict=True))
+    return np.array([names[label] for label in labels.tolist()])
+
+
+def attention(path: Path, row: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """What each token of an object reads, (tokens, patches), and where, (patches, 3)."""
+    with reading(path):
+        run = open_run(path)
+        if not run.attrs.get("patches"):
+            return None
+        found = run.attention()
+        if row >= found.sizes["sample"]:
+            return None
+        return found.weights[row].values.astype(np.float64), found.centres[row].values
+
+
+def stored_cka(first: tuple[Path, str], second: tuple[Path, str]) -> xr.DataArray | None:
+    """CKA (layer, other_layer) of two models of one run, where its sweep holds it."""
+    swept = results(first[0], "sweep")
+    if first[0] != second[0] or swept is None or "cka_layers_mean" not in swept:
+        return None
+    if not {first[1], second[1]} <= set(swept["variant"].values.tolist()):
+        return None
+    values = swept.cka_layers_mean.sel(variant=first[1], other_variant=second[1])
+    return values.assign_attrs(objects=swept.attrs["query_objects"])
+
+
+def cka(first: tuple[Path, str], second: tuple[Path, str], progress: Progress) -> xr.DataArray:
+    """The same, computed."""
+    return _cka(first, second, _stamp(first[0], STORE), _stamp(second[0], STORE), progress)
+
+
+def tables(results: xr.Dataset) -> dict[str, pd.DataFrame]:
+    """Every measure that has an interval as a table: its dimensions, mean, low, high, p."""
+    found = {}
+    for name in [str(n).removesuffix("_mean") for n in results if str(n).endswith("_mean")]:
+        parts = [f"{name}{end}" for end in ("_mean", "_low", "_high", "_p_adjusted")]
+        shown = results[[part for part in parts if part in results]]
+        if shown.sizes:
+            title = name.replace("_", " ")
+            found[title] = shown.to_dataframe().reset_index()
+    return found
+
+
+def said(path: Path, name: str) -> list[str]:
+    """What results of "causal" or "lens" show, in sentences."""
+    return _said(path, name, _stamp(path, _kept(name)))
+
+
+def report(path: Path) -> bytes:
+    """The report of a run as one HTML page. Writes nothing into the run."""
+    from probe.page import write_report
+
+    with tempfile.TemporaryDirectory() as folder, reading(path):
+        pages = write_report(open_run(path), Path(folder))
+        return next(page for page in pages if page.suffix == ".html").read_bytes()
 
 
 def scores_table(results: xr.Dataset, score: str, k: int | None = None) -> pd.DataFrame:
@@ -189,8 +384,6 @@ def differences_table(results: xr.Dataset, score: str) -> pd.DataFrame:
 
 def _make(folder: Path) -> str:
     """The command that puts a first run in a folder."""
-    import shlex
-
     here = folder.resolve() == Path("runs").resolve()
     return MAKE_A_RUN if here else f"{MAKE_A_RUN} --out {shlex.quote(str(folder / 'first'))}"
 
@@ -216,27 +409,50 @@ def _entry(folder: Path, name: str) -> Entry:
     return Entry(name, "complete" if run.complete else "unfinished", size)
 
 
-def _compute_sweep(path: Path, progress: Callable[[int, int, str], None]) -> None:
+def _kept(name: str) -> str:
+    """Where in a run the results of a probe lie."""
+    return f"{STORE}/probes/{name}/zarr.json"
+
+
+def _compute_once(
+    path: Path, name: str, compute: Callable[[store.Run, Progress], xr.Dataset], progress: Progress
+) -> None:
+    """Make results that are not there yet, and keep them in the run."""
+    if (path / _kept(name)).is_file():
+        return
+    with _computing:
+        if (path / _kept(name)).is_file():
+            return
+        run = open_run(path)
+        if not run.complete:
+            raise Unreadable(
+                f"{path.name} is not completely captured yet, so there are no scores; "
+                "the training page shows how far it is."
+            )
+        if record(path).get("status") == "running":  # its own job may be writing the very same
+            raise Unreadable(
+                f"{path.name} is still running, and its scores come last; if it was stopped, "
+                f"python -m probe {path.name} computes them."
+            )
+        with reading(path):
+            run.write_probe(name, compute(run, progress))
+
+
+def _compute_sweep(run: store.Run, progress: Progress) -> xr.Dataset:
     from probe.sweep import sweep
 
-    run, about = open_run(path), record(path)
-    if not run.complete:
-        raise Unreadable(
-            f"{path.name} is not completely captured yet, so there are no scores; "
-            "the training page shows how far it is."
-        )
-    if about.get("status") == "running":  # its own job may be writing the very same scores
-        raise Unreadable(
-            f"{path.name} is still running, and its scores come last; if it was stopped, "
-            f"python -m probe {path.name} computes them."
-        )
-    with reading(path):
-        settings = about.get("config", {})
-        wanted = [int(k) for k in str(settings.get("neighbours", "1,10")).split(",")]
-        gallery = int((samples(path).split == "gallery").sum())
-        fitting = [k for k in wanted if k <= gallery] or [1]
-        seed = int(settings.get("seed", 0))
-        run.write_probe("sweep", sweep(run, k=fitting, seed=seed, progress=progress))
+    settings = record(Path(run.path)).get("config", {})
+    wanted = [int(k) for k in str(settings.get("neighbours", "1,10")).split(",")]
+    gallery = int((samples(Path(run.path)).split == "gallery").sum())
+    fitting = [k for k in wanted if k <= gallery] or [1]
+    return sweep(run, k=fitting, seed=int(settings.get("seed", 0)), progress=progress)
+
+
+def _compute_objects(run: store.Run, progress: Progress) -> xr.Dataset:
+    from probe.objects import objects
+
+    seed = int(record(Path(run.path)).get("config", {}).get("seed", 0))
+    return objects(run, seed=seed, progress=progress)
 
 
 def _stamp(path: Path, *names: str) -> tuple[int, ...]:
@@ -245,6 +461,16 @@ def _stamp(path: Path, *names: str) -> tuple[int, ...]:
     if STORE in names:
         marks += [path / STORE / "zarr.json", *sorted((path / STORE).glob("*/written/c/*"))]
     return tuple(mark.stat().st_mtime_ns for mark in marks if mark.exists())
+
+
+@cache
+def _unpacked() -> Path:
+    """Once for a server; removed when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="demo-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with zipfile.ZipFile(DEMO) as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
@@ -286,13 +512,42 @@ def _cloud(path: Path, row: int, stamp: tuple[int, ...]) -> np.ndarray:
 
 
 @st.cache_data(max_entries=12, show_spinner="Reading the states of this layer …")
-def _pooled(path: Path, variant: str, layer: int, stamp: tuple[int, ...]) -> np.ndarray:
-    """Mean tokens of all captured samples, (samples, dim), read in blocks to bound memory."""
+def _pooled(path: Path, model: str, layer: int, stamp: tuple[int, ...]) -> np.ndarray:
+    """Mean tokens of all captured samples, (samples, dim)."""
+    from probe.objects import mean_tokens, states
+
     with reading(path):
-        states = open_run(path).hidden(variant).sel(layer=layer)
-        starts = range(0, states.sizes["sample"], BLOCK)
-        blocks = [states[at : at + BLOCK].values.mean(axis=1, dtype=np.float64) for at in starts]
-        return np.concatenate(blocks) if blocks else np.empty((0, states.sizes["dim"]))
+        return mean_tokens(states(open_run(path), model, layer))
+
+
+@st.cache_data(max_entries=8, show_spinner="Putting it in words …")
+def _said(path: Path, name: str, stamp: tuple[int, ...]) -> list[str]:
+    from probe import causal, lens
+
+    with reading(path):
+        findings = causal.findings if name == "causal" else lens.findings
+        return findings(open_run(path).probes(name))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _cka(
+    first: tuple[Path, str],
+    second: tuple[Path, str],
+    stamp: tuple[int, ...],
+    other_stamp: tuple[int, ...],
+    _progress: Progress,
+) -> xr.DataArray:
+    from probe.contrast import cka_of_layers
+
+    with reading(first[0]):
+        sides = [(open_run(path), model) for path, model in (first, second)]
+        return cka_of_layers(*sides, progress=_progress)
+
+
+@st.cache_resource(max_entries=12, show_spinner=False)  # shared: nobody changes a Dataset
+def _results(path: Path, name: str, stamp: tuple[int, ...]) -> xr.Dataset:
+    with reading(path):
+        return open_run(path).probes(name)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

@@ -21,13 +21,15 @@ def choose(
     options: Sequence[Option],
     *,
     default: Option | None = None,
-    label: Callable[[Any], str] = str,
+    label: Callable[[Any], Any] = str,
     keep: bool = False,
+    slide: bool = False,
 ) -> Any:
     """A select box whose value is the query parameter `name`: the URL decides, also after "back".
 
     A value in the URL that is no option is said to be unknown and replaced by the default.
-    keep : remember the choice on the other pages, whose links carry no parameters.
+    keep  : remember the choice on the other pages, whose links carry no parameters.
+    slide : a slider instead of a box.
     """
     by_text = {str(option): option for option in options}
     key = f"choice-{name}"
@@ -45,10 +47,68 @@ def choose(
     def follow() -> None:
         st.query_params[name] = str(st.session_state[key])
 
-    value = st.selectbox(title, options, format_func=label, key=key, on_change=follow)
+    if slide and len(options) > 1:
+        value = st.select_slider(title, options, format_func=label, key=key, on_change=follow)
+    else:
+        value = st.selectbox(title, options, format_func=label, key=key, on_change=follow)
     st.query_params[name] = str(value)
     st.session_state[f"kept-{name}"] = str(value)
     return value
+
+
+def choose_some(
+    name: str, title: str, options: Sequence[str], *, default: Sequence[str], most: int
+) -> list[str]:
+    """Several options; the query parameter `name` holds them with | between."""
+    key, asked = f"choice-{name}", st.query_params.get(name)
+    listed = default if asked is None else [one for one in asked.split("|") if one in options]
+    st.session_state[key] = list(listed)[:most]
+
+    def follow() -> None:
+        st.query_params[name] = "|".join(st.session_state[key])
+
+    return st.multiselect(title, options, key=key, on_change=follow, max_selections=most)
+
+
+def go_to(page: str, **choices: Option) -> None:
+    """Open another page with these choices in its address; the run goes along."""
+    parameters = {"run": st.query_params["run"]} | {n: str(v) for n, v in choices.items()}
+    st.switch_page(f"views/{page}.py", query_params=parameters)
+
+
+def clicked(name: str) -> list[dict[str, Any]]:
+    """The points that are selected in the figure `name` and stand for something, in order."""
+    state = st.session_state.get(f"figure-{name}") or {}
+    points = state.get("selection", {}).get("points", [])
+    there = [point for point in points if point.get("customdata") is not None]
+    return [point | {"customdata": _row(point["customdata"])} for point in there]
+
+
+def _row(data: Any) -> list[Any]:
+    """customdata as a list: plotly gives a value, a list, or a dict by position of typed arrays."""
+    if isinstance(data, dict):
+        return [data[key] for key in sorted(data, key=int)]
+    return list(data) if isinstance(data, list | tuple) else [data]
+
+
+def computing(make: Callable[[Callable[[int, int, str], None]], Any], what: str) -> Any:
+    """What `make(progress)` returns; a bar stands in the page while it is being made."""
+    place = st.empty()
+
+    def progress(step: int, steps: int, doing: str) -> None:
+        with place.container():
+            st.progress(min(step / steps, 1.0), f"{what}, once:")
+            st.text(doing)
+
+    made = make(progress)
+    place.empty()
+    return made
+
+
+def missing(what: str, command: str) -> None:
+    """An empty state: what is not there, and what to type to make it."""
+    st.info(what, icon=":material/info:")
+    st.code(command, language="bash", wrap_lines=True)
 
 
 def pick_format() -> None:
@@ -57,16 +117,33 @@ def pick_format() -> None:
     st.selectbox("Camera button saves", ["png", "svg"], format_func=str.upper, key="picture")
 
 
-def draw(figure: go.Figure, table: pd.DataFrame, name: str, *, alt: str) -> None:
+def draw(
+    figure: go.Figure,
+    table: pd.DataFrame,
+    name: str,
+    *,
+    alt: str,
+    on_select: Any = "ignore",
+) -> None:
     """A figure with its exports: a picture by the camera button, its numbers as CSV."""
-    plot(figure, name, alt=alt)
+    plot(figure, name, alt=alt, on_select=on_select)
     csv(table, name)
 
 
-def plot(figure: go.Figure, name: str, *, alt: str, small: bool = False) -> None:
+def plot(
+    figure: go.Figure,
+    name: str,
+    *,
+    alt: str,
+    small: bool = False,
+    on_select: Any = "ignore",
+    modes: Any = ("points",),
+) -> None:
     """A figure alone. `name` names its files and has to be its own on a page.
 
-    small : of the buttons only the camera, and that while the pointer is over the figure.
+    small     : of the buttons only the camera, and that while the pointer is over the figure.
+    on_select : "rerun", or what is called before the page runs again, when a point is clicked (or
+                a box or lasso drawn, if `modes` say so); `clicked(name)` then holds the points.
     """
     plain_text(figure)
     if st.context.theme.type == "dark":
@@ -78,8 +155,17 @@ def plot(figure: go.Figure, name: str, *, alt: str, small: bool = False) -> None
     if small:
         config["modeBarButtons"] = [["toImage"]]
     else:
-        config |= {"displayModeBar": True, "modeBarButtonsToRemove": NOT_NEEDED}
-    st.plotly_chart(figure, config=config, key=f"figure-{name}", alt=alt)
+        shown = {"lasso2d", "select2d"} if "lasso" in modes else set()
+        removed = [button for button in NOT_NEEDED if button not in shown]
+        config |= {"displayModeBar": True, "modeBarButtonsToRemove": removed}
+    st.plotly_chart(
+        figure,
+        config=config,
+        key=f"figure-{name}",
+        alt=alt,
+        on_select=on_select,
+        selection_mode=modes,
+    )
 
 
 def csv(table: pd.DataFrame, name: str) -> None:
@@ -110,7 +196,8 @@ def plain_text(figure: go.Figure) -> go.Figure:
     titles = [layout.title, *(axis.title for axis in _axes(figure)), *layout.annotations]
     for title in titles:
         if title.text:
-            title.text = html.escape(title.text, quote=False)
+            # a line break is all the markup that our own titles hold
+            title.text = html.escape(title.text, quote=False).replace("&lt;br&gt;", "<br>")
     return figure
 
 

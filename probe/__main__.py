@@ -4,13 +4,14 @@ python -m probe report RUN writes what was found as one page that opens anywhere
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
 
-BESIDE = ("maps", "reconstruction")  # probes with results of their own, beside the sweep
+BESIDE = ("maps", "reconstruction", "steps")  # probes with results of their own, beside the sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class ProbeConfig:
     layers: str = "all"
     """Captured layers to probe: all, or a list as 0,8,16."""
     probes: str = "knn,drift,dimension"
-    """What to measure: knn, drift, dimension, linear, geometry, variants, similarity; and maps and
-    reconstruction, whose results are kept beside the sweep."""
+    """What to measure: knn, drift, dimension, linear, geometry, variants, similarity; and maps,
+    reconstruction and steps (CKA and drift during training), which are kept beside the sweep."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -89,10 +90,11 @@ def _beside(name: str, run, layers: list[int], seed: int) -> None:
     from probe.maps import maps
     from probe.reconstruction import reconstruction
     from probe.report import print_beside, progress_bar
+    from probe.steps import steps
 
-    make = maps if name == "maps" else reconstruction
+    make: dict[str, Callable] = {"maps": maps, "reconstruction": reconstruction, "steps": steps}
     with progress_bar() as show:
-        results = make(run, layers, seed=seed, progress=show)
+        results = make[name](run, layers, seed=seed, progress=show)
     run.write_probe(name, results)
     print_beside(name, results)
 

@@ -198,9 +198,11 @@ NAMES = {
     "procrustes": "Procrustes distance to the target",
     "rsa": "RSA, rank correlation of distances with the target's",
     "mutual_knn": "share of neighbours in common with the target",
+    "svcca": "SVCCA with the target, mean canonical correlation of 99 % of the variance",
+    "pwcca": "PWCCA with the target, canonical correlations weighted by the layer's variance",
 }
 MORE = {"anisotropy": "lower spreads the directions", "procrustes": LOWER}
-MORE |= {"rsa": "higher is closer", "mutual_knn": "higher is closer"}
+MORE |= {key: "higher is closer" for key in ("rsa", "mutual_knn", "svcca", "pwcca")}
 
 
 def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
@@ -393,6 +395,10 @@ def _put_protocols(sheet: Sheet, cells: dict[Any, Cell], name: str) -> None:
 
 def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     _put_jackknifed(sheet, cells, pairs.ALIKE)
+    shuffled = sheet.stacked(cells, "shuffled")
+    for at, key in enumerate(pairs.ALIKE):
+        text, direction = f"{NAMES[key]}, its objects shuffled", MORE[key]
+        sheet.put(f"{key}_shuffled", ("variant", "layer"), shuffled[..., at], text, direction)
     queries = len(sheet.data.query)
     floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
     sheet.put("mutual_knn_floor", (), floor, f"{NAMES['mutual_knn']}, unrelated objects", "")

@@ -16,6 +16,7 @@ from probe.linear import linear_probe
 from probe.variants import knn_protocols, knn_variants
 
 SHUFFLES = 10
+FEW = 3  # shuffles of what hardly differs between them
 LEVEL = 0.95
 Cell = dict[str, np.ndarray]
 
@@ -157,18 +158,24 @@ def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
-    `rbf` (mean, low, high), `biased` with its `floor`, and `null`, what shuffled objects reach.
+    `shuffled`, the same with the target's objects shuffled (SVCCA and PWCCA of a few objects are
+    high by chance); `rbf` (mean, low, high), `biased` with its `floor`, and `null`, what the CKA
+    of shuffled objects reaches.
     """
     from probe.pairs import alike
 
     pooled, target = (x[data.query].mean(axis=1, dtype=np.float64) for x in (tokens, data.target))
     found = alike(pooled, target, seed=ask.seed)
+    rng = np.random.default_rng([ask.seed, 13])
+    orders = [rng.permutation(len(target)) for _ in range(FEW)]
+    dealt = [alike(pooled, target[order], groups=0).values for order in orders]
     rbf = cka.cka_interval(pooled, target, "rbf")
     null = cka.cka_null(pooled, target, seed=ask.seed)
     return {
         "states": pooled,
         "values": found.values,
         "left_out": found.left_out,
+        "shuffled": np.mean(dealt, axis=0),
         "rbf": np.array([rbf.mean, rbf.low, rbf.high]),
         "biased": np.array(cka.cka(pooled, target, unbiased=False)),
         "floor": np.array(cka.biased_floor(len(pooled), pooled.shape[1], target.shape[1])),

@@ -146,18 +146,8 @@ class MinibatchCKA:
         if dims != (first := [len(shift) for shift in self._shift]):
             raise ValueError(f"this batch has dims {dims}, the first had {first}")
         batch = [features - shift for features, shift in zip(batch, self._shift, strict=True)]
-        norms = [(features**2).sum(axis=1) for features in batch]
         for a, b in ((0, 0), (0, 1), (1, 1)):
-            new = [
-                batch[a].T @ batch[b],
-                batch[a].sum(axis=0),
-                batch[b].sum(axis=0),
-                norms[a].sum(),
-                norms[b].sum(),
-                norms[a] @ norms[b],
-                norms[b] @ batch[a],
-                norms[a] @ batch[b],
-            ]
+            new = _moments(batch[a], batch[b])
             old = self._sums.get((a, b))
             self._sums[a, b] = (
                 new if old is None else [o + n for o, n in zip(old, new, strict=True)]
@@ -179,6 +169,21 @@ class _Sums(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     xy: np.ndarray
+
+
+def _moments(x: np.ndarray, y: np.ndarray) -> list:
+    """What adds up over objects and gives the sums over pairs: arguments of `_stream_sums`."""
+    norm_x, norm_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
+    return [
+        x.T @ y,
+        x.sum(axis=0),
+        y.sum(axis=0),
+        norm_x.sum(),
+        norm_y.sum(),
+        norm_x @ norm_y,
+        norm_y @ x,
+        norm_x @ y,
+    ]
 
 
 def _stream_sums(m, sum_x, sum_y, norm_x, norm_y, both, x_by_y, y_by_x) -> _Sums:
@@ -247,10 +252,15 @@ def _gram_rows(x: np.ndarray, y: np.ndarray) -> _Rows:
     return _Rows((x * y).sum(axis=1), row_x, row_y, x @ row_y, y @ row_x)
 
 
-def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[_Rows, _Rows, _Rows]:
+def _both(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = _features(x, "x"), _features(y, "y")
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} objects and y {len(y)}")
+    return x, y
+
+
+def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[_Rows, _Rows, _Rows]:
+    x, y = _both(x, y)
     if kernel == "linear":
         return _rows(x, y), _rows(x, x), _rows(y, y)
     gram_x, gram_y = _gram(x, kernel), _gram(y, kernel)
@@ -260,7 +270,11 @@ def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[_Rows, _Rows, _Ro
 
 
 def _sums(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[int, _Sums, _Sums, _Sums]:
-    xy, xx, yy = (rows.sums() for rows in _pairs(x, y, kernel))
+    if kernel == "linear":  # without the rows, which only the jackknife needs
+        x, y = _both(x, y)
+        xy, xx, yy = (_stream_sums(*_moments(a, b)) for a, b in ((x, y), (x, x), (y, y)))
+    else:
+        xy, xx, yy = (rows.sums() for rows in _pairs(x, y, kernel))
     return len(x), xy, xx, yy
 
 

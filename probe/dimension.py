@@ -89,6 +89,9 @@ class Shape(NamedTuple):
 def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
     """All statistics of states (samples, dim), for `probe.intervals.group_jackknife`.
 
+    Effective rank and participation ratio rise a little with the number of objects. Values and
+    intervals are those of as many objects as there are; compare models on the same ones.
+
     groups : how many are left out in turn; 0 for the values alone. Which objects go together
              depends on the seed alone, so that shapes of the same objects are paired. Neighbours
              are looked up once, and crossed out where their group is left out.

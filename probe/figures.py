@@ -15,6 +15,7 @@ from probe.plots import (
     LAYER,
     MARKERS,
     SHAPES,
+    STEPS,
     Line,
     Panel,
     _add_panel,
@@ -23,6 +24,7 @@ from probe.plots import (
     _ticks,
     colour,
 )
+from probe.plots_maps import CLASS_COLOURS, CLASS_SHAPES, REST
 
 DIMENSION = {  # measures of the shape of the space: title and axis
     "two_nn": ("Intrinsic dimension, TwoNN", "dimensions"),
@@ -40,6 +42,14 @@ ALIKE = {
     "procrustes": ("Procrustes distance to the target", "distance   (lower is closer)"),
     "rsa": ("RSA with the target", "rank correlation   (higher is closer)"),
     "mutual_knn": ("Neighbours in common with the target", "share   (higher is closer)"),
+    "svcca": ("SVCCA with the target", "mean correlation   (higher is closer)"),
+    "pwcca": ("PWCCA with the target", "weighted correlation   (higher is closer)"),
+}
+POOLED = {  # poolings as a reader calls them
+    "mean": "mean of the tokens",
+    "max": "largest value over the tokens",
+    "concatenated": "tokens end to end",
+    "vote": "each token votes",
 }
 VIEW = np.array([[0.87, -0.5, 0.0], [0.25, 0.43, 0.87]])  # from the front, above and to the side
 
@@ -220,21 +230,35 @@ def confusion_figure(results: xr.Dataset, variant: str) -> go.Figure:
 
 
 def ways_png(results: xr.Dataset) -> bytes:
-    """Accuracy by layer for each pooling and preparation, aligned and baseline, by cosine."""
+    """Accuracy by layer for each pooling and preparation, aligned and baseline, by cosine.
+
+    A band says how wide the intervals are: curves within it of each other do not differ.
+    """
     at_k = results.isel(k=-1).sel(metric="cosine")
     poolings = results.pooling.values.astype(str)
     figure, axes = _canvas(1, len(poolings), 4.0, 3.6)
     dashes = {"raw": "-", "centred": "--", "whitened": ":"}
     handles: dict[str, Any] = {}
+    layers = results.layer.values
     for axis, pooling in zip(axes[0], poolings, strict=True):
+        usual = at_k.sel(pooling=pooling, preparation="raw")
+        target = 100 * float(usual.knn_ways_target_mean)
+        handles.setdefault("target, raw", axis.axhline(target, color=INK, linewidth=1.1))
+        first = usual.isel(variant=0)
+        if "baseline" in results.variant.values:
+            first = usual.sel(variant="baseline")
+        ends = [100 * first[f"knn_ways_{part}"].values for part in ("low", "high")]
+        band = axis.fill_between(layers, *ends, color=INK, alpha=0.1, linewidth=0)
+        handles.setdefault(f"95 % interval of {first.variant.item()}, raw", band)
         for name in [n for n in ("baseline", "aligned") if n in results.variant.values]:
             for preparation, dash in dashes.items():
                 place = {"variant": name, "pooling": pooling, "preparation": preparation}
                 y = 100 * at_k.knn_ways_mean.sel(place).values
-                (mark,) = axis.plot(results.layer.values, y, dash, color=colour(name))
+                (mark,) = axis.plot(layers, y, dash, color=colour(name))
                 handles.setdefault(f"{name}, {preparation}", mark)
-        axis.set_title(pooling, fontsize=11.5, loc="left", color=INK)
-        axis.set_xlabel("layer", fontsize=11)
+        axis.set_title(POOLED[pooling], fontsize=11.5, loc="left", color=INK)
+        axis.set_xlabel(LAYER, fontsize=11)
+        axis.set_xticks(_some(layers))
         axis.grid(axis="y", color="#E4E4E4", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
     low = min(axis.get_ylim()[0] for axis in axes[0])
@@ -268,15 +292,44 @@ def clouds_png(results: xr.Dataset, variant: str, objects: int = 4) -> bytes:
     return _png(figure)
 
 
+def steps_png(results: xr.Dataset, score: str) -> bytes:
+    """A heat map a model of a score by captured layer and training step: `plots.steps_figure`."""
+    names = results.variant.values.astype(str)
+    steps, layers = results.step.values, results.layer.values
+    figure, axes = _canvas(1, len(names), 4.6, 1.6 + 0.25 * len(steps))
+    ends = [float(results[f"{score}_mean"].min()), float(results[f"{score}_mean"].max())]
+    for axis, name in zip(axes[0], names, strict=True):
+        values = results[f"{score}_mean"].sel(variant=name).values
+        image = axis.imshow(values, origin="lower", aspect="auto", vmin=ends[0], vmax=ends[1])
+        for set_ticks, captured in ((axis.set_xticks, layers), (axis.set_yticks, steps)):
+            ticks = np.arange(0, len(captured), -(-len(captured) // 12))
+            set_ticks(ticks, captured[ticks])
+        axis.set_title(name, fontsize=11.5, loc="left", color=INK)
+        axis.set_xlabel(LAYER, fontsize=11)
+    axes[0, 0].set_ylabel("training step", fontsize=11)
+    figure.colorbar(image, ax=list(axes[0]), fraction=0.03).set_label(STEPS[score][1])
+    return _png(figure)
+
+
 def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
     """A map a model, with a slider over the layers; under each how far it can be trusted."""
-    shown = results.sel({"method": method}).isel(draw=0)
     names = results.variant.values.astype(str)
     layers = results.layer.values
     figure = make_subplots(1, len(names), subplot_titles=list(names), horizontal_spacing=0.02)
-    labels = results.label.values
+    styles = _class_styles(results)
+    results = results.isel(
+        object=np.isin(results.label.values, list(styles)).argsort(kind="stable")
+    )
+    shown = results.sel({"method": method}).isel(draw=0)  # the coloured last: on top
     classes = np.array([_literal_html(str(name)) for name in results.class_name.values])
-    marker = {"size": 5, "color": labels, "colorscale": "Turbo", "opacity": 0.8}
+    rest = (f"{len(np.unique(classes)) - len(styles)} other classes", REST, "circle")
+    own = [styles.get(label, rest) for label in results.label.values.tolist()]
+    marker = {
+        "size": 5,
+        "opacity": [0.45 if one is rest else 0.9 for one in own],
+        "color": [colour for _, colour, _ in own],
+        "symbol": [shape for *_, shape in own],
+    }
     reach = 1.05 * float(np.abs(results.position.sel({"method": method})).max())
 
     def traces(at: int) -> list[go.Scatter]:
@@ -306,6 +359,11 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
 
     for column, trace in enumerate(traces(0), 1):
         figure.add_trace(trace, row=1, col=column)
+    for name, colour_of, shape in dict.fromkeys([*styles.values(), *own]):  # the legend
+        style = {"color": colour_of, "symbol": shape, "size": 8}
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=_literal_html(name), marker=style
+        )
     titles = [f"{method.upper()}, layer {layer}   ({note(at)})" for at, layer in enumerate(layers)]
     figure.frames = [
         go.Frame(data=traces(at), name=str(layer), layout={"title": titles[at]})
@@ -321,14 +379,27 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
     ]
     figure.update_xaxes(range=[-reach, reach], showticklabels=False)
     figure.update_yaxes(range=[-reach, reach], showticklabels=False)
+    for column in range(len(names)):
+        one = f"x{column + 1}" if column else "x"
+        figure.update_yaxes(scaleanchor=one, row=1, col=column + 1)
     return figure.update_layout(
         template="plotly_white",
         title={"text": titles[0], "font": {"size": 13}},
-        height=430,
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "layer "}}],
+        height=470,
+        legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0},
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "layer "}, "pad": {"t": 50}}],
         margin={"t": 80, "b": 20, "l": 20, "r": 20},
         font={"color": INK},
     )
+
+
+def _class_styles(results: xr.Dataset) -> dict[int, tuple[str, str, str]]:
+    """Name, colour and shape of a few classes by label: more colours could not be told apart."""
+    labels, rows = np.unique(results.label.values, return_index=True)
+    some = np.unique(np.linspace(0, len(labels) - 1, len(CLASS_COLOURS)).round().astype(int))
+    names = results.class_name.values.astype(str)
+    chosen = zip(some, CLASS_COLOURS, CLASS_SHAPES, strict=False)
+    return {int(labels[at]): (str(names[rows[at]]), ink, shape) for at, ink, shape in chosen}
 
 
 def maps_png(results: xr.Dataset, method: str) -> bytes:
@@ -339,11 +410,19 @@ def maps_png(results: xr.Dataset, method: str) -> bytes:
     figure, axes = _canvas(len(names), len(some), 2.3, 2.45)
     shown = results.sel({"method": method}).isel(draw=0)
     reach = 1.05 * float(np.abs(shown.position).max())
+    styles, labels = _class_styles(results), results.label.values
+    rest = ~np.isin(labels, list(styles))
+    handles: dict[str, Any] = {}
     for (v, column), axis in np.ndenumerate(axes):
         one = shown.sel(variant=names[v]).isel(layer=some[column])
-        axis.scatter(
-            *one.position.values.T, s=4, c=results.label.values, cmap="turbo", linewidths=0
-        )
+        x, y = one.position.values.T
+        grey = axis.scatter(x[rest], y[rest], s=4, color=REST, alpha=0.45, linewidths=0)
+        for label, (name, colour_of, shape) in styles.items():
+            own = labels == label
+            style = {"color": colour_of, "marker": MARKERS[shape], "s": 13, "linewidths": 0}
+            handles.setdefault(_literal(name), axis.scatter(x[own], y[own], **style))
+        if rest.any():
+            handles.setdefault(f"{len(np.unique(labels[rest]))} other classes", grey)
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
         quality = f"{float(one.trustworthiness):.2f} / {float(one.continuity):.2f}"
         axis.set_xlabel(quality, fontsize=9)
@@ -351,6 +430,8 @@ def maps_png(results: xr.Dataset, method: str) -> bytes:
             axis.set_title(f"layer {layers[some[column]]}", fontsize=10.5, color=INK)
         if column == 0:
             axis.set_ylabel(names[v], fontsize=10.5)
+    under = "under each map: trustworthiness / continuity, 1 is perfect"
+    _legend(figure, handles, title=under, markerscale=1.8)
     return _png(figure)
 
 
@@ -366,14 +447,16 @@ def _canvas(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _legend(figure: Any, handles: dict[str, Any]) -> None:
+def _legend(figure: Any, handles: dict[str, Any], **more: Any) -> None:
+    rows = -(-len(handles) // 7)
     figure.legend(
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(6, len(handles)),
+        ncols=-(-len(handles) // rows),
         frameon=False,
         fontsize=10.5,
+        **more,
     )
 
 

@@ -148,11 +148,12 @@ def _pca(states: list[np.ndarray], seed: int) -> np.ndarray:
 
 def _aligned_umap(states: list[np.ndarray], seed: int) -> np.ndarray:
     """UMAP of all layers at once, the same object of neighbouring layers tied together."""
-    from umap import UMAP, AlignedUMAP
-
     settings = {"n_neighbors": NEIGHBOURS, "metric": "cosine", "random_state": seed}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numba, and that a seed means one thread
+        # of numba, of tensorflow that is not there, and that a seed means one thread
+        warnings.simplefilter("ignore")
+        from umap import UMAP, AlignedUMAP
+
         if len(states) == 1:
             return UMAP(**settings, n_jobs=1).fit_transform(states[0])[None]
         same = {at: at for at in range(len(states[0]))}

@@ -15,7 +15,7 @@ import xarray as xr
 from probe import figures
 from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
 from probe.page_text import Picture, Section, Table, as_html, as_markdown
-from probe.plots import depth_figure, save_depth_png
+from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from store import Run, StoreError
 
 QUESTION = "Where in depth does a point-cloud language model lose geometry, and what stops it?"
@@ -75,7 +75,9 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
 
 def _sections(run: Run, results: xr.Dataset) -> list[Section]:
     record = _record(run)
-    others = {name: run.probes(name) for name in ("reconstruction", "maps") if _has(run, name)}
+    others = {
+        name: run.probes(name) for name in ("reconstruction", "steps", "maps") if _has(run, name)
+    }
     found = [
         Section("Question", [QUESTION], [_setting(run, results, record)]),
         Section("What was found", findings(results), _verdict_parts(results)),
@@ -93,6 +95,8 @@ def _sections(run: Run, results: xr.Dataset) -> list[Section]:
     found += _more(results)
     if "reconstruction" in others:
         found.append(_rebuilt(others["reconstruction"]))
+    if "steps" in others:
+        found.append(_training(others["steps"]))
     if "maps" in others:
         found.append(_maps(others["maps"]))
     found.append(Section("Limits", list(LIMITS), []))
@@ -178,6 +182,7 @@ def _score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: 
     return Table(title, head, rows)
 
 
+LAID_OUT = {"umap": " UMAP lays out each model anew: compare maps along a row, not down a column."}
 PARTS = ("mean", "low", "high")
 
 
@@ -188,12 +193,21 @@ def _more(results: xr.Dataset) -> list[Section]:
         caption = "CKA of every captured layer with every other of the same model."
         parts: list[Table | Picture] = [Picture("cka", caption, figures.cka_png(results))]
         if panels := figures.curves(results, figures.ALIKE):
-            caption = "Other likenesses to the target, each blind to something else."
+            caption = (
+                "Other likenesses to the target, each blind to something else; shuffled: with the "
+                "target's objects in random order. SVCCA jumps where one direction more or less "
+                "holds 99 % of the variance: its interval is wide there."
+            )
             live = figures.curves_figure(panels, results)
             parts.append(Picture("likeness", caption, figures.curves_png(panels), live))
         found.append(Section("Layer against layer", [], parts))
     if "knn_ways_mean" in results:
-        caption = "Accuracy by pooling (panels) and preparation (lines), neighbours by cosine."
+        caption = (
+            "Neighbours by cosine, asked for in twelve ways: panels are ways to make one vector of "
+            "an object's tokens, lines are the states as they stand (raw), less the gallery's mean "
+            "(centred), or scaled to equal variance in every direction (whitened). Curves closer "
+            "than the grey band is wide do not differ."
+        )
         picture = Picture("ways", caption, figures.ways_png(results))
         found.append(Section("Asked in other ways", [], [picture]))
     if "geometry_mean" in results:
@@ -252,12 +266,26 @@ def _rebuilt(results: xr.Dataset) -> Section:
     return Section("The cloud rebuilt", findings(results), [*parts, *_tables(results)])
 
 
+def _training(results: xr.Dataset) -> Section:
+    parts: list[Table | Picture] = [
+        Picture(
+            f"steps_{score}",
+            f"{STEPS[score][0]}: captured layers across, steps upwards.",
+            figures.steps_png(results, score),
+            steps_figure(results, score),
+        )
+        for score in ("cka", "drift_centred")
+    ]
+    return Section("During training", [], parts)
+
+
 def _maps(results: xr.Dataset) -> Section:
     parts: list[Table | Picture] = [
         Picture(
             f"maps_{method}",
-            f"{method.upper()} of the query objects' mean tokens, coloured by class; under each "
-            "its trustworthiness / continuity.",
+            f"{method.upper()} of the query objects' mean tokens, a few classes in colour; under "
+            "each how far its neighbours are true ones (trustworthiness) and true neighbours are "
+            "near (continuity), 1 is perfect." + LAID_OUT.get(method, ""),
             figures.maps_png(results, method),
             figures.maps_figure(results, method),
         )

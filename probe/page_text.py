@@ -83,7 +83,10 @@ def _html_picture(picture: Picture) -> str:
     caption = html.escape(picture.caption)
     if picture.live is not None:
         shown = picture.live.to_html(
-            full_html=False, include_plotlyjs=False, div_id=f"figure-{picture.name}"
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{picture.name}",
+            auto_play=False,
         )
     else:
         assert picture.png is not None

@@ -11,10 +11,10 @@ import numpy as np
 
 from probe.cka import _debiased, _features, _Sums, jackknife_covariance
 from probe.dimension import GROUPS
-from probe.similarity import _others, procrustes_distance, rsa
+from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
 
 BLOCK_BYTES = 2**28
-ALIKE = ("procrustes", "rsa", "mutual_knn")
+ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 
 
@@ -117,19 +117,23 @@ class Alike(NamedTuple):
 def alike(
     x: np.ndarray, y: np.ndarray, *, k: int = SHARED, groups: int = GROUPS, seed: int = 0
 ) -> Alike:
-    """Procrustes distance (lower is closer), RSA and mutual k-NN (higher is closer) of two sets.
+    """Likenesses of two sets, in the order of `ALIKE`: see `probe.similarity`.
 
     x, y : (samples, dim). k is at most a third of the objects. Groups are those of
-    `probe.dimension.shape`, so that models compare in pairs.
+    `probe.dimension.shape`, so that models compare in pairs; 0 for the values alone. PWCCA is nan
+    where there are no more objects than x or y is wide.
     """
     k = max(1, min(k, len(x) // 3))
-    group = np.random.default_rng([seed, 5]).permutation(len(x)) % groups
+    group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
     near = [_others(values, min(3 * k, len(x) - 2), "cosine") for values in (x, y)]
     keeps = [np.ones(len(x), bool), *(group != one for one in range(groups))]
-    parts = [
-        [procrustes_distance(x[keep], y[keep]), rsa(x[keep], y[keep]), _shared(near, keep, k)]
-        for keep in keeps
-    ]
+    wide = max(x.shape[1], y.shape[1]) >= min(keep.sum() for keep in keeps)
+    parts = []
+    for keep in keeps:
+        a, b = x[keep], y[keep]
+        weighted = np.nan if wide else pwcca(a, b)
+        shared = _shared(near, keep, k)
+        parts.append([procrustes_distance(a, b), rsa(a, b), shared, svcca(a, b), weighted])
     values = np.array(parts).T
     return Alike(values[:, 0], values[:, 1:])
 

@@ -43,7 +43,7 @@ def painted_figure(points: np.ndarray, share: np.ndarray, *, size: float = 2.6) 
     figure = cloud_figure(np.asarray(points)[:, :3], size=size)
     bar = {"title": {"text": "read by the token", "side": "right"}, "thickness": 10, "len": 0.8}
     bar |= {"tickvals": [0, 1], "ticktext": ["least", "most"]}
-    marker = {"color": share, "colorscale": "Inferno", "cmin": 0, "cmax": 1, "colorbar": bar}
+    marker = {"color": share, "colorscale": "Plasma", "cmin": 0, "cmax": 1, "colorbar": bar}
     return figure.update_traces(marker=marker | {"showscale": True})
 
 

@@ -209,10 +209,15 @@ def _footnote(results: xr.Dataset) -> str:
 
 
 def print_beside(name: str, results: xr.Dataset, console: Console | None = None) -> None:
-    """The results of a probe that is kept beside the sweep: maps or reconstruction."""
+    """The results of a probe that is kept beside the sweep: maps, steps or reconstruction."""
     console = console or Console()
     if name == "maps":
-        _show(console, _maps_table(results))
+        for method in results.method.values.astype(str):
+            _show(console, _maps_table(results, method))
+        return
+    if name == "steps":
+        for table in _steps_tables(results):
+            _show(console, table)
         return
     for score, title in (
         ("chamfer", "Chamfer distance of the rebuilt cloud, in mean radii, lower is closer"),
@@ -226,21 +231,45 @@ def print_beside(name: str, results: xr.Dataset, console: Console | None = None)
         console.print(f"• {sentence}", highlight=False)
 
 
-def _maps_table(results: xr.Dataset) -> Table:
+def _maps_table(results: xr.Dataset, method: str) -> Table:
+    title = f"{method.upper()} of {results.sizes['object']} query objects: trustworthiness (are "
+    title += "neighbours on the map true ones?) / continuity (are true neighbours near?)"
     table = Table(
-        title=f"Maps, {results.attrs['neighbours']} neighbours: trustworthiness / continuity, "
-        "1 is perfect",
+        title=f"{title}; of {results.attrs['neighbours']} neighbours, 1 is perfect",
         title_justify="left",
         title_style="bold",
         padding=(0, 1),
+        min_width=len(title) // 2 + 20,
     )
     table.add_column("layer", justify="right")
-    places = [(m, v) for m in results.method.values for v in results.variant.values]
-    for method, variant in places:
-        table.add_column(f"{method} {variant}", justify="right")
-    first = results.isel(draw=0)
+    for variant in results.variant.values.astype(str):
+        table.add_column(variant, justify="right")
+    first = results.sel({"method": method}).isel(draw=0)  # `method` is also a word of sel
     for layer in results.layer.values:
-        row = [first.sel({"method": m, "variant": v, "layer": layer}) for m, v in places]
+        row = [first.sel(variant=variant, layer=layer) for variant in results.variant.values]
         cells = [f"{float(r.trustworthiness):.2f} / {float(r.continuity):.2f}" for r in row]
         table.add_row(str(layer), *cells)
     return table
+
+
+def _steps_tables(results: xr.Dataset) -> list[Table]:
+    """CKA of each model captured during training, a row a step, a column a layer."""
+    found = []
+    for variant in results.variant.values.astype(str):
+        one = results.sel(variant=variant).dropna("step", subset=["cka_mean"])
+        title = f"{variant}: debiased CKA to the target during training, higher is closer"
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            padding=(0, 1),
+            min_width=len(title),
+        )
+        table.add_column("step \\ layer", justify="right")
+        for layer in one.layer.values:
+            table.add_column(str(layer), justify="right", no_wrap=True)
+        for step in one.step.values:
+            cells = [_number(float(value), 3) for value in one.cka_mean.sel(step=step)]
+            table.add_row(str(step), *cells)
+        found.append(table)
+    return found

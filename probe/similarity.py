@@ -23,7 +23,8 @@ def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
     """Mean canonical correlation of the directions that hold `variance` of each.
 
     Returns a value in [0, 1], higher is more alike. It rises with width over objects, and is 1
-    when either has as many directions as there are objects less one: keep objects plentiful.
+    when either has as many directions as there are objects less one: keep objects plentiful. It
+    jumps where the number of directions that hold `variance` changes by one.
     Raghu et al. 2017 (arXiv:1706.05806).
     """
     bases = [_basis(values, variance) for values in _pair(x, y)]

@@ -43,7 +43,7 @@ def sweep(
                of a ridge classifier of the mean token), "geometry" (R^2 of properties in a ridge
                regression on it), "variants" (neighbours asked in 24 other ways, and by other
                protocols) and "similarity" (CKA of all pairs of layers and models; Procrustes,
-               RSA and mutual k-NN with the target)
+               RSA, mutual k-NN, SVCCA and PWCCA with the target)
     layers, variants : those of the run by default
     properties : what "geometry" is to read, (sample,) variables by sample id; by default the
                descriptors of the run's clouds
@@ -67,7 +67,7 @@ def sweep(
     whose `_p_adjusted` are over all layers and properties at once; `probe.assemble` names the rest.
     """
     variants, layers = _wanted(run, probes, layers, variants)
-    data = _read_objects(run, variants)
+    data = read_objects(run, variants)
     if "geometry" in probes:
         if progress:
             progress(0, 1, "descriptors")
@@ -175,7 +175,7 @@ def _wanted(
     return names, sorted(set(depth))
 
 
-def _read_objects(run: Run, variants: Sequence[str]) -> Objects:
+def read_objects(run: Run, variants: Sequence[str]) -> Objects:
     """The objects all models have, the gallery without copies of query objects."""
     samples = min(run.done(name) for name in [*variants, "target"])
     if samples == 0:

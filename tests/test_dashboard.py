@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import store
 from dashboards import data, show
+from probe.contrast import confusion_change, contrast
+from probe.objects import objects, others, painted
 from probe.plots import (
     INK,
     INK_ON_DARK,
@@ -19,17 +22,20 @@ from probe.plots import (
     on_dark,
     training_figure,
 )
-from probe.plots_cloud import GROUND, NO_COLOUR, cloud_figure
+from probe.plots_cloud import GROUND, NO_COLOUR, cloud_figure, painted_figure
+from probe.plots_compare import confusion_figure, contrast_figure
+from probe.plots_maps import map_figure, token_figure
+from probe.sweep import sweep
 from store.schema import STORE
 
 APP = Path(__file__).parents[1] / "dashboards" / "app.py"
-PAGES = ("degradation", "object", "training", "provenance")
+PAGES = ("degradation", "explorer", "object", "compare", "causes", "training", "provenance")
 SAMPLES, TOKENS, DIM, LAYERS = 40, 2, 6, [0, 4]
 VARIANTS = ["baseline", "aligned"]
 MARKUP = "<b>cube</b> **bold** <script>alert(1)</script>"
 
 
-def write_run(path, *, finish=True, newer=False):
+def write_run(path, *, finish=True, patches=None):
     """Two classes that the aligned model keeps apart; one class name and caption hold markup."""
     rng = np.random.default_rng(0)
     label = np.arange(SAMPLES) % 2
@@ -47,13 +53,17 @@ def write_run(path, *, finish=True, newer=False):
         tokens=TOKENS,
         dim=DIM,
         target_dim=DIM,
-        points=rng.random((SAMPLES, 16, 6), np.float32),
+        points=rng.random((SAMPLES, 32, 6), np.float32),
+        patches=patches,
     )
     target = 3 * label[:, None, None] + rng.normal(size=(SAMPLES, TOKENS, DIM))
     last = SAMPLES if finish else writer.chunk
     for start in range(0, last, writer.chunk):
         rows = slice(start, min(start + writer.chunk, SAMPLES))
         writer.append_target(rows, target[rows])
+        if patches:
+            weights = rng.dirichlet(np.ones(patches), (rows.stop - rows.start, TOKENS))
+            writer.append_attention(rows, weights, rng.random((len(weights), patches, 3)))
         for variant in VARIANTS:
             noise = rng.normal(size=(len(LAYERS), *target[rows].shape))
             writer.append(variant, rows, target[rows] * (variant == "aligned") + noise)
@@ -116,6 +126,7 @@ def figures(app):
 def test_every_page_opens_on_a_run(runs, look, page):
     app = look(runs, page)
     assert not app.exception and not app.error and not app.warning
+    assert "FutureWarning" not in text(app)
     assert app.title[0].value and app.query_params["run"] in ("small", ["small"])
 
 
@@ -149,13 +160,162 @@ def test_an_address_that_names_nothing_is_said_to(runs, look):
 def test_the_object_page_shows_the_cloud_and_its_neighbours(runs, look):
     app = look(runs, "object")
     app.selectbox(key="choice-variant").select("aligned").run()
-    shown = figures(app)
+    shown = [figure for figure in figures(app) if "scene" in figure["layout"]]
     assert len(shown) == 7 and shown[0]["layout"]["scene"]["aspectmode"] == "manual"
     assert "object-28 (query)" in text(app)  # the first of its class that is asked about
-    assert "of 6 are of its class; aligned, layer 4" in text(app)
+    assert "of 6 are of its class" in text(app)
+    assert any(
+        title.value == "Nearest gallery objects in layer 4 of aligned" for title in app.subheader
+    )
     assert "✓ right: ball" in text(app)
     app.selectbox(key="choice-class").select(MARKUP).run()
     assert "object-29 (query)" in text(app) and not app.warning
+
+
+def test_the_map_shows_what_is_selected_and_leads_on(runs, look):
+    app = look(runs, "explorer", variant="aligned", layer="4", picked="28,29,999", colour="drift")
+    assert not app.exception and not app.warning
+    (figure, *clouds) = figures(app)
+    assert {trace["type"] for trace in figure["data"]} == {"scattergl"}
+    assert len(clouds) == 4  # the object and three neighbours
+    assert app.selectbox(key="choice-shown").options == ["object-28: ball", f"object-29: {MARKUP}"]
+    assert "<b>" not in json.dumps(figure)
+    app.select_slider(key="choice-layer").set_value(0).run()
+    assert app.query_params["layer"] in ("0", ["0"]) and "layer 0" in text(app)
+    assert figures(app)[0]["layout"]["xaxis"]["range"] == figure["layout"]["xaxis"]["range"]
+    button = next(one for one in app.button if one.label.startswith("Open object-28"))
+    button.click().run()
+    assert app.title[0].value == "Object" and "object-28 (query)" in text(app)
+    assert app.selectbox(key="choice-layer").value == 0
+
+
+def test_every_colour_of_the_map_can_be_drawn(runs, look):
+    app = look(runs, "explorer")
+    names = app.selectbox(key="choice-colour").options
+    assert len(names) > 10
+    for name in ("split", "support", "blue", "class_name"):
+        app.selectbox(key="choice-colour").select(name).run()
+        assert not app.exception and figures(app)
+    app.multiselect(key="choice-classes").set_value(["ball"]).run()
+    assert app.query_params["classes"] in ("ball", ["ball"])
+    assert [one.get("name") for one in figures(app)[0]["data"]][:2] == ["1 other classes", "ball"]
+
+
+def test_what_is_missing_is_said_with_what_to_type(runs, look):
+    said = {
+        "explorer": ({"map": "umap"}, "--probes maps"),
+        "causes": ({}, "python -m train.explain"),
+        "object": ({}, "--probes reconstruction"),
+        "degradation": ({"measure": "rebuilt"}, "--probes reconstruction"),
+    }
+    for page, (choices, command) in said.items():
+        app = look(runs, page, **choices)
+        assert not app.exception and not app.error
+        assert any(command in code.value for code in app.code), page
+
+
+def test_two_models_are_compared_object_by_object(runs, look):
+    app = look(runs, "compare", layer="4")
+    assert not app.exception and "12 query objects, layer 4" in text(app)
+    assert app.selectbox(key="choice-first").value == "baseline"
+    assert app.dataframe[0].value.shape == (12, 7)
+    app.selectbox(key="choice-view").select("classes").run()
+    assert not app.exception and app.dataframe[0].value["change"].sum() == 0
+    app.selectbox(key="choice-view").select("layers").run()
+    assert not app.exception and len(figures(app)) == 1
+    app.selectbox(key="choice-second").select("baseline").run()
+    assert "the same model" in app.info[0].value
+
+
+def test_a_token_is_painted_where_attention_was_captured(tmp_path, look):
+    write_run(tmp_path / "one", patches=5)
+    app = look(tmp_path, "object", token="1")
+    assert not app.exception and "What token 1 reads of the cloud" in text(app)
+    cloud = next(figure for figure in figures(app) if "scene" in figure["layout"])
+    assert "colorscale" in cloud["data"][0]["marker"]
+    app.selectbox(key="choice-paint").select("true").run()
+    assert "What token 1 reads" not in text(app)
+
+
+def test_the_report_is_made_without_writing_into_the_run(runs, look):
+    look(runs)
+    before = sorted(path for path in (runs / "small").rglob("*"))
+    app = look(runs, "provenance")
+    app.button(key="report").click().run()
+    assert not app.exception and not app.error and "MB in one file" in text(app)
+    assert sorted(path for path in (runs / "small").rglob("*")) == before
+
+
+def test_the_votes_of_objects_are_those_of_the_sweep(runs):
+    run = store.open_run(runs / "small")
+    found, swept = objects(run, k=10), sweep(run, ["knn"], k=[10])
+    query = run.samples()["split"].values == "query"
+    right = (found.named.values == run.samples()["label"].values)[..., query].mean(axis=-1)
+    np.testing.assert_allclose(right, swept.knn_mean.sel(k=10).values)
+    assert (found.neighbour != np.arange(SAMPLES)[:, None]).all()  # nobody is its own neighbour
+    drift = sweep(run, ["drift"], k=[1]).drift_mean.values
+    mine = found.drift.values[..., query].mean(axis=-1)
+    np.testing.assert_allclose(mine, drift, atol=2e-6)
+    radius = np.linalg.norm(found.position.values, axis=-1).mean(axis=-1)
+    np.testing.assert_allclose(radius, 1, rtol=1e-5)
+
+
+def test_copies_of_an_object_are_no_neighbours_of_it():
+    pooled = np.array([[1.0, 0], [1, 0], [1, 0.1], [0, 1], [1, 0.2]])
+    found = others(pooled, np.array([0, 1, 2, 3]), np.array([0, 0, 1, 2, 3]), 2)
+    assert found.tolist() == [[2, 3], [2, 3], [0, 1], [2, 0], [2, 0]]
+
+
+def test_a_point_is_painted_by_the_patches_around_it():
+    cloud = np.array([[0.0, 0, 0], [1, 0, 0], [10, 0, 0]])
+    share = painted(cloud, cloud, np.array([0.2, 0.3, 0.5]))
+    np.testing.assert_allclose(share, [0, 1 / 3, 1], atol=1e-4)
+    figure = painted_figure(cloud, share)
+    assert list(figure.data[0].marker.color) == share.tolist()
+
+
+def changed():
+    """Three objects of two classes; the second model loses one and gains one."""
+    table = pd.DataFrame(
+        {
+            "sample": list("abcd"),
+            "class_name": ["x", "x", "y", "y"],
+            "split": ["query"] * 3 + ["gallery"],
+            "right": [True, True, False, True],
+            "named": ["x", "x", "x", "y"],
+            "support": [1.0, 0.6, 0.4, 1.0],
+            "drift": [0.1, 0.2, 0.3, 0.4],
+        }
+    )
+    later = table.assign(
+        right=[True, False, True, True], named=["x", "y", "y", "y"], support=[0.9, 0.4, 0.9, 1.0]
+    )
+    return table, later.iloc[::-1]  # in another order: it goes by the sample's id
+
+
+def test_contrast_sorts_by_what_changes_and_counts_it_by_class():
+    table = contrast(*changed())
+    assert table["sample"].tolist() == ["c", "b", "a"]
+    assert table.kind.tolist() == ["only the second", "only the first", "both right"]
+    np.testing.assert_allclose(table.change, [0.5, -0.2, -0.1])
+    assert table.index.tolist() == [2, 1, 0]
+    changes = confusion_change(table)
+    pairs = {(a, b): n for a, b, n in changes[["class_name", "named", "change"]].values.tolist()}
+    assert pairs == {("x", "x"): -1, ("x", "y"): 1, ("y", "x"): -1, ("y", "y"): 1}
+    figure = contrast_figure(table, "baseline", "aligned")
+    assert sum(len(trace.x) for trace in figure.data[1:]) == 3
+    assert confusion_figure(changes, "baseline", "aligned").data[0].zmax == 1
+    with pytest.raises(ValueError, match="nothing to draw"):
+        confusion_figure(changes[:0], "baseline", "aligned")
+
+
+def test_points_of_a_map_and_cells_of_tokens_say_what_they_are():
+    table = changed()[0].assign(x=np.arange(4.0), y=0.0)
+    figure = map_figure(table[1:], "right", chosen=[2])
+    assert sorted(at for trace in figure.data[:-1] for at in trace.customdata) == [1, 2, 3]
+    assert list(figure.data[-1].x) == [2]
+    cells = token_figure(np.arange(6.0).reshape(2, 3), [4, 8], (8, 1)).data[1]
+    assert [tuple(cell) for cell in cells.customdata][3] == (8, 0) and cells.text[3] == "3.0000"
 
 
 def test_neighbours_equal_the_plain_cosine_order(runs):
@@ -199,20 +359,36 @@ def test_provenance_gives_the_command_and_finds_a_lost_chunk(tmp_path, look):
     path = write_run(tmp_path / "one")
     app = look(tmp_path, "provenance")
     assert app.code[0].value == "python -m train.stage2 --seed 0"
-    app.button[0].click().run()
+    app.button(key="verify").click().run()
     assert "Whole" in app.success[0].value
     (path / STORE / "aligned/hidden/c/0/0/0/0").unlink()
-    app.button[0].click().run()
+    app.button(key="verify").click().run()
     assert "a chunk is lost" in text(app) and not app.exception
 
 
-def test_no_run_is_said_with_the_command_that_makes_one(tmp_path, look):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        app = look(folder)
-        assert not app.exception and app.title[0].value == "No runs yet"
-        assert app.code[0].value.startswith("python -m train.stage2 ")
+def test_where_no_run_is_the_demo_opens_and_says_so(tmp_path, look):
     (tmp_path / "photos").mkdir()
-    assert "1 other folders" in text(look(tmp_path))
+    for folder, said in ((tmp_path, "1 other folders"), (tmp_path / "nowhere", "no folder")):
+        app = look(folder)
+        assert not app.exception and not app.error and app.title[0].value.startswith("Degradation")
+        assert app.expander[0].label.startswith("This is the demo")
+        assert app.code[0].value.startswith("python -m train.stage2 ")
+        assert said in text(app) and "of 1800 objects" in text(app)
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_demo_has_what_every_page_shows(tmp_path, look, page):
+    app = look(tmp_path, page)
+    assert not app.exception and not app.error and not app.warning
+    assert app.get("plotly_chart") or page == "provenance"
+
+
+def test_the_demo_is_small_whole_and_names_no_machine(tmp_path):
+    assert data.DEMO.stat().st_size < 4_000_000
+    path = data.demo_folder() / "demo-shapes"
+    assert store.verify_run(path) == []
+    assert "/tmp" not in (path / "run.json").read_text()
 
 
 def test_what_is_no_whole_run_is_shown_as_what_it_is(tmp_path, look):
@@ -235,7 +411,7 @@ def test_what_is_no_whole_run_is_shown_as_what_it_is(tmp_path, look):
         for page in PAGES:
             app = look(tmp_path, page, run=name)
             assert not app.exception, (name, page)
-            if page in ("degradation", "object"):
+            if page not in ("training", "provenance"):
                 assert app.error and expected in text(app), (name, page)
 
 
@@ -251,6 +427,9 @@ def test_an_unfinished_run_shows_what_is_there(tmp_path, look):
     assert "not completely captured" in text(look(tmp_path))
     app = look(tmp_path, "object", object="object-0")
     assert not app.exception and len(figures(app)) == 7
+    assert "not completely captured" in app.info[0].value
+    for page in ("explorer", "compare"):
+        assert "not completely captured" in text(look(tmp_path, page))
     assert "running; last change" in text(look(tmp_path, "training"))
     write_record(write_run(tmp_path / "late"), status="running")
     assert "still running" in text(look(tmp_path, run="late"))
@@ -319,3 +498,4 @@ def test_file_names_hold_nothing_of_a_path():
 @pytest.fixture(autouse=True)
 def fresh_caches():
     st.cache_data.clear()
+    st.cache_resource.clear()

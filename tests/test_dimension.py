@@ -91,18 +91,23 @@ def test_tokens_that_point_one_way_have_no_diversity():
 
 @pytest.mark.slow
 def test_bands_of_the_effective_rank_and_dimension_cover():
-    """Delete-a-group jackknife: honest for the ratio of participation, no narrower for TwoNN."""
+    """Delete-a-group jackknife: honest for the ratio of participation, no narrower for TwoNN.
+
+    Of what this many objects give on average: a ratio of 300 objects is half a standard error
+    below that of very many, which models on the same objects share.
+    """
     rng = np.random.default_rng(0)
     scale = np.linspace(1, 3, 6)
 
     def draw(n):
         return rng.normal(size=(n, 6)) * scale
 
-    truth = participation_ratio(draw(200_000)), two_nn(draw(4000))
+    truth = np.mean([participation_ratio(draw(300)) for _ in range(4000)]), two_nn(draw(4000))
     covered = np.zeros(2)
     for at in range(600):
         found = shape(draw(300), seed=at)
         for i, row in enumerate((3, 0)):
             one = group_jackknife(found.values[row], found.left_out[row])
             covered[i] += one.low <= truth[i] <= one.high
-    assert 0.92 < covered[0] / 600 < 0.98 and covered[1] / 600 > 0.92
+    # 0.95 with a standard error of 0.009 over 600 draws
+    assert 0.925 < covered[0] / 600 < 0.975 and covered[1] / 600 > 0.92

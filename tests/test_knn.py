@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
+from probe import knn
 from probe.controls import chance_level, shuffled_labels
 from probe.knn import knn_accuracy, knn_hits, knn_predict, nearest, vote
 
@@ -36,6 +37,36 @@ def test_backends_agree_on_duplicates_and_on_far_offsets():
         np.testing.assert_array_equal(nearest(gallery, query, 7, "l2", backend), expected)
         far = nearest(gallery + 1000, query + 1000, 7, "l2", backend)
         np.testing.assert_array_equal(far, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_float32_cannot_tell_is_ordered_in_float64(backend):
+    rng = np.random.default_rng(0)
+    gallery = rng.normal(size=(300, 16))
+    steps = 1e-8 * rng.permutation(100)[:, None]
+    gallery[:100] = gallery[0] + steps * rng.normal(size=16)  # a row of points, 1e-8 apart
+    query = np.concatenate([gallery[:5] + 0.3, rng.normal(size=(20, 16))])
+    gap = ((query[:, None] - gallery) ** 2).sum(axis=2)
+    expected = gap.argsort(axis=1, kind="stable")[:, :8]
+    np.testing.assert_array_equal(nearest(gallery, query, 8, "l2", backend), expected)
+
+
+def test_only_queries_in_doubt_are_ordered_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    gallery, query = rng.normal(size=(500, 32)), rng.normal(size=(100, 32))
+    query[:3] = 0  # as near to one of a pair of points as to the other
+    gallery[1] = -gallery[0]
+    gallery[:2] /= 10
+    again = []
+    settle = knn._refine
+
+    def watched(gallery, query, *rest):
+        again.append(len(query))
+        return settle(gallery, query, *rest)
+
+    monkeypatch.setattr(knn, "_refine", watched)
+    found = nearest(gallery, query, 5, "l2")
+    assert 3 <= sum(again) <= 20 and (found[:3, :2] == [0, 1]).all()
 
 
 def test_equal_votes_go_to_the_smaller_label():

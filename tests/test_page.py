@@ -78,6 +78,10 @@ def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):
         for c in whole["class"].values
     )
     assert right / 120 == pytest.approx(float(whole.knn_mean.sel(variant="aligned", layer=0, k=5)))
+    for score in ("rsa", "svcca", "pwcca"):  # kept at layer 0, lost like shuffled objects at 12
+        first, last = (whole[f"{score}_mean"].sel(variant="baseline", layer=at) for at in (0, 12))
+        chance = whole[f"{score}_shuffled"].sel(variant="baseline", layer=12)
+        assert float(first) > float(chance) + 0.3 > float(last), score
     same = whole.cka_layers_mean.sel(variant="baseline", other_variant="baseline")
     np.testing.assert_allclose(np.diag(same.sel(layer=[0, 12], other_layer=[0, 12])), 1)
     assert float(whole.massive_tokens.max()) == 0
@@ -183,7 +187,10 @@ def test_maps_and_rebuilt_clouds_are_tabled(run, whole):
     for name in ("maps", "reconstruction"):
         print_beside(name, run.probes(name), Console(file=text, width=120))
     shown = text.getvalue()
-    assert "pca aligned" in shown and "Chamfer distance" in shown and "…" not in shown
+    assert all(
+        word in shown for word in ("PCA of 120 query objects", "aligned", "Chamfer distance")
+    )
+    assert "…" not in shown
     quality = float(run.probes("maps").continuity.isel(draw=0, layer=0, variant=0)[0])
     assert f"/ {quality:.2f}" in shown
 

@@ -6,7 +6,7 @@ import pytest
 from probe.cka import cka, cka_difference, cka_interval, cka_null
 from probe.intervals import group_jackknife
 from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null, pair_difference
-from probe.similarity import mutual_knn, procrustes_distance, rsa
+from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,16 @@ def test_the_null_of_one_pair_is_that_of_the_plain_permutations(states):
 def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     x, y = states[:2]
     found = alike(x, y, k=5, seed=3)
-    expected = [procrustes_distance(x, y), rsa(x, y), mutual_knn(x, y, 5)]
+    expected = [procrustes_distance(x, y), rsa(x, y), mutual_knn(x, y, 5), svcca(x, y), pwcca(x, y)]
     np.testing.assert_allclose(found.values, expected)
     group = np.random.default_rng([3, 5]).permutation(90) % 15
     keep = group != 4
-    part = [procrustes_distance(x[keep], y[keep]), rsa(x[keep], y[keep])]
-    np.testing.assert_allclose(found.left_out[:2, 4], part)
-    assert found.left_out[2, 4] == pytest.approx(mutual_knn(x[keep], y[keep], 5))
-    assert len(ALIKE) == 3
+    own = {"mutual_knn": lambda a, b: mutual_knn(a, b, 5), "procrustes": procrustes_distance}
+    own |= {"rsa": rsa, "svcca": svcca, "pwcca": pwcca}
+    part = [own[name](x[keep], y[keep]) for name in ALIKE]
+    np.testing.assert_allclose(found.left_out[:, 4], part)
+    wide = alike(x, states[2], k=5)  # 200 dims of 90 objects: no canonical correlations to weigh
+    assert np.isnan(wide.values[-1]) and np.isfinite(wide.values[:-1]).all()
 
 
 def test_sets_of_different_objects_are_refused(states):

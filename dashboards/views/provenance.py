@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 import store
-from dashboards import data
+from dashboards import data, show
 from store.schema import STORE
 
 
@@ -25,6 +25,7 @@ def main(path: Path) -> None:
         st.subheader("Hashes")
         pairs(record.get("hashes", {}) | attrs.get("digests", {}))
     with right:
+        report(path)
         verify(path)
         st.subheader("Config")
         pairs(record.get("config", {}))
@@ -51,13 +52,27 @@ def state(path: Path, record: dict[str, Any], attrs: dict[str, Any]) -> dict[str
     return found | {name: attrs[name] for name in about if name in attrs} | finished
 
 
+def report(path: Path) -> None:
+    """The page of all that was found, made when asked for; nothing is written into the run."""
+    st.subheader("Report")
+    if data.results(path, "sweep") is None:
+        st.info("There is nothing to report yet: the Degradation page computes the scores.")
+        return
+    if st.button("Make the report", icon=":material/description:", key="report"):
+        with st.spinner("Drawing the report …"):
+            page = data.report(path)
+        name = f"{show.file_name(path.name)}-report.html"
+        st.download_button("Save the report", page, name, "text/html", on_click="ignore")
+        st.text(f"{len(page) / 1e6:.1f} MB in one file, which opens without a network")
+
+
 def verify(path: Path) -> None:
     """Reads everything, so only when asked to."""
     st.subheader("Integrity")
     if not (path / STORE).exists():
         st.info("There are no states to check.")
         return
-    if st.button("Verify every chunk", icon=":material/verified:"):
+    if st.button("Verify every chunk", icon=":material/verified:", key="verify"):
         with st.spinner("Reading the whole store …"), data.reading(path):
             problems = store.verify_run(path)
         if not problems:

@@ -2,17 +2,20 @@
 
 Equal answers first, then times, turn about, median of the rounds; one thread unless OMP_NUM_THREADS
 says otherwise. KNN against scikit-learn's brute force; debiased CKA of 100,000 objects in bounded
-memory, where a Gram matrix would take 80 GB; and CKA of all pairs of layers, with its jackknife
-bands and permutations, against a loop that calls one function for one pair.
+memory, where a Gram matrix would take 80 GB; CKA of all pairs of layers, with its jackknife bands
+and permutations, against a loop that calls one function for one pair; and CKA against the public
+packages ckatorch and pytorch-cka, where they are installed.
 """
 
 import argparse
+import importlib.util
 import resource
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from probe.cka import MinibatchCKA, cka, cka_interval
@@ -28,6 +31,8 @@ def main() -> None:
     bench_stream(10_000 if settings.quick else 100_000)  # first: it reads the peak of memory
     bench_knn(settings.rounds, *((500, 100, 32) if settings.quick else (9843, 2468, 768)))
     bench_pairs(settings.rounds, *((4, 80, 16) if settings.quick else (36, 600, 96)))
+    for size in [(4, 80, 16)] if settings.quick else [(2, 2468, 768), (36, 600, 96)]:
+        bench_packages(settings.rounds, *size)
 
 
 def bench_knn(rounds: int, gallery: int, query: int, dim: int) -> None:
@@ -118,6 +123,46 @@ def bench_pairs(rounds: int, sets: int, samples: int, dim: int, permutations: in
         each,
         permutations * sets**2,
     )
+
+
+def bench_packages(rounds: int, sets: int, samples: int, dim: int) -> None:
+    """Debiased CKA of all pairs of layers in float64; ours has the jackknife bands, theirs none.
+
+    ckatorch takes a pair at a time; pytorch-cka (imported as cka) all pairs, from Gram matrices.
+    Of two layers the value of the pair alone is asked for.
+    """
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(samples, dim))
+    states = [base + at / 8 * rng.normal(size=base.shape) for at in range(1, sets + 1)]
+    tensors = [torch.from_numpy(x) for x in states]
+    first, second = (tensors[:1], tensors[1:]) if sets == 2 else (tensors, tensors)
+
+    def ours() -> np.ndarray:
+        if sets == 2:
+            return np.array([[cka(states[0], states[1])]])
+        return cka_pairs(states).mean
+
+    def of_ckatorch() -> np.ndarray:
+        from ckatorch import cka_base
+
+        return np.array([[float(cka_base(x, y, unbiased=True)) for y in second] for x in first])
+
+    def of_pytorch_cka() -> np.ndarray:
+        from cka import cka_from_features
+
+        return cka_from_features(first, second).numpy()
+
+    for name, module, theirs in (
+        ("ckatorch", "ckatorch", of_ckatorch),
+        ("pytorch-cka", "cka", of_pytorch_cka),
+    ):
+        if importlib.util.find_spec(module) is None:
+            print(f"{name} is not installed: no comparison with it")
+            continue
+        # pytorch-cka cuts values off at 0, ours and ckatorch's fall on both sides of it by chance
+        np.testing.assert_allclose(ours().clip(0), theirs().clip(0), atol=1e-8)
+        title = f"CKA of {len(first)} x {len(second)} layers, {samples} x {dim}, {name}"
+        say(title, rounds, ours, theirs)
 
 
 def plain(x: np.ndarray, y: np.ndarray) -> float:

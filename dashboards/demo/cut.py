@@ -1,0 +1,133 @@
+"""Cut the run of the demo from a whole one: python dashboards/demo/cut.py RUN
+
+Some objects of ten classes, baseline and aligned, four layers. States are rounded to five bits of
+mantissa and clouds cut to 512 points, so that the archive is small; the scores by depth are those
+of the whole run. Everything else is computed from what is left, or copied for these objects.
+"""
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+import store
+from probe.maps import maps
+from probe.objects import objects
+from probe.sweep import sweep
+
+CLASSES = ("chair", "stool", "table", "bench", "bed", "lamp", "cup", "bowl", "robot", "rocket")
+GALLERY, QUERY = 4, 4  # objects of each class
+VARIANTS = ["baseline", "aligned"]
+LAYERS = [0, 8, 20, 32]
+MANTISSA = 5  # bits kept, of 10
+POINTS = 512
+
+
+def main(source: Path, out: Path) -> None:
+    run = store.open_run(source)
+    rows = chosen(run)
+    copy_states(run, rows, out)
+    demo = store.open_run(out)
+    demo.write_probe("sweep", sweep(run, layers=LAYERS, variants=VARIANTS, k=[1, 10]))
+    demo.write_probe("objects", objects(demo, k=GALLERY))
+    demo.write_probe("maps", maps(demo, methods=("umap",)))
+    for name in ("lens", "causal", "reconstruction"):
+        try:
+            demo.write_probe(name, smaller(run.probes(name)))
+        except store.StoreError:
+            print(f"{source} has no {name}: left out")
+    record = json.loads((source / "run.json").read_text())
+    for place in ("out", "data_root"):  # of the machine that made it
+        record["config"][place] = None
+    record["command"] = re.sub(r" --(out|data-root) \S+", "", record["command"])
+    record["demo"] = (
+        f"{len(rows)} of {run.attrs['samples']} objects, {len(VARIANTS)} of "
+        f"{len(run.variants)} models and {len(LAYERS)} layers of a run on the embedded shapes; "
+        "scores by depth, lens, causes and rebuilt clouds are those of the whole run"
+    )
+    (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    if (source / "metrics.jsonl").exists():
+        shutil.copy(source / "metrics.jsonl", out / "metrics.jsonl")
+
+
+def chosen(run: store.Run) -> np.ndarray:
+    """Rows of a few objects of each class; those that the lens has read come first."""
+    table = run.samples()
+    ids, split = table["sample"].values, table["split"].values
+    try:
+        read = np.isin(ids, run.probes("lens").object.values)
+    except store.StoreError:
+        read = np.zeros(len(ids), bool)
+    found = []
+    for name in CLASSES:
+        own = table["class_name"].values == name
+        for part, count in (("gallery", GALLERY), ("query", QUERY)):
+            rows = np.flatnonzero(own & (split == part))
+            found += sorted(rows, key=lambda row: not read[row])[:count]
+    return np.sort(found)
+
+
+def copy_states(run: store.Run, rows: np.ndarray, out: Path) -> None:
+    table = run.samples().isel(sample=rows)
+    names = {str(n): table[n].values for n in table.variables}
+    labels = np.unique(names["label"], return_inverse=True)[1]
+    writer = store.create_run(
+        out,
+        samples={"id": names.pop("sample")} | names | {"label": labels},
+        layers=LAYERS,
+        variants=VARIANTS,
+        tokens=run.attrs["tokens"],
+        dim=run.attrs["dim"],
+        target_dim=run.attrs["target_dim"],
+        points=rounded(run.points()[rows, ::4][:, :POINTS].values, 23 - 13),
+        patches=run.attrs.get("patches"),
+        dtype="float16",
+        provenance=run.attrs["provenance"] | {"demo": f"{len(rows)} objects of {run.path.name}"},
+    )
+    for part in writer.pending("target"):
+        writer.append_target(part, rounded(run.target()[rows[part]].values, 10 - MANTISSA))
+    if run.attrs.get("patches"):
+        read = run.attention().isel(sample=rows)
+        for part in writer.pending("attention"):
+            weights = rounded(read.weights[part].values, 10 - 5)
+            writer.append_attention(part, weights, rounded(read.centres[part].values, 23 - 10))
+    for variant in VARIANTS:
+        states = run.hidden(variant).sel(layer=LAYERS)
+        for part in writer.pending(variant):
+            kept = states.isel(sample=rows[part]).values
+            writer.append(variant, part, rounded(kept, 10 - MANTISSA))
+    writer.finish()
+
+
+def rounded(values: np.ndarray, drop: int) -> np.ndarray:
+    """Floats with the last `drop` bits of the mantissa rounded off: these compress."""
+    bits = values.view(f"u{values.itemsize}")
+    half = bits.dtype.type(1 << (drop - 1))
+    return ((bits + half) >> drop << drop).view(values.dtype)
+
+
+def smaller(results: xr.Dataset) -> xr.Dataset:
+    """What the demo shows of results: its models and layers."""
+    keep: dict[str, list] = {"variant": VARIANTS, "layer": LAYERS}
+    for name, wanted in keep.items():
+        if name in results.dims:
+            results = results.sel({name: [one for one in wanted if one in results[name].values]})
+    return results.drop_vars("nearest_caption", errors="ignore").drop_dims(
+        "caption", errors="ignore"
+    )
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "demo-shapes"
+        main(Path(sys.argv[1]), made)
+        with zipfile.ZipFile(Path(__file__).with_name("shapes.zip"), "w", zipfile.ZIP_LZMA) as kept:
+            for file in sorted(made.rglob("*")):
+                if file.is_file() and file.suffix != ".lock":
+                    kept.write(file, file.relative_to(folder))

@@ -1,0 +1,167 @@
+"""Which objects does a layer keep apart, and which does it mix up?"""
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+import xarray as xr
+
+from dashboards import data, objects, show
+from probe.plots_maps import MOST_CLASSES, map_figure
+
+COLOURS = {
+    "right": "neighbours right or wrong",
+    "class_name": "class",
+    "split": "split",
+    "support": "share of neighbours of its class",
+    "drift": "drift from the target",
+}
+MOST_KEPT = 200  # selected objects that an address names
+
+
+def main(path: Path) -> None:
+    st.title("Explorer")
+    found = show.computing(
+        partial(data.objects, path), "Looking up every object in every layer of this run"
+    )
+    maps = data.results(path, "maps")
+    model, layer, method, by, split = pick(found, maps)
+    table = data.layer_table(path, found, model, layer)
+    frame, quality, note = data.frame(found.position.sel(model=model)), "", ""
+    if method == "umap":
+        if maps is not None and data.has_map(maps, model, layer):
+            table, frame, quality = data.umap_table(table, maps, model, layer)
+        else:
+            note = f"There is no UMAP of layer {layer} of {model} yet; this is PCA."
+    if by in data.factors(found):
+        table[by] = data.factor(found, by)[table.index]
+    if split != "all":
+        table = table[table.split == split]
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        chosen = the_map(table, found, by, frame, model, layer, quality)
+        if note:
+            show.missing(note, data.command(path, "maps"))
+    with right:
+        beside(path, table, found, model, layer, chosen)
+
+
+def pick(found: xr.Dataset, maps: xr.Dataset | None) -> tuple[str, int, str, str, str]:
+    """Model, layer, map, colour and split."""
+    boxes = st.columns([2, 2, 3, 2])
+    names = COLOURS | data.factors(found)
+    with boxes[0]:
+        models = found.model.values.tolist()
+        model = show.choose("variant", "Model", models, default=data.main_model(models), keep=True)
+    with boxes[1]:
+        method = show.choose(
+            "map",
+            "Map",
+            ["pca", "umap"],
+            label=str.upper,
+            default="pca" if maps is None else "umap",
+        )
+    with boxes[2]:
+        by = show.choose("colour", "Colour by", list(names), label=names.get)
+    with boxes[3]:
+        split = show.choose("split", "Objects", ["all", "query", "gallery"])
+    layers = found.layer.values.tolist()
+    layer = show.choose("layer", "Layer", layers, default=layers[-1], keep=True, slide=True)
+    return model, layer, method, by, split
+
+
+def the_map(
+    table: pd.DataFrame,
+    found: xr.Dataset,
+    by: str,
+    frame: data.Frame,
+    model: str,
+    layer: int,
+    quality: str,
+) -> list[int]:
+    """The map; returns the rows of the objects that are selected."""
+    classes: list[str] = []
+    if by == "class_name":
+        names = list(dict.fromkeys(table.class_name))
+        default = names[: min(4, MOST_CLASSES)]
+        classes = show.choose_some(
+            "classes", "Classes in colour", names, default=default, most=MOST_CLASSES
+        )
+    title = (COLOURS | data.factors(found))[by]
+    chosen = kept(table)
+    figure = map_figure(table, by, title=title, classes=classes, chosen=chosen, frame=frame)
+    right = int(table[table.split == "query"].right.sum())
+    asked = int((table.split == "query").sum())
+    said = f"{len(table)} objects in {model}, layer {layer}"
+    if asked:
+        said += f"; {right} of {asked} query objects right by {found.attrs['k']} neighbours"
+    st.text(said)
+    show.plot(
+        figure,
+        "map",
+        alt="Objects on a map of this layer",
+        on_select=remember,
+        modes=("points", "box", "lasso"),
+    )
+    st.text("Click an object, or draw around several. Near on a map is not always near in truth.")
+    if quality:
+        st.text(f"This map: {quality}")
+    columns = ["sample", "class_name", "split", "named", "right", "support", "drift", "x", "y"]
+    show.csv(table[[*columns, *({by} - set(columns))]], f"map-{model}-{layer}")
+    return chosen
+
+
+def remember() -> None:
+    """What was clicked or drawn around goes into the address."""
+    rows = [int(point["customdata"][0]) for point in show.clicked("map")]
+    if rows:
+        st.query_params["picked"] = ",".join(map(str, rows[:MOST_KEPT]))
+    else:
+        st.query_params.pop("picked", None)
+
+
+def kept(table: pd.DataFrame) -> list[int]:
+    """Rows that the address names and the map shows."""
+    text = st.query_params.get("picked", "")
+    rows = [int(part) for part in text.split(",") if part.isdecimal()]
+    return [row for row in dict.fromkeys(rows) if row in table.index]
+
+
+def beside(
+    path: Path, table: pd.DataFrame, found: xr.Dataset, model: str, layer: int, chosen: list[int]
+) -> None:
+    """The selected objects, and one of them as it is."""
+    if not chosen:
+        st.subheader("No object selected")
+        st.text("Its cloud, caption and neighbours will stand here.")
+        wrong = table[(table.split == "query") & ~table.right].sort_values("support")
+        if len(wrong) and st.button("Select what the neighbours get most wrong"):
+            st.query_params["picked"] = ",".join(map(str, wrong.index[:12]))
+            st.rerun()
+        return
+    row = chosen[0]
+    if len(chosen) > 1:
+        labels = {at: f"{table['sample'][at]}: {table.class_name[at]}" for at in chosen}
+        row = show.choose(
+            "shown", f"{len(chosen)} objects selected; shown here", chosen, label=labels.get
+        )
+    one = table.loc[row]
+    if st.button(f"Open {one['sample']} layer by layer", type="primary", width="stretch"):
+        show.go_to(
+            "object", **{"class": one.class_name}, object=one["sample"], variant=model, layer=layer
+        )
+    said = "right" if one.right else f"wrong, they name {one.named}"
+    st.text(
+        f"{one['sample']} ({one.split}), class: {one.class_name}\n"
+        f"neighbours: {said}; {one.support:.0%} of {found.attrs['k']} are of its class\n"
+        f"drift: {one.drift:.4f} (1 − cosine)"
+    )
+    objects.cloud(path, int(row), height=190)
+    st.text(one.caption)
+    st.text(f"Nearest gallery objects in layer {layer}, nearest first")
+    rows = found.neighbour.sel(model=model, layer=layer).values[row][:3]
+    objects.neighbours(path, data.near_table(path, int(row), rows))
+
+
+main(st.session_state["opened"])
