@@ -207,8 +207,13 @@ def test_published_names_restore_the_experts():
     state = source.state_dict() | {"query_tokens": source.query_expert_dict["0"].detach()}
     target.load_published({"model": state})
     assert all(torch.equal(target.state_dict()[name], w) for name, w in source.state_dict().items())
-    del state["query_expert_dict.0"]  # the queries stand in for it
-    target.load_published(state)
+    other = small_experts(seed=3)  # expert 0 under its other name only
+    other.load_published({n: w for n, w in state.items() if n != "query_expert_dict.0"})
+    assert torch.equal(other.query_expert_dict["0"], source.query_expert_dict["0"])
+    with pytest.raises(ValueError, match=r"1 missing \(query_expert_dict\.0\)"):
+        other.load_published(
+            {n: w for n, w in source.state_dict().items() if n != "query_expert_dict.0"}
+        )
     with pytest.raises(ValueError, match=r"'query_tokens' and 'query_expert_dict\.0' differ"):
         target.load_published(source.state_dict() | {"query_tokens": torch.zeros(1, 3, 10)})
 

@@ -20,6 +20,7 @@ from train.models.llm import (
     checkpoint_blocks,
     hold_in,
     llm_from_folder,
+    read_tokenizer,
     set_attention,
     sizes_of,
     trainable_norms,
@@ -356,3 +357,15 @@ def test_another_architecture_and_missing_tensors_are_refused(folder):
     (path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="of type 'gpt2', wanted phi3 or llama"):
         llm_from_folder(path)
+
+
+def test_a_tokenizer_file_that_is_none_is_one_sentence(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer .*tokenizer\.json"):
+        read_tokenizer(path)
+    for content in (b"", b"{", b"[]", b'{"a": 1}', b"\xff\xfe\x00", b'{"model": {"type": "BPE"}}'):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"tokenizer\.json is not a tokenizer \(.*copy it again"
+        ):
+            read_tokenizer(path)

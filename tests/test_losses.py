@@ -37,8 +37,19 @@ def test_published_names_load_and_a_wrong_one_is_named():
     hidden = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(source(hidden), other(hidden))
     del published["alignment_projector.projector.2.bias"]
-    with pytest.raises(ValueError, match=r"projector\.2\.bias"):
-        other.load_published(published)
+    prefix = "alignment_projector.projector."
+    with pytest.raises(ValueError) as refused:
+        other.load_published(
+            published | {f"{prefix}9.bias": torch.ones(1), f"{prefix}0.bias": torch.ones(7)}
+        )
+    for part in (
+        f"1 missing ({prefix}2.bias)",
+        f"1 not known ({prefix}9.bias)",
+        f"1 of another shape ({prefix}0.bias (7,) instead of (5,))",
+    ):
+        assert part in str(refused.value)
+    with pytest.raises(ValueError, match=r"9\.bias' is a list, not a tensor"):
+        other.load_published(published | {f"{prefix}9.bias": [0.0]})
 
 
 @given(scale=st.floats(0.1, 10))

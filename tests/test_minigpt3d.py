@@ -13,7 +13,7 @@ from train.config import NANO, ModelConfig
 from train.losses import AlignmentProjector, alignment_loss
 from train.models.experts import MixtureOfQueryExperts
 from train.models.minigpt3d import MiniGPT3D, build
-from train.models.phi import trainable_norms
+from train.models.phi import NEVER_PUBLISHED, trainable_norms
 from train.prompts import (
     TEMPLATE,
     Batch,
@@ -23,6 +23,7 @@ from train.prompts import (
     encode_question,
     prefix,
 )
+from train.published import published_names
 
 TINY = replace(
     NANO,
@@ -435,3 +436,64 @@ def test_loading_names_the_faults_of_every_part(model):
         model.load_published({"alignment_projector.projector.0.bias": torch.zeros(2)})
     for part in ("PointBERT", "PointMLP", "QFormer", "ModalityProjector", "LLM"):
         assert part in str(error.value)
+
+
+def published(model: MiniGPT3D) -> dict[str, torch.Tensor]:
+    """All tensors of a model under their published names, experts included."""
+    own = model.state_dict()
+    state = {name: own[ours] for name, ours in published_names(model).items()}
+    if model.experts is not None:
+        state |= model.experts.state_dict()
+    return {name: value.clone() for name, value in state.items()}
+
+
+def assert_same(model: MiniGPT3D, before: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(value, before[name]) for name, value in published(model).items())
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_each_missing_tensor_is_named_and_a_refused_state_changes_nothing(experts):
+    sizes = replace(TINY, experts=experts, llm_depth=1, qformer_depth=2, encoder_depth=1)
+    model, other = build(sizes, seed=1), build(sizes, seed=2)
+    before, state = published(model), published(other)
+    for lost in state:
+        # Expert 0 is query_tokens, which is there too.
+        if not NEVER_PUBLISHED.search(lost) and lost != "query_expert_dict.0":
+            with pytest.raises(ValueError, match="1 missing") as refused:
+                model.load_published({name: v for name, v in state.items() if name != lost})
+            assert lost in str(refused.value)
+    for name in state:
+        with pytest.raises(ValueError) as refused:
+            model.load_published(state | {name: torch.ones(1, 2, 3, 4, 5)})
+        assert f"{name} (1, 2, 3, 4, 5) instead of" in str(refused.value)
+        with pytest.raises(ValueError, match=f"'{name}' is a NoneType, not a tensor"):
+            model.load_published(state | {name: None})
+    assert_same(model, before)
+    model.load_published(state)
+    assert_same(model, state)
+
+
+def test_all_of_many_missing_and_unexpected_tensors_are_named(model):
+    unknown = [f"llama_model.extra.{at}" for at in range(20)] + ["stranger"]
+    with pytest.raises(ValueError) as refused:
+        model.load_published({name: torch.ones(1) for name in unknown})
+    needed = [name for name in published(model) if not NEVER_PUBLISHED.search(name)]
+    assert len(needed) > 150 and all(name in str(refused.value) for name in (*needed, *unknown))
+
+
+def test_query_experts_load_with_their_model_and_are_unexpected_without():
+    plain, sizes = build(TINY, seed=1), replace(TINY, experts=3)
+    source, target = build(sizes, seed=2), build(sizes, seed=3)
+    state = published(source)
+    with pytest.raises(ValueError) as refused:
+        plain.load_published(state)
+    for name in source.experts.state_dict():
+        assert f"unexpected {name}" in str(refused.value)
+    target.load_published(state)
+    assert_same(target, state)
+    assert target.experts.query_expert_dict["0"] is target.qformer.query_tokens
+    with pytest.raises(ValueError, match=r"'query_tokens' and 'query_expert_dict\.0' differ"):
+        target.load_published(state | {"query_tokens": state["query_tokens"] + 1})
+    with pytest.raises(ValueError, match=r"1 not known \(query_expert_dict\.3\)"):
+        target.load_published(state | {"query_expert_dict.3": state["query_expert_dict.2"]})
+    assert_same(target, state)

@@ -203,8 +203,32 @@ def test_a_stage_file_holds_what_trained_and_each_expectation_says_what_it_lacks
 def test_biases_of_query_and_key_norms_may_be_absent_as_they_are_in_every_file(tiny):
     state = tiny_state(tiny)
     state = {key: value for key, value in state.items() if not key.endswith("q_layernorm.bias")}
+    biases = [block.self_attn.q_layernorm.bias for block in tiny.model.layers]
+    for bias in biases:
+        torch.nn.init.ones_(bias)
+    load_published(tiny, {}, expect="present")
+    assert all(bias.all() for bias in biases)  # a file without the norms says nothing of them
     load_published(tiny, state)
-    assert not tiny.model.layers[0].self_attn.q_layernorm.bias.any()
+    assert not any(bias.any() for bias in biases)
+    assert tiny.model.layers[0].self_attn.k_layernorm.bias.all()  # that was given
+
+
+def test_a_bad_split_projection_is_named_as_it_stands_in_the_file(tiny):
+    stock = PhiForCausalLM(tiny.config).state_dict()
+    query, key = (f"model.layers.1.self_attn.{part}_proj.weight" for part in "qk")
+    with pytest.raises(ValueError, match=rf"1 of another shape \({query} \(5, 7\) instead of"):
+        load_published(tiny, stock | {query: torch.zeros(5, 7)}, expect="base")
+    for lost in (query, key):
+        without = {name: value for name, value in stock.items() if name != lost}
+        with pytest.raises(ValueError, match=rf"1 missing \({PUBLISHED_PREFIX}{lost}\)"):
+            load_published(tiny, without, expect="base")
+    with pytest.raises(ValueError, match=r"k_proj\.weight is there without .*q_proj\.weight and"):
+        load_published(tiny, {key: stock[key]}, expect="present")
+
+
+def test_a_value_that_is_no_tensor_is_named(tiny):
+    with pytest.raises(ValueError, match=r"'lm_head\.bias' is a list, not a tensor"):
+        load_published(tiny, {"lm_head.bias": [1.0]}, expect="present")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -1,5 +1,6 @@
 """The point encoder against the published numbers, plain loops and scikit-learn."""
 
+import re
 from functools import cache
 
 import numpy as np
@@ -295,7 +296,7 @@ def test_strict_loading_names_every_bad_key_and_loads_nothing():
     with pytest.raises(ValueError) as refused:
         target.load_published(state)
     for part in (
-        "1 missing (norm.weight)",
+        "1 missing (pc_encoder.norm.weight)",
         "1 not known (pc_encoder.norm.scale)",
         "1 of another shape (pc_encoder.reduce_dim.weight (24, 31) instead of (24, 32))",
     ):
@@ -303,3 +304,26 @@ def test_strict_loading_names_every_bad_key_and_loads_nothing():
     assert torch.equal(target.norm.bias, before)
     with pytest.raises(ValueError, match=r"'epoch' is a int, not a tensor"):
         target.load_published({"epoch": 3})
+
+
+def test_a_refusal_names_everything_as_the_file_spells_it():
+    target = small_encoder()
+    names = list(target.state_dict())
+    for alias in ("", "pc_encoder.", "point_encoder."):
+        kept = {alias + name: torch.zeros(7, 7, 7, 7) for name in names[:20]}
+        with pytest.raises(ValueError) as refused:
+            target.load_published(kept | {f"{alias}strange.{at}": torch.ones(1) for at in range(9)})
+        for name in (*names[:20], *names[20:], *(f"strange.{at}" for at in range(9))):
+            assert re.search(rf"[( ]{re.escape(alias + name)}[), ]", str(refused.value)), name
+
+
+def test_every_value_that_is_no_tensor_is_named():
+    wrong = {"point_encoder.norm.bias": None, "point_encoder.norm.weight": [1.0], 7: torch.ones(1)}
+    with pytest.raises(ValueError) as refused:
+        small_encoder().load_published(wrong)
+    for part in (
+        "'point_encoder.norm.bias' is a NoneType, not a tensor",
+        "'point_encoder.norm.weight' is a list, not a tensor",
+        "7 is a int, not a name",
+    ):
+        assert part in str(refused.value)

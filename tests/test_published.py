@@ -25,6 +25,7 @@ from train.published import (
     STAGE3,
     STAGE4,
     TINYGPTV,
+    find_files,
     load_folder,
     published_names,
     read_weights,
@@ -306,7 +307,7 @@ def test_each_tensor_of_each_file_is_used_or_a_copy_or_named(weights):
     *_, blip2, encoder, pretrain = found.sources
     assert len(found.sources) == 5 and len(found.hashes()) == 5
     assert blip2.used == len(weights.blip2) and len(blip2.dropped) == 3
-    assert "3 not read (Qformer, ln_vision, t5_proj)" in str(blip2)
+    assert "3 not read (Qformer 1, ln_vision 1, t5_proj 1)" in str(blip2)
     assert encoder.used == len(weights.encoder) and not encoder.dropped
     assert pretrain.used == len(weights.pretrain) and pretrain.dropped == (qformer.POSITION_IDS,)
     assert pretrain.copies == len(weights.encoder) + 6 and pretrain.replaced == 0
@@ -474,9 +475,14 @@ def test_a_cut_safetensors_and_things_that_are_no_weights_are_one_sentence(tmp_p
     torch.save({"model": {"a": torch.ones(2), "epoch": 3}}, tmp_path / "mixed.pth")
     with pytest.raises(ValueError, match="'epoch' is a int, not a tensor"):
         read_weights(tmp_path / "mixed.pth")
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="not an index of shards"):
-        read_weights(tmp_path)
+    torch.save({"model": {"a": torch.ones(2), 1: torch.ones(2)}}, tmp_path / "number.pth")
+    with pytest.raises(ValueError, match=r"number\.pth: 1 is a int, not a name"):
+        read_weights(tmp_path / "number.pth")
+    for shards in (None, [], {"a": 1}, {"a": None}, {"a": "../x.safetensors"}):
+        index = {} if shards is None else {"weight_map": shards}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="not an index of shards"):
+            read_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -505,8 +511,9 @@ def test_without_the_added_norms_anywhere_one_sentence_says_so(weights):
     norms = some(weights.pretrain, lambda n: added(n) and ".lora_" not in n)
     assert len(norms) == 3 * TINY.llm_depth
     weights.save("pretrain", {n: v for n, v in weights.pretrain.items() if n not in norms})
-    with pytest.raises(ValueError, match="12 norms that MiniGPT-3D adds to Phi-2, such as"):
+    with pytest.raises(ValueError, match="12 norms that MiniGPT-3D adds to Phi-2 are") as error:
         load_folder(weights.folder, TINY)
+    assert all(name in str(error.value) for name in norms)
 
 
 @pytest.mark.parametrize(
@@ -545,7 +552,7 @@ def test_a_phi_of_other_sizes_is_refused_by_its_config_or_its_shapes(weights):
         load_folder(weights.folder, replace(TINY, vocabulary=200))
     for name in ("config.json", "tokenizer.json"):
         whole = (weights.folder / "Phi_2" / name).read_text()
-        for text in (whole[:-9], "[]"):
+        for text in (whole[:-9], "[]", '"a"', ""):
             (weights.folder / "Phi_2" / name).write_text(text)
             with pytest.raises(ValueError, match=f"{name} is not"):
                 load_folder(weights.folder, TINY)
@@ -556,6 +563,31 @@ def test_a_phi_of_other_sizes_is_refused_by_its_config_or_its_shapes(weights):
     save_file(state | {name: torch.zeros(5, 7)}, path)
     with pytest.raises(ValueError, match=r"_proj\.weight \(5, 7\) instead of \(32, 32\)"):
         load_folder(weights.folder, TINY)
+
+
+def test_a_phi_whose_json_is_of_something_else_is_one_sentence(weights):
+    folder = weights.folder / "Phi_2"
+    whole = (folder / "config.json").read_text()
+    (folder / "config.json").write_text('{"rope_parameters": [1]}')
+    with pytest.raises(ValueError, match=r"config\.json: rope_parameters is a list"):
+        load_folder(weights.folder, TINY)
+    (folder / "config.json").write_text(whole)
+    for text in ('{"a": 1}', "{}", '{"model": 3}'):
+        (folder / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer") as error:
+            load_folder(weights.folder, TINY)
+        assert "\n" not in str(error.value)
+
+
+def test_the_files_of_a_chain_are_found_without_opening_them(weights):
+    for path in weights.folder.rglob("*.pth"):
+        path.write_bytes(b"")
+    found = find_files(weights.folder, "pointalign-finetune")
+    assert tuple(found) == CHAINS["pointalign-finetune"]
+    assert found[FINETUNE] == weights.folder / PATHS["finetune"]
+    (weights.folder / PATHS["pretrain"]).unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no PointAlign pretrain \(looked for"):
+        find_files(weights.folder, "pointalign-finetune")
 
 
 def test_two_unlike_copies_within_one_file_are_refused(weights):

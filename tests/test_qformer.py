@@ -1,5 +1,6 @@
 """The Q-Former against the published numbers, with and without LoRA, and its loading."""
 
+import re
 from functools import cache
 
 import pytest
@@ -163,10 +164,19 @@ def test_published_names_restore_the_model(rank):
 
 
 @torch.no_grad()
-def test_a_file_without_lora_loads_and_leaves_lora_as_it_is():
+def test_a_file_without_lora_loads_only_when_asked_and_leaves_lora_as_it_is():
     source, target = small_qformer(1, lora_rank=0), QFormer(**SMALL).eval()
-    target.load_published(published_state(source))
+    plain = published_state(source)
+    with pytest.raises(ValueError) as refused:
+        target.load_published(plain)
+    lora = [name for name in published_state(target) if ".lora_" in name]
+    assert len(lora) == 36 and all(name in str(refused.value) for name in lora)
+    target.load_published(plain, expect="base")
     torch.testing.assert_close(target(states()), source(states()))  # new LoRA adds nothing
+    with pytest.raises(ValueError, match=rf"1 not known \({re.escape(lora[0])}\)"):
+        target.load_published(plain | {lora[0]: torch.ones(8, 16)}, expect="base")
+    with pytest.raises(ValueError, match="expect='some' must be 'all', 'base' or 'trained'"):
+        target.load_published(plain, expect="some")
 
 
 def test_a_stage_file_loads_only_when_asked_and_only_whole():
@@ -178,13 +188,13 @@ def test_a_stage_file_loads_only_when_asked_and_only_whole():
     with pytest.raises(ValueError, match=r"missing \(Qformer\.bert\.embeddings\.LayerNorm"):
         target.load_published(stage)
     frozen = target.bert.layernorm.bias.clone()
-    target.load_published(stage, partial=True)
+    target.load_published(stage, expect="trained")
     for name in source.lora_and_norm_parameters():
         assert torch.equal(source.get_parameter(name), target.get_parameter(name))
     assert torch.equal(target.bert.layernorm.bias, frozen)
     del stage["Qformer.bert.encoder.layer.2.crossattention.output.LayerNorm.weight"]
     with pytest.raises(ValueError, match=r"1 missing \(Qformer.*\.2\.crossattention\.output"):
-        target.load_published(stage, partial=True)
+        target.load_published(stage, expect="trained")
 
 
 def test_strict_loading_names_every_bad_key_and_loads_nothing():

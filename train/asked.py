@@ -128,7 +128,7 @@ def _test_set(config: EvaluateConfig, common: dict[str, Any]) -> Asked:
 
         objects = objaverse(config.data_root).query
     rows = _some(np.arange(len(objects)), config.limit)
-    few = objects.take(rows)
+    few = objects.take(rows.tolist())
     front = _Front(config, common["record"], few)
     numbered = config.data == "modelnet"
     return Asked(

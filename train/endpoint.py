@@ -47,7 +47,8 @@ PROMPTS: dict[Task, str] = {
         % ("same", "true or false")
     ),
     "caption": (
-        "Reference caption of a 3D object:\n<<<{reference}>>>\n\nCaption to grade:\n<<<{said}>>>\n\n"
+        "Reference caption of a 3D object:\n<<<{reference}>>>\n\nCaption to grade:\n"
+        "<<<{said}>>>\n\n"
         "List for yourself what the reference says of the object (kind, parts, colours, shape, "
         "use). What share of this does the other caption say as well? What is nearly the same "
         "counts in part, all points count alike, and what it says beyond counts neither way.\n"

@@ -6,11 +6,12 @@ the model's own words and captions, of the objects a run captured or of a whole 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -168,7 +169,7 @@ class EvaluateConfig:
         asked = self.prompt or ("2" if self.task == "caption" else "0,1")
         parts = [part.strip() for part in asked.split(",")]
         if not all(part.isdigit() for part in parts):
-            return {"promptX": self.prompt}
+            return {f"prompt-{hashlib.sha256(self.prompt.encode()).hexdigest()[:8]}": self.prompt}
         if wrong := [part for part in parts if int(part) >= len(PROMPTS)]:
             raise ValueError(f"--prompt {wrong[0]}: 0 to {len(PROMPTS) - 1}, or words")
         return {f"prompt{part}": PROMPTS[int(part)] for part in parts}
@@ -219,7 +220,11 @@ def _ask_run(config: EvaluateConfig) -> list[Path]:
                 label=f"ask {variant}",
             )
             closed = task == "closed"
-            made_by = {"variant": variant, "checkpoint": checkpoint, "protocol": config.protocol}
+            made_by: dict[str, Any] = {
+                "variant": variant,
+                "checkpoint": checkpoint,
+                "protocol": config.protocol,
+            }
             made_by |= {"seed": config.seed, "data": about.name, "decoding": asdict(how)}
             made_by |= {"class_names": about.class_names} if closed else {}
             given = Answers(

@@ -146,7 +146,9 @@ def score(
     guessed = np.full(len(verdicts), -1)
     if task == "closed":
         if published:
-            guessed[invalid] = [_draw(seed, ids[at], classes) for at in np.flatnonzero(invalid)]
+            guessed[invalid] = [
+                _draw(seed, ids[at], classes) for at in np.flatnonzero(invalid).tolist()
+            ]
         rows = np.where(invalid, guessed, values)
         return Scored((rows == np.asarray(labels)).astype(np.float64), invalid, guessed)
     values = values / 100 if task == "caption" else values

@@ -35,11 +35,18 @@ class AlignmentProjector(nn.Module):
         return self.projector(hidden)
 
     def load_published(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load `alignment_projector.projector.*`; ValueError names each key that does not fit."""
+        """Load `alignment_projector.projector.*`, or the same without the first part.
+
+        Raises ValueError that names each key that does not fit; nothing is loaded then.
+        """
         prefix = "alignment_projector."
         wanted = {prefix + name: value for name, value in self.state_dict().items()}
-        check_names("AlignmentProjector", wanted, state_dict)
-        self.load_state_dict({key.removeprefix(prefix): v for key, v in state_dict.items()})
+        given = {
+            key if key.startswith(prefix) else prefix + key: value
+            for key, value in state_dict.items()
+        }
+        check_names("AlignmentProjector", wanted, given)
+        self.load_state_dict({key.removeprefix(prefix): value for key, value in given.items()})
 
 
 def alignment_loss(projected: Tensor, target: Tensor, kind: str = "cosine") -> Tensor:

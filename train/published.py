@@ -580,8 +580,8 @@ def _check(
             raise ValueError(f"{path} is not whole: it holds no {' and no '.join(absent)}*")
         if norms := [n for n in lacking if ADDED_NORM.search(n) and n not in state]:
             raise ValueError(
-                f"{len(norms)} norms that MiniGPT-3D adds to Phi-2, such as {norms[0]}, are "
-                f"neither in {path} nor in a file before it"
+                f"{len(norms)} norms that MiniGPT-3D adds to Phi-2 are neither in {path} nor in a "
+                f"file before it: {', '.join(norms)}"
             )
         needed -= {name for name in lacking if ADDED_NORM.search(name)}
     own = {name: value for name, value in given.items() if not name.startswith(file.beside)}

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import Queue
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BASE = "default"
+WIDTH = 130
 QUESTIONS = ("I", "C", "average")
 """The two published questions of classification, and their mean."""
 
@@ -170,11 +171,14 @@ def _share(default: Job, job: Job) -> None:
     """
     if job.folder.exists():
         return
-    write_record(job.folder, {"status": "new"})
-    shutil.copytree(default.folder / "cache", job.folder / "cache")
+    fresh = job.folder.with_name(f".{job.folder.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_record(fresh, {})  # marks a run of ours that has not begun
+    shutil.copytree(default.folder / "cache", fresh / "cache")
     if job.setting.name.startswith("align_"):
         kept = Path("checkpoints") / "baseline"
-        shutil.copytree(default.folder / kept, job.folder / kept)
+        shutil.copytree(default.folder / kept, fresh / kept)
+    fresh.rename(job.folder)
 
 
 def over_seeds(values: Sequence[np.ndarray], level: float = 0.95) -> tuple[float, float, float]:
@@ -223,7 +227,9 @@ def measure(jobs: Sequence[Job]) -> xr.Dataset:
             cells[row, at], gaps[row, at] = over_seeds(own), over_seeds(pairs)
             by_seed[row, at] = [one.mean() for one in own]
     dims = ("setting", "question")
-    parts = {part: (dims, cells[..., at]) for at, part in enumerate(("mean", "low", "high"))}
+    parts: dict[str, Any] = {
+        part: (dims, cells[..., at]) for at, part in enumerate(("mean", "low", "high"))
+    }
     parts |= {
         f"difference_{part}": (dims, gaps[..., at])
         for at, part in enumerate(("mean", "low", "high"))
@@ -304,7 +310,7 @@ def figure(results: xr.Dataset):
 
 
 def main(arguments: tuple[SweepConfig, list[str]]) -> None:
-    """Train, ask, print the table and keep it."""
+    """Train, ask, print the table and keep it with its figure."""
     from rich.console import Console
 
     config, rest = arguments
@@ -314,7 +320,10 @@ def main(arguments: tuple[SweepConfig, list[str]]) -> None:
     results = measure(jobs)
     results.to_zarr(config.out / "sweep.zarr", mode="w", consolidated=False)
     figure(results).write_html(config.out / "sweep.html")
-    Console().print(table(results), soft_wrap=True)
+    console = Console()
+    if console.width < WIDTH:  # a narrow terminal may fold lines, but no number is cut off
+        console = Console(width=WIDTH)
+    console.print(table(results))
     print(f"table and figure are in {config.out}: sweep.zarr, sweep.html")
 
 

@@ -1,7 +1,7 @@
 """Tables 1 and 2 of a run beside the published ones: python -m train.tables RUN.
 
-Each cell with its 95 % interval over objects; behind each comparison the paired counts and how small
-a difference it could have found. Reads what train.evaluate wrote.
+Each cell with its 95 % interval over objects; behind each comparison the paired counts and how
+small a difference it could have found. Reads what train.evaluate wrote.
 """
 
 from __future__ import annotations

@@ -119,8 +119,9 @@ class MixtureOfQueryExperts(nn.Module):
         """Load the experts and the router of a published stage IV file.
 
         state_dict : `query_expert_dict.N` and `query_router.{0,2}.{weight,bias}`, perhaps inside
-                     `model`. `query_tokens` may stand beside expert 0 and must then be equal to it.
-                     Names of other modules must be taken out before.
+                     `model`. `query_tokens` may stand beside expert 0, and must then be equal to
+                     it, or in its place: they are one tensor. Names of other modules must be
+                     taken out before.
 
         Raises ValueError that names all that is missing, not known, of another shape or
         contradictory; nothing is loaded then.
@@ -133,6 +134,8 @@ class MixtureOfQueryExperts(nn.Module):
             state_dict = inner
         given = only_tensors("MixtureOfQueryExperts", state_dict)
         queries = given.pop("query_tokens", None)
+        if queries is not None:
+            given.setdefault("query_expert_dict.0", queries)
         check_names("MixtureOfQueryExperts", self.state_dict(), given)
         first = given["query_expert_dict.0"]
         if queries is not None and not torch.equal(first.double(), queries.double()):
