@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from train.config import Stage2Config
-from train.data.load import load_data
+from train.data.load import load_data, share
 from train.data.objaverse import CORRUPT, objaverse, read_annotations
 from train.data.objects import KINDS
 from train.data.shapes import shapes
@@ -149,9 +149,9 @@ def test_smaller_shares_of_the_training_objects_are_part_of_larger_ones(tmp_path
     config = Stage2Config(
         data="objaverse", data_root=write_set(tmp_path, train=names), train_per_class=20
     )
-    whole = load_data(config)
-    assert whole.train.ids == names
-    shares = [load_data(replace(config, data_fraction=part / 20)).train for part in range(1, 21)]
+    whole = objaverse(config.data_root).train
+    assert whole.ids == names
+    shares = [share(whole, part / 20, 0) for part in range(1, 21)]
     assert [len(each) for each in shares] == list(range(1, 21))
     for small, large in pairwise(shares):
         assert set(small.ids) < set(large.ids)
@@ -159,11 +159,10 @@ def test_smaller_shares_of_the_training_objects_are_part_of_larger_ones(tmp_path
     about = {half.ids[each.object] for each in half.conversations}
     assert about == set(half.ids) and half.ids == sorted(half.ids)
     assert half.captions == [f"A thing named {name}." for name in half.ids]
-    again, other = (load_data(replace(config, data_fraction=0.5, seed=s)).train for s in (0, 1))
-    assert again.ids == half.ids != other.ids
-    few = load_data(replace(config, data_fraction=0.01))
+    assert share(whole, 0.5, 0).ids == half.ids != share(whole, 0.5, 1).ids
+    all_of_it, few = load_data(config), load_data(replace(config, data_fraction=0.01))
     assert len(few.train) == 1
-    assert few.gallery.ids == whole.gallery.ids and few.query.ids == whole.query.ids
+    assert few.gallery.ids == all_of_it.gallery.ids and few.query.ids == all_of_it.query.ids
 
 
 def test_a_folder_of_something_else_is_named(tmp_path):
