@@ -170,7 +170,7 @@ def test_a_model_with_experts_is_saved_and_read_bit_by_bit(tmp_path, tiny_tokeni
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import tests.conftest, train.config, train.loop
 from train import stage1
@@ -182,17 +182,17 @@ def keep_and_die(*arguments):
     if count[0] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 train.loop.save_trainer = keep_and_die
-stage1.main(stage1.Stage1Config(**eval(sys.argv[1])))
+settings = json.loads(sys.argv[1])
+settings |= {name: Path(settings[name]) for name in ("out", "start", "data_root")}
+stage1.main(stage1.Stage1Config(**settings))
 """
 
 
 def test_a_killed_stage_goes_on_and_ends_as_one_that_was_not(chain, annotated, tmp_path):
     asked = config(annotated, tmp_path / "run", "III", start=chain["II"] / "checkpoint")
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()}
-    text = repr(settings).replace("'run'", "run")
-    code = KILLED.replace("eval(sys.argv[1])", "{k: Path(v) if k in ('out', 'start', 'data_root') "
-                          "else v for k, v in eval(sys.argv[1]).items()}")  # fmt: skip
-    ended = subprocess.run([sys.executable, "-c", code, text], capture_output=True, check=False)
+    call = [sys.executable, "-c", KILLED, json.dumps(settings)]
+    ended = subprocess.run(call, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     trainer = tmp_path / "run" / "training" / "III-mixed" / "trainer.safetensors"
     assert trainer.is_file() and not (tmp_path / "run" / "checkpoint").exists()
