@@ -19,19 +19,10 @@ from train.models.minigpt3d import build
 from train.models.phi import fuse_split
 from train.objectives import CaptionObjective, language_parameters
 from train.prompts import collate, encode_conversation
-from train.published import (
-    CHAINS,
-    FINETUNE,
-    STAGE3,
-    STAGE4,
-    TINYGPTV,
-    find_files,
-    load_folder,
-    published_names,
-    read_weights,
-    weight_files,
-)
+from train.published import load_folder, published_names
+from train.published_files import CHAINS, FINETUNE, STAGE3, STAGE4, TINYGPTV, find_files
 from train.stages import add_experts, learner, trained_in
+from train.weight_files import read_weights, weight_files
 
 PHI = phi.PUBLISHED_PREFIX
 PATHS = {

@@ -36,7 +36,7 @@ from train.models.minigpt3d import MiniGPT3D, build, set_switches
 from train.objectives import language_parameters
 from train.prompts import prefix
 from train.provenance import provenance
-from train.published import find_files
+from train.published_files import find_files
 from train.record import check_new, check_same, read_record, write_record
 from train.start import load_start, starting_folder
 
