@@ -1,5 +1,6 @@
 """python -m store ls|info|verify|export|merge|prune: what runs hold, whether they are whole."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,10 @@ Numbers = Annotated[str, arg(metavar="N,N,...")]
 
 
 def ls(folder: Positional[str] = "runs") -> int:
-    """List the runs in a folder.
+    """List the runs in a folder: samples, layers, variants, whether they are complete.
 
     Args:
-        folder: Folder whose children are runs, or an fsspec URL as s3://bucket/runs.
+        folder: Folder whose children are runs, one run, or an fsspec URL as s3://bucket/runs.
     """
     from store.place import Place
     from store.reader import open_run
@@ -24,13 +25,15 @@ def ls(folder: Positional[str] = "runs") -> int:
     place = Place(folder)
     if place.local is not None and not place.local.is_dir():
         return _wrong(f"{folder} is no folder")
-    for name in sorted(place.names("")):
-        if not place.exists(f"{name}/{STORE}"):
-            continue
+    inside = [place.child(name) for name in sorted(place.names(""))]
+    runs = [run for run in [place, *inside] if run.exists(STORE)]
+    for run in runs:
         try:
-            print(repr(open_run(place.child(name).name))[1:-1])
+            print(repr(open_run(run.name))[1:-1])
         except StoreError as error:
             print(error)
+    if not runs:
+        print(f"{folder} holds no runs")
     return 0
 
 
@@ -50,13 +53,14 @@ def info(run: Positional[str]) -> int:
     hidden = ("digests", "provenance", "seal", "title", "nonfinite")
     attrs = {k: v for k, v in opened.attrs.items() if k not in hidden}
     attrs["finished samples"] = {name: opened.done(name) for name in ["target", *opened.variants]}
-    attrs["bytes on disk"] = Place(run).child(opened.store.name).size()
+    attrs["size"] = f"{Place(run).child(opened.store.name).size() / 2**20:,.1f} MiB"
+    attrs["probes"] = ", ".join(opened.probe_names()) or "none"
     unknown = "counted when the run is finished"
     attrs["not finite"] = (say(opened.nonfinite()) or "none") if opened.complete else unknown
-    attrs["provenance"] = opened.attrs["provenance"]
     for name, value in attrs.items():
         text = value if isinstance(value, str) else json.dumps(value)
         print(f"{name:18}{text}")
+    print("provenance", json.dumps(opened.attrs["provenance"], indent=2, ensure_ascii=False))
     return 0
 
 
@@ -139,10 +143,16 @@ def prune(run: Positional[str], *, layers: Numbers = "", steps: Numbers = "", ou
 
 
 def _numbers(text: str) -> list[int] | None:
+    if progression := re.fullmatch(r"(\d+),(\d+),\.\.\.,(\d+)", text):
+        first, second, last = map(int, progression.groups())
+        if first < second <= last:
+            return list(range(first, last + 1, second - first))
     try:
         return [int(number) for number in text.split(",")] if text else None
     except ValueError:
-        raise ValueError(f"{text!r}: numbers with commas between them, as 4,8,12") from None
+        raise ValueError(
+            f"{text!r}: numbers with commas between them, as 4,8,12 or 4,8,...,32"
+        ) from None
 
 
 def _wrong(message: str) -> int:

@@ -46,6 +46,10 @@ class Part:
         return f"{self.group}/{self.array}"
 
     @property
+    def samples(self) -> int:
+        return self.shape[self.dims.index("sample")]
+
+    @property
     def layers(self) -> int:
         return self.shape[self.dims.index("layer")] if "layer" in self.dims else 1
 

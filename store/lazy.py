@@ -1,7 +1,8 @@
 """States as an array that xarray reads when values are asked for."""
 
+import os
 from collections.abc import Iterator
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from store.layout import Part
 from store.place import Place
 from store.schema import StoreError
 from store.shards import Damaged, Shard, decode
+
+READING = 16
+"""Files that are read at a time."""
 
 Index = np.ndarray | slice
 
@@ -56,9 +60,17 @@ class States(BackendArray):
         steps = [self.part.steps[i] for i in at["step"]] if "step" in at else [None]
         layers, rows = at.get("layer", np.zeros(1, int)), at["sample"]
         out = np.empty((len(steps), len(layers), len(rows), *map(len, values)), self.dtype)
-        for step, block in zip(steps, out, strict=True):
-            for number, where in _groups(rows, self.part.chunk):
-                self._read_shard(block, where, number, step, layers, rows[where], pick)
+        jobs = [
+            (block, where, number, step, layers, rows[where], pick)
+            for step, block in zip(steps, out, strict=True)
+            for number, where in _groups(rows, self.part.chunk)
+        ]
+        if len(jobs) < 2:
+            for job in jobs:
+                self._read_shard(*job)
+        else:  # a disk takes its time before each file, and takes it for several at once
+            with ThreadPoolExecutor(READING) as pool:
+                list(pool.map(lambda job: self._read_shard(*job), jobs))
         kept = [
             len(i) for i, k in zip(found, key, strict=True) if np.ndim(k) or isinstance(k, slice)
         ]
@@ -67,22 +79,20 @@ class States(BackendArray):
     def _read_shard(self, out, where, number, step, layers, rows, pick) -> None:
         part = self.part
         key = part.shard(number, step)
+        plain = pick is None and self._stored == self.dtype
+        runs = list(_runs(rows - number * part.chunk, part.inner))
         try:
-            local = rows - number * part.chunk
-            wanted = [
-                (at, _compose(where, within), _span(local[within] - at * part.inner))
-                for at, within in _groups(local, part.inner)
-            ]
-            spare = np.empty((1, part.chunk_bytes), np.uint8)
             with inside(self.store, key).open("rb", buffering=0) as file:
+                self._announce(file, number, layers, runs)
                 shard = Shard(file, part.grid)
                 for place, layer in zip(out, layers, strict=True):
-                    if pick is None and (straight := self._straight(place, wanted)) is not None:
-                        shard.read(int(layer), wanted[0][0], straight)
-                        continue
-                    for at, to, within in wanted:
-                        shard.read(int(layer), at, spare)
-                        stored = spare.view(self._stored).reshape(-1, *part.values)
+                    for first, count, to, within in runs:
+                        to = _compose(where, to)
+                        if plain and _is_whole(to, within, count * part.inner):
+                            shard.read(int(layer), first, self._bytes(place[to], count))
+                            continue
+                        stored = np.empty((count * part.inner, *part.values), self._stored)
+                        shard.read(int(layer), first, self._bytes(stored, count))
                         states = decode(stored[within], part.dtype)
                         place[to] = states if pick is None else states[(slice(None), *pick)]
         except FileNotFoundError:
@@ -90,22 +100,22 @@ class States(BackendArray):
         except Damaged as error:
             raise StoreError(f"{self.store.name} is damaged: {key}: {error}") from error
 
-    def _straight(self, out: np.ndarray, wanted: list) -> np.ndarray | None:
-        """The memory of `out` as the bytes of the wanted chunks, if these are all of it, in order.
+    def _bytes(self, memory: np.ndarray, chunks: int) -> np.ndarray:
+        return memory.reshape(-1).view(np.uint8).reshape(chunks, self.part.chunk_bytes)
 
-        Then they are read there and not copied once more.
+    def _announce(self, file: Any, number: int, layers: np.ndarray, runs: list) -> None:
+        """Have the system fetch what will be read, all at once and whole, before it is asked for.
+
+        Chunks lie in order; should a file be otherwise, its table says so and only time is lost.
         """
-        whole = slice(0, self.part.inner)
-        slices = all(isinstance(to, slice) and isinstance(own, slice) for _, to, own in wanted)
-        if self._stored != self.dtype or not slices or any(own != whole for _, _, own in wanted):
-            return None
-        spans = [to for _, to, _ in wanted]
-        if any(one.stop != other.start for one, other in pairwise(spans)) or any(
-            at + 1 != other for (at, *_), (other, *_) in pairwise(wanted)
-        ):
-            return None
-        rows = out[spans[0].start : spans[-1].stop]
-        return rows.reshape(-1).view(np.uint8).reshape(len(wanted), self.part.chunk_bytes)
+        if not hasattr(os, "posix_fadvise"):
+            return
+        rows = min(self.part.chunk, self.part.samples - number * self.part.chunk)
+        in_layer, size = -(-rows // self.part.inner), self.part.chunk_bytes + 4
+        for first, count, *_ in runs:
+            for layer in layers:
+                start = (int(layer) * in_layer + first) * size
+                os.posix_fadvise(file.fileno(), start, count * size, os.POSIX_FADV_WILLNEED)
 
 
 def inside(store: Place, key: str) -> Any:
@@ -121,15 +131,27 @@ def inside(store: Place, key: str) -> Any:
 def _groups(rows: np.ndarray, size: int) -> Iterator[tuple[int, Index]]:
     """Number of each block of `size` that rows lie in, and which of the rows these are."""
     blocks = rows // size
-    for block in np.unique(blocks):
-        yield int(block), _span(np.flatnonzero(blocks == block))
+    order = np.argsort(blocks, kind="stable")
+    for where in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
+        if len(where):
+            yield int(blocks[where[0]]), _span(where)
 
 
-def _span(index: np.ndarray) -> Index:
-    """Consecutive numbers as a slice, which numpy copies faster."""
-    if len(index) and (np.diff(index) == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
+def _runs(rows: np.ndarray, size: int) -> Iterator[tuple[int, int, Index, Index]]:
+    """Stretches of neighbouring blocks of `size` that rows lie in.
+
+    Of each: its first block, how many blocks, which of the rows they are, and where in the stretch.
+    """
+    blocks = np.unique(rows // size)
+    for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
+        first, count = int(run[0]), len(run)
+        here = np.flatnonzero((rows >= first * size) & (rows < (first + count) * size))
+        yield first, count, _span(here), _span(rows[here] - first * size)
+
+
+def _is_whole(to: Index, within: Index, size: int) -> bool:
+    """Whether memory is filled in order by all rows of a stretch, which can be read right there."""
+    return isinstance(to, slice) and isinstance(within, slice) and within == slice(0, size)
 
 
 def _compose(outer: Index, inner: Index) -> Index:
@@ -144,3 +166,10 @@ def _compose(outer: Index, inner: Index) -> Index:
 
 def _is_all(index: np.ndarray, size: int) -> bool:
     return len(index) == size and np.array_equal(index, np.arange(size))
+
+
+def _span(index: np.ndarray) -> Index:
+    """Consecutive numbers as a slice, which numpy copies faster."""
+    if len(index) and (np.diff(index) == 1).all():
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -27,45 +28,72 @@ def lock(run: Place, slot: int) -> "FolderLock | Lease":
     Raises Locked, naming the holder. On a disk this is a lock of the operating system, which ends
     with the process. On an object store it is a file that the holder renews, and that counts as
     left behind when its process is gone or silent for a minute. One process may hold a lock twice.
+    Either file is removed on release; what a killed process left behind, the next holder takes.
     """
-    return FolderLock(run, slot) if run.local else Lease(run, slot)
+    if run.local:
+        return FolderLock(run, slot)
+    with Lease.guard:
+        lease = Lease.held.get(f"{run.name}/{_name(slot)}") or Lease(run, slot)
+        lease.holds += 1
+        return lease
 
 
 class FolderLock:
     def __init__(self, run: Place, slot: int):
         assert run.local is not None
         run.local.mkdir(parents=True, exist_ok=True)
-        path = run.local / _name(slot)
-        self._lock: Any = FileLock(path, timeout=0, thread_local=False, is_singleton=True)
+        self._path = run.local / _name(slot)
+        self._lock: Any = FileLock(self._path, timeout=0, thread_local=False, is_singleton=True)
         try:
             self._lock.acquire()
         except Timeout:
-            holder = _read(path.read_bytes())
+            holder: dict[str, Any] = {}
+            with suppress(FileNotFoundError):  # released in this moment
+                holder = _read(self._path.read_bytes())
             raise Locked(_sentence(run, holder)) from None
-        path.write_bytes(_me())
+        self._path.write_bytes(_me())
+
+    def check(self) -> None:
+        """Nobody can take a lock of the operating system over."""
 
     def release(self) -> None:
+        if self._lock.lock_counter == 1:
+            # Before the release, while nobody else can hold it: filelock gives up a lock on a
+            # file that has lost its name. Windows, where an open file stays, removes it itself.
+            with suppress(PermissionError):
+                self._path.unlink(missing_ok=True)
         self._lock.release()
 
 
 class Lease:
-    _held: dict[str, int] = {}  # noqa: RUF012  this process's leases, by key, with how often
+    held: dict[str, "Lease"] = {}  # noqa: RUF012  those of this process
+    guard = threading.RLock()
 
     def __init__(self, run: Place, slot: int):
+        self.holds = 0
         self._run, self._key = run, _name(slot)
-        self._where = f"{run.name}/{self._key}"
-        if self._held.get(self._where):
-            self._held[self._where] += 1
-            return
+        self._alive = time.time()
+        self._taken_by: dict[str, Any] = {}
+        self._over = threading.Event()
         self._take()
-        self._held[self._where] = 1
-        threading.Thread(target=self._renew, daemon=True).start()
+        self.held[f"{run.name}/{self._key}"] = self
+        threading.Thread(target=self._renew, daemon=True, name="lease").start()
+
+    def check(self) -> None:
+        """Raises Locked where somebody took the lease over while this process was silent."""
+        if time.time() - self._alive > LEASE / 2:
+            self._give_sign()
+        if self._taken_by:
+            raise Locked(_sentence(self._run, self._taken_by))
 
     def release(self) -> None:
-        left = self._held.get(self._where, 0) - 1
-        self._held[self._where] = max(left, 0)
-        if left == 0:
-            self._run.remove(self._key)
+        with self.guard:
+            self.holds -= 1
+            if self.holds == 0:
+                self._over.set()
+                del self.held[f"{self._run.name}/{self._key}"]
+                if not self._taken_by:
+                    self._run.remove(self._key)
 
     def _take(self) -> None:
         try:
@@ -82,17 +110,31 @@ class Lease:
             raise Locked(_sentence(self._run, _read(self._run.read(self._key))))
 
     def _renew(self) -> None:
-        while self._held.get(self._where):
-            time.sleep(RENEW)
-            if self._held.get(self._where):
-                self._run.write(self._key, [_me()])
+        while not self._over.wait(RENEW):
+            with suppress(Exception):  # the network is away: the next sign may get through
+                self._give_sign()
+
+    def _give_sign(self) -> None:
+        with self.guard:
+            if self._over.is_set():
+                return
+            holder = _read(self._run.read(self._key))
+            if holder.get("token") != _token():
+                self._taken_by = holder
+                return
+            self._run.write(self._key, [_me()])
+            self._alive = time.time()
 
 
 def _name(slot: int) -> str:
     return f".writer-{slot}.lock"
 
 
-_TOKEN = uuid.uuid4().hex
+_DRAWN = uuid.uuid4().hex
+
+
+def _token() -> str:
+    return f"{_DRAWN}-{os.getpid()}"
 
 
 def _me() -> bytes:
@@ -101,7 +143,7 @@ def _me() -> bytes:
         "host": socket.gethostname(),
         "command": " ".join(sys.orig_argv)[:200],
         "alive": time.time(),
-        "token": f"{_TOKEN}-{os.getpid()}",
+        "token": _token(),
     }
     return json.dumps(about).encode()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,6 +20,7 @@ from store.place import Place
 from store.schema import STORE, StoreError
 from store.writer import done
 
+LABELS = ("label", "class_name", "split")
 CODECS = {"bytes", "crc32c", "zstd", "vlen-utf8", "sharding_indexed", "blosc", "gzip", "transpose"}
 TYPES = {"bool", "string", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16))}
 TYPES |= {"int32", "int64", "uint32", "uint64", "float16", "float32", "float64"}
@@ -128,13 +130,15 @@ class Run:
             raise StoreError(f"{self.name} has no variant {variant!r}")
         return done(self._store, self._parts[variant][0])
 
+    def probe_names(self) -> list[str]:
+        """Probes whose results are stored."""
+        return sorted(name for name in self._store.names("probes") if name != "zarr.json")
+
     def probes(self, name: str) -> xr.Dataset:
         """The stored results of one probe."""
         if not schema.plain_name(name) or not self._store.exists(f"probes/{name}/zarr.json"):
-            known = sorted(n for n in self._store.names("probes") if n != "zarr.json")
-            raise StoreError(
-                f"{self.name} has no results of {name!r}: it has {', '.join(known) or 'none'}"
-            )
+            known = ", ".join(self.probe_names()) or "none"
+            raise StoreError(f"{self.name} has no results of {name!r}: it has {known}")
         return _plain_text(self._dataset(f"probes/{name}").load())
 
     def write_probe(self, name: str, results: xr.Dataset) -> None:
@@ -196,9 +200,12 @@ class Run:
         return self._label(states).isel(sample=slice(have))
 
     def _label(self, array: xr.DataArray) -> xr.DataArray:
-        table = self.samples()
-        coords = {name: table[name] for name in ("sample", "label", "class_name", "split")}
-        return array.assign_coords(coords)
+        return array.assign_coords({name: self._labels[name] for name in ("sample", *LABELS)})
+
+    @cached_property
+    def _labels(self) -> xr.Dataset:
+        """The table without its captions, which may be long and are rarely asked for."""
+        return _plain_text(self._dataset(None)[list(LABELS)].load())
 
 
 def check_group(store: Place, group: str) -> None:
@@ -210,19 +217,17 @@ def check_group(store: Place, group: str) -> None:
     inside = f"{group}/" if group else ""
     if store.local is not None and (store.local / group).is_symlink():
         raise StoreError(f"{store.name}: {group} is a link, it is not followed")
-    for name in store.names(group):
-        key = f"{inside}{name}"
-        if store.local is not None and (store.local / key).is_symlink():
-            raise StoreError(f"{store.name}: {key} is a link, it is not followed")
-        if name == "zarr.json" or "." in name:
-            continue
+    keys = [f"{inside}{name}" for name in store.names(group)]
+    if links := [key for key in keys if store.local and (store.local / key).is_symlink()]:
+        raise StoreError(f"{store.name}: {links[0]} is a link, it is not followed")
+    metadata = store.read_all(f"{key}/zarr.json" for key in keys if not key.endswith(".json"))
+    for name, content in metadata.items():
+        key = name.removesuffix("/zarr.json")
         try:
-            about = json.loads(store.read(f"{key}/zarr.json"))
+            about = json.loads(content)
             if about["node_type"] == "group":
                 continue
             kind, codecs = about["data_type"], _codecs(about["codecs"])
-        except FileNotFoundError:
-            continue
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{store.name} is damaged: {key}/zarr.json: {error}") from error
         if not isinstance(kind, str) or kind not in TYPES:

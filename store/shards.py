@@ -16,6 +16,8 @@ import google_crc32c
 import numpy as np
 
 ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that is not there
+PIECES = 1024  # buffers that one call of the system fills, at most
+AT_ONCE = 2**30  # bytes, likewise
 BITS = {"float16": (0x7C00, "u2"), "bfloat16": (0x7F80, "u2"), "float32": (0x7F800000, "u4")}
 
 
@@ -146,14 +148,13 @@ def count_nonfinite(stored: np.ndarray, dtype: str) -> np.ndarray:
 class Shard:
     """The chunks of one shard's file; each is held against its checksum when it is read.
 
-    file : binary, open for reading; grid : layers, and chunks of each
+    file : binary, open for reading without a buffer; grid : layers, and chunks of each
     """
 
     def __init__(self, file: Any, grid: tuple[int, int]):
         self._file = file
         length = 16 * grid[0] * grid[1]
-        end = file.seek(0, 2)
-        file.seek(max(0, end - length - 4))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - length - 4))
         table = np.frombuffer(file.read(length + 4), np.uint8)
         if len(table) != length + 4 or not np.array_equal(checksum(table[:-4]), table[-4:]):
             raise Damaged("its table of chunks is damaged")
@@ -166,16 +167,28 @@ class Shard:
         """
         spans = self._index[layer, first : first + len(into)]
         size = into.shape[1] + 4
-        expected = spans[0, 0] + np.arange(len(into), dtype="<u8") * np.uint64(size)
-        if (spans[:, 1] != size).any() or (spans[:, 0] != expected).any():
-            raise Damaged("its table of chunks is not what was written")
         start = int(spans[0, 0])
-        if hasattr(os, "posix_fadvise") and not isinstance(self._file, io.BytesIO):
-            # The whole stretch in one go: by itself the system reads ahead in small steps.
-            os.posix_fadvise(self._file.fileno(), start, size * len(into), os.POSIX_FADV_WILLNEED)
-        self._file.seek(start)
-        for chunk in into:
-            if self._file.readinto(chunk) < len(chunk):
-                raise Damaged("it is cut off")
-            if self._file.read(4) != checksum(chunk).tobytes():
+        expected = start + np.arange(len(into)) * size
+        if (spans[:, 1] != size).any() or (spans[:, 0] != expected.astype("<u8")).any():
+            raise Damaged("its table of chunks is not what was written")
+        marks = np.empty((len(into), 4), np.uint8)
+        at_once = max(1, min(PIECES // 2, AT_ONCE // size))
+        for at in range(0, len(into), at_once):
+            some = slice(at, at + at_once)
+            _scatter(self._file, start + at * size, into[some], marks[some])
+        for chunk, mark in zip(into, marks, strict=True):
+            if google_crc32c.value(chunk) != int.from_bytes(mark, "little"):
                 raise Damaged("its checksum is wrong")
+
+
+def _scatter(file: Any, start: int, chunks: np.ndarray, marks: np.ndarray) -> None:
+    """Fill chunks and their marks, one after the other, from a file; with one call if it is one."""
+    pieces = [piece for pair in zip(chunks, marks, strict=True) for piece in pair]
+    size = chunks.size + marks.size
+    if isinstance(file, io.BytesIO) or not hasattr(os, "preadv"):
+        file.seek(start)
+        found = sum(file.readinto(piece) for piece in pieces)
+    else:
+        found = os.preadv(file.fileno(), pieces, start)
+    if found < size:
+        raise Damaged("it is cut off")

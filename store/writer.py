@@ -262,6 +262,7 @@ class RunWriter:
     ) -> Encoder:
         if self._lock is None:
             raise ValueError(f"{self._run.name}: its writer is closed")
+        self._lock.check()
         number = rows.start // self.chunk
         encoder = Encoder(states, part.dtype, part.inner, self.chunk)
         try:
@@ -340,12 +341,11 @@ def finished(store: Place, part: Part, step: int | None = None) -> set[int]:
 
 def done(store: Place, part: Part, step: int | None = None) -> int:
     """Leading samples that are finished, at one step or at every step."""
-    samples = part.shape[part.dims.index("sample")]
     if part.steps and step is None:
         return min(done(store, part, one) for one in part.steps)
     have = finished(store, part, step)
     first = next(number for number in range(len(have) + 1) if number not in have)
-    return min(first * part.chunk, samples)
+    return min(first * part.chunk, part.samples)
 
 
 def say(nonfinite: Mapping[str, Mapping[str, Mapping[str, int]]]) -> str:

@@ -128,7 +128,7 @@ def test_a_killed_capture_resumes_to_the_same_bytes(tmp_path, finished):
     path = tmp_path / "killed"
     child = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT)
     mark = path / "activations.zarr" / "stage1" / "hidden" / "c"
-    deadline = time.time() + 30
+    deadline = time.time() + 120
     while not mark.exists() and time.time() < deadline:
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Killed, crowded, full, flipped: what is in a store is right, or verify says what is not."""
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -24,13 +25,20 @@ from tests.test_store import ROOT, contents, fill, plan, states, targets
 
 SMALL = {"variants": ["stage1", "aligned"], "points": None}
 
-# Captures in a loop, again and again from the start; each child is killed once at some moment.
-CHILD = (
-    "import sys; from tests.test_store import *\n"
-    "print('begin', flush=True)\n"
-    "fill(store.create_run(sys.argv[1], **plan(points=None), resume=True), pause=0.002)\n"
-    "print('end', flush=True)"
-)
+# Imports once; forks a child for each line that it is given, a path, which captures until killed.
+NURSERY = """
+import os, sys
+from tests.test_store import *
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        print(os.getpid(), flush=True)
+        fill(store.create_run(line.strip(), **plan(points=None), resume=True), pause=0.002)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +49,34 @@ def whole(tmp_path_factory):
 
 
 def kills(path, count, seed, whole):
+    """Children capture to `path`, each killed once; a finished run is begun anew."""
     draw = random.Random(seed)
-    for _ in range(count):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert child.stdout is not None
-        child.stdout.readline()  # imports are over
-        time.sleep(draw.uniform(0, 0.15))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        if (path / "activations.zarr").exists():
-            check_what_is_there(path)
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", NURSERY], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+    def child(folder, seconds=None):
+        """Seconds that a child took, which is killed after some."""
+        nursery.stdin.write(f"{folder}\n".encode())
+        nursery.stdin.flush()
+        process, begun = int(nursery.stdout.readline()), time.monotonic()
+        if seconds is not None:
+            time.sleep(seconds)
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        assert nursery.stdout.readline() == b"ended\n"
+        return time.monotonic() - begun
+
+    with nursery:
+        longest = child(path)
+        for _ in range(count):
+            if (path / "activations.zarr").exists():
+                check_what_is_there(path)
+                if store.open_run(path).complete:
+                    assert contents(path) == whole
+                    shutil.rmtree(path)
+            child(path, draw.uniform(0, longest))
+        nursery.stdin.close()
     fill(store.create_run(path, **plan(points=None), resume=True))
     assert contents(path) == whole
 
@@ -81,7 +101,7 @@ def nothing():
 
 
 def test_a_capture_survives_kills_at_random_moments(tmp_path, whole):
-    kills(tmp_path / "run", 2, 0, whole)
+    kills(tmp_path / "run", 3, 0, whole)
 
 
 @pytest.mark.slow
@@ -180,15 +200,16 @@ class Writers(RuleBasedStateMachine):
     results: list = []  # noqa: RUF012
 
 
-def test_writers_in_any_order_end_with_the_same_bytes(whole):
+@pytest.mark.parametrize("examples", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_writers_in_any_order_end_with_the_same_bytes(whole, examples):
     from hypothesis.stateful import run_state_machine_as_test
 
     Writers.results.clear()
     run_state_machine_as_test(
         Writers,
         settings=settings(
-            max_examples=3,
-            stateful_step_count=8,
+            max_examples=examples,
+            stateful_step_count=max(8, examples // 3),
             deadline=None,
             database=None,
             derandomize=True,
@@ -383,6 +404,40 @@ def test_a_second_process_is_told_who_is_writing(tmp_path):
     child.wait()
     child.stdout.close()
     store.resume_run(path, **plan(points=None)).close()
+
+
+COUNTING = """
+import os, sys, time
+from pathlib import Path
+from store.lock import Locked, lock
+from store.place import Place
+
+run, count = Place(sys.argv[1]), Path(sys.argv[1]) / "count"
+children = []
+for _ in range(4):
+    if child := os.fork():
+        children.append(child)
+        continue
+    left = 25
+    while left:
+        try:
+            held = lock(run, 0)
+        except Locked:
+            time.sleep(0.001)
+            continue
+        count.write_text(str(int(count.read_text()) + 1))
+        held.release()
+        left -= 1
+    os._exit(0)
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+"""
+
+
+def test_a_lock_whose_file_is_removed_is_held_by_one_process_at_a_time(tmp_path):
+    (tmp_path / "count").write_text("0")
+    subprocess.run([sys.executable, "-c", COUNTING, str(tmp_path)], cwd=ROOT, check=True)
+    assert (tmp_path / "count").read_text() == "100"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
 def test_a_link_out_of_a_store_is_not_followed(tmp_path):

@@ -1,5 +1,6 @@
 """A run behind a URL has the guarantees of a run on a disk: a real S3 server, and memory."""
 
+import json
 import os
 import signal
 import subprocess
@@ -18,11 +19,11 @@ from tests.test_store import ROOT, SAMPLES, contents, fill, plan, states, target
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    """URL of an empty bucket on a server that speaks the S3 protocol, on this machine."""
+def server():
+    """One that speaks the S3 protocol, on this machine; stopped and started, it keeps its files."""
     pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    module = pytest.importorskip("moto.server")
+    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     settings = {
@@ -30,16 +31,20 @@ def bucket():
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "2",
     }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    fsspec.filesystem("s3").mkdir("runs")
-    yield "s3://runs"
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("runs")
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def bucket(server):
+    """URL of a bucket on it."""
+    return "s3://runs"
 
 
 @pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
@@ -181,7 +186,7 @@ def test_a_capture_to_s3_that_is_killed_goes_on_to_the_same_bytes(bucket, on_dis
     url = f"{bucket}/killed"
     fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     child = subprocess.Popen([sys.executable, "-c", KILLED, url], cwd=ROOT)
-    deadline = time.time() + 60
+    deadline = time.time() + 180
     while not fs.exists(f"{root}/activations.zarr/stage1/hidden/c") and time.time() < deadline:
         time.sleep(0.05)
     with pytest.raises(store.Locked, match=f"is being written by process {child.pid} on "):
@@ -195,15 +200,51 @@ def test_a_capture_to_s3_that_is_killed_goes_on_to_the_same_bytes(bucket, on_dis
 
 
 @pytest.mark.slow
-def test_a_lock_of_another_machine_ends_when_it_is_silent(bucket, monkeypatch):
-    url = f"{bucket}/lease"
-    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+def test_a_capture_to_s3_goes_on_when_the_network_is_back(server, bucket, on_disk):
+    from botocore.exceptions import BotoCoreError
+
+    url = f"{bucket}/lost"
+    host, port = server.get_host_and_port()
     writer = store.create_run(url, **plan())
-    monkeypatch.undo()
-    monkeypatch.setattr("store.lock.Lease._held", {})
-    with pytest.raises(store.Locked, match="on elsewhere"):
-        store.resume_run(url, **plan())
-    later = time.time() + LEASE + 5
+    for rows in writer.pending("target"):
+        writer.append_target(rows, targets()[rows])
+    writer.append("stage1", slice(0, 128), states()[:, :128])
+    server.stop()
+    with pytest.raises(BotoCoreError, match="Could not connect"):
+        fill(writer)
+    server._ip_address, server._port = host, port
+    server.start()
+    assert writer.done("stage1") == 128
+    fill(writer)
+    assert remote_contents(url) == on_disk
+    assert store.verify_run(url) == []
+
+
+def sign(url, **about):
+    """Put another process's lock there; that of a machine elsewhere is judged by its age."""
+    holder = {"host": "elsewhere", "process": 7, "token": "another", "alive": time.time()}
+    Place(url).write(".writer-0.lock", [json.dumps(holder | about).encode()])
+
+
+def test_a_lock_of_another_machine_ends_when_it_is_silent(place):
+    url = f"{place}/lease"
+    store.create_run(url, **plan(points=None)).close()
+    sign(url)
+    with pytest.raises(store.Locked, match="written by process 7 on elsewhere"):
+        store.resume_run(url, **plan(points=None))
+    sign(url, alive=time.time() - LEASE - 5)
+    store.resume_run(url, **plan(points=None)).close()
+    assert not Place(url).exists(".writer-0.lock")
+
+
+def test_a_writer_that_was_silent_too_long_writes_no_more(place, monkeypatch):
+    url = f"{place}/taken"
+    writer = store.create_run(url, **plan(points=None))
+    writer.append_target(slice(0, 128), targets()[:128])
+    sign(url)
+    later = time.time() + LEASE
     monkeypatch.setattr("store.lock.time.time", lambda: later)
-    store.resume_run(url, **plan()).close()
+    with pytest.raises(store.Locked, match="written by process 7 on elsewhere"):
+        writer.append_target(slice(128, 256), targets()[128:256])
     writer.close()
+    assert Place(url).exists(".writer-0.lock")  # it is the other's

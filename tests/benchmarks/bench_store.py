@@ -1,10 +1,11 @@
 """What the store costs beside plain files of the same bytes; prints ratios.
 
-    python tests/benchmarks/bench_store.py [--folder DIR] [--samples 384] [--rounds 5]
+    python tests/benchmarks/bench_store.py [--folder DIR] [--samples 384] [--rounds 5] [--sweep]
 
-Sizes are those of the published model: 32 tokens of 2560 numbers in float16, 9 layers. Ours and
-the plain way take turns in one process, each after its pages were dropped from the cache where
-that is said; a ratio is that of the medians. All of it goes to the disk of --folder.
+With --sweep it tries sizes of files and of chunks instead, which `store.schema` chose from. Sizes
+are those of the published model: 32 tokens of 2560 numbers in float16, 9 layers. Ours and the plain
+way take turns in one process, each after its pages were dropped from the cache where that is said;
+a ratio is that of the medians. All of it goes to the disk of --folder.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import store
+from store import schema
 
 TOKENS, DIM, LAYERS = 32, 2560, [0, 4, 8, 12, 16, 20, 24, 28, 32]
 
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--grow", type=int, default=0, help="only write this many small samples")
+    parser.add_argument("--sweep", action="store_true", help="try sizes of files and chunks")
     chosen = parser.parse_args()
     if chosen.grow:
         print(grow(chosen.folder, chosen.grow))
@@ -41,6 +44,9 @@ def main() -> None:
         states = make_states(chosen.samples)
         size = states.nbytes / 2**30
         print(f"{chosen.samples} samples x {len(LAYERS)} layers, {size:.2f} GiB in float16\n")
+        if chosen.sweep:
+            sweep(folder, states, chosen.rounds)
+            return
         writing(folder, states, chosen.rounds)
         reading(folder, states, chosen.rounds)
         memory(folder)
@@ -136,6 +142,40 @@ def reading(folder: Path, states: np.ndarray, rounds: int) -> None:
                 f"read {name}, {where}: {ours / plain:.2f} x a memory-mapped npy (goal 1.50), "
                 f"{ours * 1000:.1f} ms"
             )
+
+
+def sweep(folder: Path, states: np.ndarray, rounds: int) -> None:
+    """Times of writing and of both reads by bytes of a layer in a file, and of a chunk.
+
+    All settings take turns in every round, after the plain file that each is a ratio to.
+    """
+    settings = [(file, 128) for file in (1, 2, 4, 8, 16)] + [(4, 512), (4, 2048)]
+    names = ["write", "layer cold", "sample cold", "layer cached", "sample cached"]
+    times: dict = {(*setting, name): [] for setting in [*settings, ("raw", 0)] for name in names}
+    for number in range(rounds + 1):
+        for file, chunk in (("raw", 0), *np.random.default_rng(number).permutation(settings)):
+            remove(folder / "store"), remove(folder / "raw"), os.sync()
+            if file == "raw":
+                seconds = clock(lambda: write_raw(folder / "raw", states))
+                plain = np.memmap(folder / "raw", states.dtype, "r", shape=states.shape)
+                read = lambda key: np.array(plain[key])  # noqa: B023, E731
+            else:
+                schema.CHUNK_BYTES, schema.INNER_BYTES = int(file) * 2**20, int(chunk) * 2**10
+                seconds = clock(lambda: write_store(folder / "store", states))
+                hidden = store.open_run(folder / "store").hidden("captured")
+                read = lambda key: hidden[key].values  # noqa: B023, E731
+            found = {"write": [seconds], **{name: [] for name in names[1:]}}
+            for at in np.random.default_rng(number).integers(len(LAYERS), size=5):
+                for what, key in (("layer", (at,)), ("sample", (slice(None), at))):
+                    drop_pages(folder)
+                    found[f"{what} cold"].append(clock(lambda: read(key)))  # noqa: B023
+                    found[f"{what} cached"].append(clock(lambda: read(key)))  # noqa: B023
+            for name, values in found.items() if number else ():  # the first round warms up
+                times[file, chunk, name].append(median(values))
+    print(f"{'MiB a layer in a file, KiB a chunk':36}", *(f"{name:>14}" for name in names))
+    for file, chunk in settings:
+        ratios = (median(times[file, chunk, n]) / median(times["raw", 0, n]) for n in names)
+        print(f"{f'{file}, {chunk}':36}", *(f"{ratio:14.2f}" for ratio in ratios))
 
 
 def drop_pages(folder: Path) -> None:
