@@ -1,5 +1,6 @@
 """python -m probe RUN: where in depth is geometry lost, and does alignment keep it?
 
+python -m probe RUN1 RUN2 RUN3, runs of one recipe under other seeds, adds intervals over seeds.
 python -m probe report RUN writes what was found as one page that opens anywhere.
 """
 
@@ -11,7 +12,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-BESIDE = ("maps", "reconstruction", "steps")  # probes with results of their own, beside the sweep
+# probes with results of their own, beside the sweep
+BESIDE = ("maps", "objects", "reconstruction", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +25,15 @@ class ProbeConfig:
 
     run: Positional[Path]
     """Run folder."""
+    more: Positional[tuple[Path, ...]] = ()
+    """Runs of the same recipe under other seeds: intervals then cover seeds as well as objects,
+    and are kept in the first run."""
     layers: str = "all"
     """Captured layers to probe: all, or a list as 0,8,16."""
     probes: str = "knn,drift,dimension"
     """What to measure: knn, drift, dimension, linear, geometry, variants, similarity; and maps,
-    reconstruction and steps (CKA and drift during training), which are kept beside the sweep."""
+    reconstruction, steps (CKA and drift during training) and objects (neighbours and drift of every
+    object, for the dashboard), which are kept beside the sweep."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -55,6 +61,9 @@ def main(config: ProbeConfig) -> None:
     layers = run.layers if config.layers == "all" else numbers(config.layers, "--layers")
     asked = [name.strip() for name in config.probes.split(",")]
     swept = [name for name in asked if name not in BESIDE]
+    if config.more:
+        _over_seeds(config, run, asked, layers)
+        return
     if swept:
         _sweep(config, run, swept, layers)
     for name in dict.fromkeys(name for name in asked if name in BESIDE):
@@ -86,17 +95,42 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
         print(save(results, run.path / name))
 
 
+def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
+    from probe.report import progress_bar
+    from probe.seeds import over_runs
+    from probe.seeds_table import print_seeds
+    from store import open_run
+
+    if config.again or (single := [name for name in probes if name in BESIDE]):
+        what = "--again" if config.again else f"--probes {single[0]}"
+        raise ValueError(f"{what} is of one run: ask for it run by run")
+    runs = [run, *(open_run(path) for path in config.more)]
+    k = numbers(config.k, "--k")
+    with progress_bar() as show:
+        results = over_runs(
+            runs, probes, layers, k=k, seed=config.seed, dask=config.dask, progress=show
+        )
+    run.write_probe("seeds", results)
+    print_seeds(results)
+
+
 def _beside(name: str, run, layers: list[int], seed: int) -> None:
     from probe.maps import maps
+    from probe.objects import objects
     from probe.reconstruction import reconstruction
     from probe.report import print_beside, progress_bar
-    from probe.steps import steps
+    from probe.steps import findings, steps
 
-    make: dict[str, Callable] = {"maps": maps, "reconstruction": reconstruction, "steps": steps}
+    make: dict[str, Callable] = {"maps": maps, "objects": objects}
+    make |= {"reconstruction": reconstruction, "steps": steps}
+    if name == "objects":
+        layers = run.layers  # a page asks for any of them
     with progress_bar() as show:
         results = make[name](run, layers, seed=seed, progress=show)
     run.write_probe(name, results)
     print_beside(name, results)
+    for sentence in findings(results) if name == "steps" else ():
+        print(f"• {sentence}")
 
 
 def report(config: ReportConfig) -> None:

@@ -156,6 +156,10 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         against = f"layer {sheet.layers[0]}"
         chance = -random[:, 0].mean()
         sheet.put_verdict(key, (), -values, -values[:, :1], chance, name, against=against)
+    by_token = np.moveaxis(sheet.stacked(cells, "by_token"), -1, 2)  # (..., tokens, queries)
+    estimate = intervals.bootstrap(by_token, level=LEVEL, seed=sheet.seed)
+    sheet.results = sheet.results.assign_coords(token=np.arange(by_token.shape[2]))
+    sheet.put_interval("token_drift", (*dims, "token"), estimate, f"{centred}, by token", LOWER)
 
 
 def _put_cka(sheet: Sheet, values: np.ndarray, left_out: np.ndarray) -> None:
@@ -172,9 +176,7 @@ def _put_cka(sheet: Sheet, values: np.ndarray, left_out: np.ndarray) -> None:
     if gaps:
         where = ("comparison", "layer")
         sheet.put_differences("cka_difference", where, gaps, f"difference in {name}")
-    # pseudo-values: an object's own part of CKA, whose mean and error are the jackknife's
-    own = (left_out.mean(axis=-1, keepdims=True) - left_out) * (left_out.shape[-1] - 1)
-    own += values[..., :1]
+    own = cka.own_parts(values[..., 0], left_out)
     against = f"layer {sheet.layers[0]}"
     sheet.put_verdict("cka", (), own, own[:, :1], 0.0, name, against=against)
 
@@ -285,6 +287,12 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     ):
         sheet.put(key, dims, sheet.stacked(cells, part), text, FITTED)
     reference = cells[TARGET]
+    code = "bits of the gallery's labels without the states over those with, online code"
+    for key, where, values in (
+        ("linear_compression", dims, sheet.stacked(cells, "compression")),
+        ("linear_target_compression", (), reference["compression"]),
+    ):
+        sheet.put(key, where, values, code, "higher is easier to read, 1 = nothing to read")
     target = f"{name} of the target"
     sheet.put_interval("linear_target", (), reference["accuracy"], target, HIGHER)
     hits = sheet.stacked(cells, "hits").astype(np.float64)  # (variants, layers, queries)
@@ -407,6 +415,11 @@ def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> N
     sheet.put_interval(
         "cka_rbf", dims, rbf, "debiased CKA with the target, RBF", "higher is closer"
     )
+    turned = intervals.bootstrap(
+        sheet.stacked(cells, "drift_procrustes"), level=LEVEL, seed=sheet.seed
+    )
+    text = "drift from the target, less what all objects share, through an orthogonal map"
+    sheet.put_interval("drift_procrustes", dims, turned, text, LOWER)
     for key, part, text in (
         ("cka_biased", "biased", "biased CKA with the target, to be read against its floor"),
         ("cka_biased_floor", "floor", "biased CKA of unrelated states of these sizes"),

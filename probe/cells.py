@@ -104,7 +104,7 @@ def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 
 def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
-    """The fields of `LinearProbe`, intervals as (mean, low, high)."""
+    """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` of its code."""
     states = tokens.mean(axis=1, dtype=np.float64)
     found = linear_probe(
         states[data.gallery],
@@ -113,11 +113,14 @@ def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
         data.labels[data.query],
         groups=data.groups[data.gallery],
         shuffles=SHUFFLES,
+        mdl=True,
         level=LEVEL,
         seed=ask.seed,
     )
+    assert found.code is not None
     names = [name for name in found.__dataclass_fields__ if name != "code"]
-    return {name: np.array(getattr(found, name)) for name in names}
+    parts = {name: np.array(getattr(found, name)) for name in names}
+    return parts | {"compression": np.array(found.code.compression)}
 
 
 def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
@@ -158,6 +161,7 @@ def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
+    `drift_procrustes` (queries,), centred, through an orthogonal map fitted on the gallery;
     `shuffled`, the same with the target's objects shuffled (SVCCA and PWCCA of a few objects are
     high by chance); `rbf` (mean, low, high), `biased` with its `floor`, and `null`, what the CKA
     of shuffled objects reaches.
@@ -171,7 +175,11 @@ def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     dealt = [alike(pooled, target[order], groups=0).values for order in orders]
     rbf = cka.cka_interval(pooled, target, "rbf")
     null = cka.cka_null(pooled, target, seed=ask.seed)
+    turned = drift_parts(
+        tokens, data.target, "procrustes", gallery=data.gallery, query=data.query, seed=ask.seed
+    )
     return {
+        "drift_procrustes": turned.centred,
         "states": pooled,
         "values": found.values,
         "left_out": found.left_out,

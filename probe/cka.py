@@ -3,14 +3,28 @@
 Debiased by default (HSIC1 of Song et al. 2012, JMLR 13; in CKA since Nguyen et al. 2020,
 arXiv:2010.15327): the plain estimator of Kornblith et al. 2019 (arXiv:1905.00414) grows with
 width over objects, so that noise scores high and layers of two widths cannot be compared.
-Sums run over pairs of distinct objects; features are centred and summed in float64.
+Sums run over pairs of distinct objects. Features are centred and sums taken in float64; products
+are as precise as the features that are given.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-KERNELS = ("linear", "rbf")
+from probe.hsic import (
+    Rows,
+    Sums,
+    debiased,
+    features,
+    finite,
+    gram,
+    gram_rows,
+    moments,
+    norm2,
+    rows_of,
+    sums_of,
+    u_centred,
+)
 
 
 class CkaInterval(NamedTuple):
@@ -45,13 +59,13 @@ def cka(x: np.ndarray, y: np.ndarray, kernel: str = "linear", unbiased: bool = T
     objects, values that are not finite, and features that are constant.
     """
     if unbiased:
-        return float(_debiased(*_sums(x, y, kernel)))
-    x, y = _features(x, "x"), _features(y, "y")
-    if kernel == "linear":
-        return float(_norm2(x.T @ y) / np.sqrt(_norm2(x.T @ x) * _norm2(y.T @ y)))
-    grams = [gram - gram.mean(axis=0) for gram in (_gram(x, kernel), _gram(y, kernel))]
-    gram_x, gram_y = (gram - gram.mean(axis=1, keepdims=True) for gram in grams)
-    return float(np.vdot(gram_x, gram_y) / np.sqrt(_norm2(gram_x) * _norm2(gram_y)))
+        return float(debiased(*_sums(x, y, kernel)))
+    x, y = features(x, "x"), features(y, "y")
+    if kernel == "linear" and not _wide(x, y):
+        return float(norm2(x.T @ y) / np.sqrt(norm2(x.T @ x) * norm2(y.T @ y)))
+    grams = [one - one.mean(axis=0) for one in (gram(x, kernel), gram(y, kernel))]
+    gram_x, gram_y = (one - one.mean(axis=1, keepdims=True) for one in grams)
+    return float(np.vdot(gram_x, gram_y) / np.sqrt(norm2(gram_x) * norm2(gram_y)))
 
 
 def cka_interval(
@@ -89,6 +103,15 @@ def difference_of(
     return CkaDifference(first - second, low, high, p, left_out)
 
 
+def own_parts(value: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Pseudo-values, an object's own part of CKA: their mean and error are the jackknife's.
+
+    value : (...)    left_out : (..., samples), which is also the shape of the result.
+    """
+    gap = left_out.mean(axis=-1, keepdims=True) - left_out
+    return np.asarray(value)[..., None] + gap * (left_out.shape[-1] - 1)
+
+
 def jackknife_covariance(left_out: np.ndarray) -> np.ndarray:
     """Covariance of statistics from their leave-one-out values, (statistics, samples)."""
     samples = left_out.shape[-1]
@@ -111,11 +134,11 @@ def cka_null(
     permutations. Memory is (samples, samples).
     """
     gram_x, gram_y = (
-        _u_centred(_gram(_features(values, name), kernel)) for values, name in ((x, "x"), (y, "y"))
+        u_centred(gram(features(one, name), kernel)) for one, name in ((x, "x"), (y, "y"))
     )
     if len(gram_x) != len(gram_y):
         raise ValueError(f"x has {len(gram_x)} objects and y {len(gram_y)}")
-    scale = np.sqrt(_norm2(gram_x) * _norm2(gram_y))
+    scale = np.sqrt(norm2(gram_x) * norm2(gram_y))
     rng = np.random.default_rng(seed)
     orders = (rng.permutation(len(gram_x)) for _ in range(permutations))
     return np.array([np.vdot(gram_x, gram_y[np.ix_(o, o)]) / scale for o in orders])
@@ -137,17 +160,17 @@ class MinibatchCKA:
 
     def update(self, x: np.ndarray, y: np.ndarray) -> None:
         """Add objects. x, y : (samples, dim)."""
-        batch = [_finite(x, "x"), _finite(y, "y")]
+        batch = [np.asarray(finite(one, name), np.float64) for one, name in ((x, "x"), (y, "y"))]
         if len(batch[0]) != len(batch[1]):
             raise ValueError(f"x has {len(batch[0])} objects and y {len(batch[1])}")
         if not self._shift:
-            self._shift = [features.mean(axis=0) for features in batch]
-        dims = [features.shape[1] for features in batch]
+            self._shift = [one.mean(axis=0) for one in batch]
+        dims = [one.shape[1] for one in batch]
         if dims != (first := [len(shift) for shift in self._shift]):
             raise ValueError(f"this batch has dims {dims}, the first had {first}")
-        batch = [features - shift for features, shift in zip(batch, self._shift, strict=True)]
+        batch = [one - shift for one, shift in zip(batch, self._shift, strict=True)]
         for a, b in ((0, 0), (0, 1), (1, 1)):
-            new = _moments(batch[a], batch[b])
+            new = moments(batch[a], batch[b])
             old = self._sums.get((a, b))
             self._sums[a, b] = (
                 new if old is None else [o + n for o, n in zip(old, new, strict=True)]
@@ -158,121 +181,42 @@ class MinibatchCKA:
         """CKA of all objects so far."""
         if self.samples < 4:
             raise ValueError(f"debiased CKA needs 4 objects, there are {self.samples}")
-        sums = [_stream_sums(*self._sums[pair]) for pair in ((0, 1), (0, 0), (1, 1))]
-        return float(_debiased(self.samples, *sums))
+        sums = [sums_of(*self._sums[pair]) for pair in ((0, 1), (0, 0), (1, 1))]
+        return float(debiased(self.samples, *sums))
 
 
-class _Sums(NamedTuple):
-    """Over pairs of distinct objects, K of x and L of y: <K, L>, 1'K1, 1'L1 and 1'KL1."""
-
-    inner: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    xy: np.ndarray
-
-
-def _moments(x: np.ndarray, y: np.ndarray) -> list:
-    """What adds up over objects and gives the sums over pairs: arguments of `_stream_sums`."""
-    norm_x, norm_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-    return [
-        x.T @ y,
-        x.sum(axis=0),
-        y.sum(axis=0),
-        norm_x.sum(),
-        norm_y.sum(),
-        norm_x @ norm_y,
-        norm_y @ x,
-        norm_x @ y,
-    ]
-
-
-def _stream_sums(m, sum_x, sum_y, norm_x, norm_y, both, x_by_y, y_by_x) -> _Sums:
-    return _Sums(
-        _norm2(m) - both,
-        sum_x @ sum_x - norm_x,
-        sum_y @ sum_y - norm_y,
-        sum_x @ m @ sum_y - sum_x @ x_by_y - sum_y @ y_by_x + both,
-    )
-
-
-def _hsic1(n: int, sums: _Sums) -> np.ndarray:
-    """HSIC1 of Song et al. 2012, equation 5, but for the factor all three share."""
-    return sums.inner + sums.x * sums.y / ((n - 1) * (n - 2)) - 2 * sums.xy / (n - 2)
-
-
-def _debiased(n: int, xy: _Sums, xx: _Sums, yy: _Sums) -> np.ndarray:
-    own = [_hsic1(n, sums) for sums in (xx, yy)]
-    for name, value, sums in zip("xy", own, (xx, yy), strict=True):
-        if (value <= 1e-12 * sums.inner).any():
-            raise ValueError(
-                f"{name} is constant, or holds its objects equally far apart: CKA is not defined"
-            )
-    return _hsic1(n, xy) / np.sqrt(own[0] * own[1])
-
-
-class _Rows(NamedTuple):
-    """Kernels K of x and L of y, object by object: row sums of K*L, K and L, then K L1 and L K1."""
-
-    both: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    x_y: np.ndarray
-    y_x: np.ndarray
-
-    def sums(self) -> _Sums:
-        return _Sums(self.both.sum(), self.x.sum(), self.y.sum(), self.x @ self.y)
-
-    def sums_without_each(self) -> _Sums:
-        """The same sums with each object left out in turn: (samples,) each."""
-        total = self.sums()
-        return _Sums(
-            total.inner - 2 * self.both,
-            total.x - 2 * self.x,
-            total.y - 2 * self.y,
-            total.xy - self.x * self.y - self.x_y - self.y_x + self.both,
-        )
-
-
-def _rows(x: np.ndarray, y: np.ndarray) -> _Rows:
-    """From features, without a Gram matrix: cost samples * x_dim * y_dim."""
-    norm_x, norm_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-    row_x, row_y = x @ x.sum(axis=0) - norm_x, y @ y.sum(axis=0) - norm_y
-    return _Rows(
-        ((x @ (x.T @ y)) * y).sum(axis=1) - norm_x * norm_y,
-        row_x,
-        row_y,
-        x @ (row_y @ x) - norm_x * row_y,
-        y @ (row_x @ y) - norm_y * row_x,
-    )
-
-
-def _gram_rows(x: np.ndarray, y: np.ndarray) -> _Rows:
-    """From zero-diagonal Gram matrices, for kernels that have no features."""
-    row_x, row_y = x.sum(axis=1), y.sum(axis=1)
-    return _Rows((x * y).sum(axis=1), row_x, row_y, x @ row_y, y @ row_x)
-
-
-def _both(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _features(x, "x"), _features(y, "y")
+def _both(x: np.ndarray, y: np.ndarray, kind: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+    same = x is y
+    x = features(x, "x", kind)
+    y = x if same else features(y, "y", kind)
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} objects and y {len(y)}")
     return x, y
 
 
-def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[_Rows, _Rows, _Rows]:
+def _wide(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether Gram matrices cost less than products of the features."""
+    return len(x) < x.shape[1] + y.shape[1]
+
+
+def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[Rows, Rows, Rows]:
     x, y = _both(x, y)
-    if kernel == "linear":
-        return _rows(x, y), _rows(x, x), _rows(y, y)
-    gram_x, gram_y = _gram(x, kernel), _gram(y, kernel)
-    np.fill_diagonal(gram_x, 0)
-    np.fill_diagonal(gram_y, 0)
-    return _gram_rows(gram_x, gram_y), _gram_rows(gram_x, gram_x), _gram_rows(gram_y, gram_y)
+    if kernel == "linear" and not _wide(x, y):
+        return rows_of(x, y), rows_of(x, x), rows_of(y, y)
+    grams = gram(x, kernel), gram(y, kernel)
+    for one in grams:
+        np.fill_diagonal(one, 0)
+    gram_x, gram_y = grams
+    return gram_rows(gram_x, gram_y), gram_rows(gram_x, gram_x), gram_rows(gram_y, gram_y)
 
 
-def _sums(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[int, _Sums, _Sums, _Sums]:
-    if kernel == "linear":  # without the rows, which only the jackknife needs
-        x, y = _both(x, y)
-        xy, xx, yy = (_stream_sums(*_moments(a, b)) for a, b in ((x, y), (x, x), (y, y)))
+def _sums(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[int, Sums, Sums, Sums]:
+    x, y = np.asarray(x), np.asarray(y)
+    if kernel == "linear" and x.ndim == y.ndim == 2 and not _wide(x, y):
+        # without the rows, which only the jackknife needs, and as precise as what was given
+        kind = np.promote_types(np.result_type(x, y), np.float32).type
+        x, y = _both(x, y, kind)
+        xy, xx, yy = (sums_of(*moments(a, b)) for a, b in ((x, y), (x, x), (y, y)))
     else:
         xy, xx, yy = (rows.sums() for rows in _pairs(x, y, kernel))
     return len(x), xy, xx, yy
@@ -283,8 +227,8 @@ def _with_left_out(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[float, np
     if n < 5:
         raise ValueError(f"a jackknife of CKA needs 5 objects, there are {n}")
     pairs = _pairs(x, y, kernel)
-    value = _debiased(n, *(rows.sums() for rows in pairs))
-    return float(value), _debiased(n - 1, *(rows.sums_without_each() for rows in pairs))
+    value = debiased(n, *(rows.sums() for rows in pairs))
+    return float(value), debiased(n - 1, *(rows.sums_without_each() for rows in pairs))
 
 
 def _normal(value: float, left_out: np.ndarray, level: float) -> tuple[float, float, float]:
@@ -295,61 +239,3 @@ def _normal(value: float, left_out: np.ndarray, level: float) -> tuple[float, fl
     half = float(ndtri((1 + level) / 2)) * error
     p = 2 * float(ndtr(-abs(value) / error)) if error > 0 else float(value == 0)
     return value - half, value + half, p
-
-
-def _finite(x: np.ndarray, name: str) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2:
-        raise ValueError(f"{name} has shape {x.shape}, expected (samples, dim)")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"{name} holds NaN or infinity, first at sample "
-            f"{int((~np.isfinite(x)).any(axis=1).argmax())}"
-        )
-    return x
-
-
-def _features(x: np.ndarray, name: str) -> np.ndarray:
-    """Centred, in float64, at most as wide as there are objects, of a size near 1."""
-    x = _finite(x, name)
-    if len(x) < 4:
-        raise ValueError(f"debiased CKA needs 4 objects, {name} has {len(x)}")
-    largest = np.abs(x).max()
-    x = x - x.mean(axis=0)
-    spread = np.abs(x).max()
-    if spread <= 1e-12 * largest:
-        raise ValueError(f"{name} is constant: CKA is not defined")
-    x = x / spread
-    if x.shape[1] > len(x):  # the same Gram matrix from fewer features
-        x = np.asarray(np.linalg.qr(x.T, mode="r")).T
-    return x
-
-
-def _gram(x: np.ndarray, kernel: str) -> np.ndarray:
-    """Kernel matrix (samples, samples)."""
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel {kernel!r}: must be one of {', '.join(KERNELS)}")
-    products = x @ x.T
-    if kernel == "linear":
-        return products
-    norms = np.diag(products)
-    squared = np.maximum(norms[:, None] + norms[None] - 2 * products, 0)
-    median = np.median(squared[np.triu_indices(len(x), 1)])
-    if median == 0:
-        raise ValueError("over half of all pairs of objects coincide: the rbf kernel has no width")
-    return np.exp(-squared / (2 * median))
-
-
-def _u_centred(gram: np.ndarray) -> np.ndarray:
-    """Szekely & Rizzo 2014: its inner products, over n(n-3), are HSIC1."""
-    n = len(gram)
-    gram = gram.copy()
-    np.fill_diagonal(gram, 0)
-    rows = gram.sum(axis=1) / (n - 2)
-    gram += rows.sum() / (n - 1) - rows[:, None] - rows[None]
-    np.fill_diagonal(gram, 0)
-    return gram
-
-
-def _norm2(matrix: np.ndarray) -> np.ndarray:
-    return np.vdot(matrix, matrix)

@@ -23,12 +23,14 @@ class Drift(NamedTuple):
     plain, random               : cosine as it stands, and with another object's target
     centred, centred_random     : after taking off the gallery's mean token at each position,
                                   which all objects share: 0 = none, about 1 = nothing left
+    by_token                    : centred, (query_samples, tokens), which `centred` averages
     """
 
     plain: np.ndarray
     random: np.ndarray
     centred: np.ndarray
     centred_random: np.ndarray
+    by_token: np.ndarray
 
 
 def cosine_drift(
@@ -90,16 +92,17 @@ def drift_parts(
         (mapped[score] - mapped_mean, target[score] - target_mean),
     )
     drifts = [token_drift(a, to) for a, b in pairs for to in (b, b[other])]
-    return Drift(*drifts)
+    plain, random, centred, unrelated = (one.mean(axis=1, dtype=np.float64) for one in drifts)
+    return Drift(plain, random, centred, unrelated, by_token=drifts[2])
 
 
 def token_drift(mapped: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """1 - cosine, mean over tokens, of tokens in one space. Both (samples, tokens, dim)."""
+    """1 - cosine of tokens in one space, (samples, tokens). Both (samples, tokens, dim)."""
     scale = np.linalg.norm(mapped, axis=-1) * np.linalg.norm(target, axis=-1)
     cosine = np.einsum("std,std->st", mapped, target)
     # a token that is zero points nowhere: as far as one of a random direction
     cosine = np.divide(cosine, scale, out=np.zeros_like(cosine), where=scale > 0)
-    return 1 - cosine.mean(axis=1, dtype=np.float64)
+    return 1 - cosine
 
 
 class Map(NamedTuple):

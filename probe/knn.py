@@ -97,14 +97,12 @@ def nearest(
     gallery, query = _checked(gallery, query, k, metric)
     backend = _pick(backend)
     distances, candidates = _search(gallery, query, min(k + SPARE, len(gallery)), backend)
-    doubt = _doubt(gallery, query)
-    gaps = np.diff(distances[:, : k + 1], axis=1)
-    open_ones = np.flatnonzero((gaps < doubt[:, None]).any(axis=1))
+    close = np.diff(distances, axis=1) < _doubt(gallery, query)[:, None]
     rows = candidates[:, :k].astype(np.int64)
-    step = max(1, BLOCK_BYTES // (candidates.shape[1] * gallery.shape[1] * 8))
-    for start in range(0, len(open_ones), step):
-        block = open_ones[start : start + step]
-        rows[block] = _refine(gallery, query[block], candidates[block], k, doubt[block])
+    open_ones = np.flatnonzero(close[:, :k].any(axis=1))
+    if len(open_ones):
+        parts = query[open_ones], candidates[open_ones], close[open_ones]
+        rows[open_ones] = _settled(gallery, *parts, k)
     return rows
 
 
@@ -112,7 +110,7 @@ def _checked(
     gallery: np.ndarray, query: np.ndarray, k: int, metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 rows whose squared distances rank them; ValueError for what has none."""
-    gallery, query = np.asarray(gallery, np.float64), np.asarray(query, np.float64)
+    gallery, query = np.array(gallery, np.float64), np.array(query, np.float64)  # to be changed
     if gallery.ndim != 2 or query.ndim != 2 or gallery.shape[1] != query.shape[1]:
         raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
     if not 1 <= k <= len(gallery):
@@ -123,21 +121,29 @@ def _checked(
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows)).any(axis=1).argmax())
             raise ValueError(f"{name} sample {bad} has values that are not finite")
-    if metric == "cosine":
-        gallery, query = unit_rows(gallery, "gallery"), unit_rows(query, "query")
+        if metric == "cosine":
+            rows /= _lengths(rows, name)
     # a common shift and scale change no order, and bring float32 to its best
     centre = gallery.mean(axis=0)
-    gallery, query = gallery - centre, query - centre
-    scale = np.sqrt(_squared(gallery).max()) or 1.0
-    return gallery / scale, query / scale
+    gallery -= centre
+    scale = 1 / (np.sqrt(_squared(gallery).max()) or 1.0)
+    gallery *= scale
+    query -= centre
+    query *= scale
+    return gallery, query
 
 
 def unit_rows(rows: np.ndarray, name: str = "rows") -> np.ndarray:
     """Rows scaled to length 1; a row of zeros has no direction and is refused."""
-    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / _lengths(rows, name)
+
+
+def _lengths(rows: np.ndarray, name: str) -> np.ndarray:
+    """(..., 1), none of them 0."""
+    length = np.sqrt(_squared(rows))[..., None]
     if not length.all():
         raise ValueError(f"{name} sample {int((length == 0).argmax())} is zero: it has no cosine")
-    return rows / length
+    return length
 
 
 def _pick(backend: str) -> str:
@@ -205,29 +211,40 @@ def _doubt(gallery: np.ndarray, query: np.ndarray) -> np.ndarray:
     return SAFETY * rounding * (_squared(query) + _squared(gallery).max())
 
 
-def _refine(
-    gallery: np.ndarray, query: np.ndarray, candidates: np.ndarray, k: int, doubt: np.ndarray
+def _settled(
+    gallery: np.ndarray, query: np.ndarray, candidates: np.ndarray, close: np.ndarray, k: int
 ) -> np.ndarray:
-    """The k nearest of the candidates by float64 distance, then by row."""
-    candidates = np.sort(candidates, axis=1)  # a stable sort by distance then settles ties by row
-    distance = _distances(gallery[candidates], query)
-    order = distance.argsort(axis=1, kind="stable")
+    """The k nearest of the candidates; those that float32 can't tell apart by float64 distance,
+    then by row.
+
+    candidates : (query_samples, count), nearest first
+    close      : (query_samples, count - 1), whether one and the next are too close to tell
+    """
+    ends = np.zeros((len(query), 1), bool)
+    run = np.cumsum(np.hstack([ends, ~close]), axis=1)  # number of the run each is part of
+    wanted = run <= run[:, k - 1 : k]
+    several = np.hstack([ends, close]) | np.hstack([close, ends])
+    asked, place = np.nonzero(several & wanted)
+    exact = np.zeros(candidates.shape)
+    step = max(1, BLOCK_BYTES // (gallery.shape[1] * 8))
+    for start in range(0, len(asked), step):
+        at, of = asked[start : start + step], place[start : start + step]
+        exact[at, of] = _distances(gallery[candidates[at, of]], query[at])
+    order = np.lexsort((candidates, exact, run))
     rows = np.take_along_axis(candidates, order, axis=1)[:, :k]
     if candidates.shape[1] < len(gallery):
-        ranked = np.take_along_axis(distance, order, axis=1)
         # more samples as near as the k-th than were proposed: only all of them can tell
-        for at in np.flatnonzero(ranked[:, -1] - ranked[:, k - 1] < doubt):
-            every = _distances(gallery[None], query[at : at + 1])[0]
-            rows[at] = every.argsort(kind="stable")[:k]
+        for one in np.flatnonzero(wanted[:, -1]):
+            rows[one] = _distances(gallery, query[one]).argsort(kind="stable")[:k]
     return rows
 
 
 def _distances(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Squared distances, rounded so that equal rows tie however they were summed."""
-    gap = rows - query[:, None]
-    return np.einsum("qcd,qcd->qc", gap, gap).round(12)
+    gap = rows - query
+    return np.einsum("sd,sd->s", gap, gap).round(12)
 
 
 def _squared(rows: np.ndarray) -> np.ndarray:
-    """Squared lengths, (samples,)."""
-    return np.einsum("sd,sd->s", rows, rows)
+    """Squared lengths, (...)."""
+    return np.einsum("...d,...d->...", rows, rows)

@@ -147,16 +147,25 @@ def _pca(states: list[np.ndarray], seed: int) -> np.ndarray:
 
 
 def _aligned_umap(states: list[np.ndarray], seed: int) -> np.ndarray:
-    """UMAP of all layers at once, the same object of neighbouring layers tied together."""
-    settings = {"n_neighbors": NEIGHBOURS, "metric": "cosine", "random_state": seed}
+    """UMAP of all layers at once, the same object of neighbouring layers tied together.
+
+    It is given the cosine distances, one product a layer: umap-learn would call a function for
+    each pair of objects, and hand it the full width.
+    """
+    settings = {"n_neighbors": NEIGHBOURS, "metric": "precomputed", "random_state": seed}
+    rows = [unit_rows(x) for x in states]
+    distances = [np.clip(1 - x @ x.T, 0, None) for x in rows]
+    for one in distances:
+        np.fill_diagonal(one, 0)
     with warnings.catch_warnings():
-        # of numba, of tensorflow that is not there, and that a seed means one thread
+        # of numba, of tensorflow that is not there, that a seed means one thread, and that
+        # distances alone leave no way to place new objects
         warnings.simplefilter("ignore")
         from umap import UMAP, AlignedUMAP
 
         if len(states) == 1:
-            return UMAP(**settings, n_jobs=1).fit_transform(states[0])[None]
+            return UMAP(**settings, n_jobs=1).fit_transform(distances[0])[None]
         same = {at: at for at in range(len(states[0]))}
         model = AlignedUMAP(**settings, alignment_window_size=WINDOW)
-        model.fit(states, relations=[same] * (len(states) - 1))
+        model.fit(distances, relations=[same] * (len(states) - 1))
     return np.stack(list(model.embeddings_))

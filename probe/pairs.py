@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.cka import _debiased, _features, _Sums, jackknife_covariance
+from probe.cka import jackknife_covariance
 from probe.dimension import GROUPS
+from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
 
 BLOCK_BYTES = 2**28
+PAIRS_AT_ONCE = 2**14
 ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 
@@ -36,26 +38,25 @@ def cka_pairs(states: list[np.ndarray], level: float = 0.95) -> PairCka:
     """
     from scipy.special import ndtri
 
-    features = [_features(x, f"set {at}") for at, x in enumerate(states)]
-    samples = {len(x) for x in features}
+    sets = [features(x, f"set {at}") for at, x in enumerate(states)]
+    samples = {len(x) for x in sets}
     if len(samples) != 1 or (n := samples.pop()) < 5:
         raise ValueError(f"sets of {[len(x) for x in states]} objects: need the same 5 or more")
-    norms = np.stack([(x**2).sum(axis=1) for x in features])  # (sets, samples)
-    rows = np.stack([x @ x.sum(axis=0) for x in features]) - norms
-    sets = len(features)
-    both, crossed = np.empty((n, sets, sets)), np.empty((n, sets, sets))
-    step = max(1, BLOCK_BYTES // (8 * sets * n))
+    norms = np.stack([(x**2).sum(axis=1) for x in sets])  # (sets, samples)
+    rows = np.stack([x @ x.sum(axis=0) for x in sets]) - norms
+    both, crossed = np.empty((2, n, len(sets), len(sets)))
+    step = max(1, BLOCK_BYTES // (8 * len(sets) * n))
     for start in range(0, n, step):
         block = slice(start, min(start + step, n))
-        gram = np.stack([x[block] @ x.T for x in features], axis=1)  # (block, sets, samples)
-        gram[np.arange(gram.shape[0]), :, np.arange(n)[block]] = 0
-        both[block] = gram @ gram.transpose(0, 2, 1)
-        crossed[block] = gram @ rows.T
+        grams = np.stack([x[block] @ x.T for x in sets], axis=1)  # (block, sets, samples)
+        grams[np.arange(len(grams)), :, np.arange(n)[block]] = 0
+        both[block] = grams @ grams.transpose(0, 2, 1)
+        crossed[block] = grams @ rows.T
     first, second = _outer(rows.sum(axis=1))
-    total = _Sums(both.sum(axis=0), first, second, rows @ rows.T)
+    total = Sums(both.sum(axis=0), first, second, rows @ rows.T)
     mean = _from_sums(n, total)
     own, others = _outer(rows.T)
-    without = _Sums(
+    without = Sums(
         total.inner - 2 * both,
         total.x - 2 * own,
         total.y - 2 * others,
@@ -77,19 +78,26 @@ def cka_pairs_null(
     """Largest debiased CKA over all pairs with the objects of one in random order, (permutations,).
 
     The maximum over a table of layers is above 0 by chance alone; this says by how much. Each
-    order is dealt once and gathered in all centred Gram matrices at the same time.
+    order is dealt once, and gathered from the pairs of objects of all centred Gram matrices, which
+    lie side by side in memory.
     """
-    from probe.cka import _gram, _u_centred
-
-    grams = np.stack([_u_centred(_gram(_features(x, "x"), "linear")) for x in states])
-    grams = (grams / np.linalg.norm(grams, axis=(1, 2), keepdims=True)).astype(np.float32)
-    sets, n, _ = grams.shape
-    flat, rng = grams.reshape(sets, -1), np.random.default_rng(seed)
+    n, rng = len(states[0]), np.random.default_rng(seed)
+    first, second = np.triu_indices(n, 1)
+    place = np.zeros((n, n), np.int32)
+    place[first, second] = place[second, first] = np.arange(len(first))
+    values = np.empty((len(first), len(states)), np.float32)
+    for at, x in enumerate(states):
+        centred = u_centred(gram(features(x, f"set {at}")))
+        values[:, at] = centred[first, second] * (np.sqrt(2) / np.linalg.norm(centred))
     largest = np.empty(permutations)
     for at in range(permutations):
         order = rng.permutation(n)
-        dealt = grams[:, order[:, None], order[None]].reshape(sets, -1)
-        largest[at] = (flat @ dealt.T).max()
+        dealt = place[order[first], order[second]]
+        found = np.zeros((len(states), len(states)))
+        for start in range(0, len(dealt), PAIRS_AT_ONCE):
+            block = slice(start, start + PAIRS_AT_ONCE)
+            found += values[block].T @ values[dealt[block]]
+        largest[at] = found.max()
     return largest
 
 
@@ -156,7 +164,7 @@ def _outer(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _from_sums(n: int, sums: _Sums) -> np.ndarray:
-    own = _Sums(*(np.diagonal(part, axis1=-2, axis2=-1) for part in sums))
-    first, second = (_Sums(*parts) for parts in zip(*(_outer(part) for part in own), strict=True))
-    return _debiased(n, sums, first, second)
+def _from_sums(n: int, sums: Sums) -> np.ndarray:
+    own = Sums(*(np.diagonal(part, axis1=-2, axis2=-1) for part in sums))
+    first, second = (Sums(*parts) for parts in zip(*(_outer(part) for part in own), strict=True))
+    return debiased(n, sums, first, second)

@@ -1,13 +1,14 @@
 """Drift over training: how a layer's tokens leave the target, or come back, step by step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
 
-from probe import intervals
-from probe.cells import LEVEL, Objects, Settings, drift_cell
-from probe.sweep import read_objects
+from probe import cache, cka, intervals
+from probe.cells import LEVEL, Cell, Objects, Settings, drift_cell
+from probe.sweep import REFERENCE, read_objects
 from store import Run
 
 DIMS = ("variant", "step", "layer")
@@ -37,7 +38,10 @@ def steps(
 
     Returns `cka_*`, `drift_*` and `drift_centred_*` (mean, low, high over variant, step, layer),
     measured as in `probe.sweep.sweep`, with 95 % intervals over the query objects; nan at steps
-    that a model was not captured at. Raises ValueError where no model has steps.
+    that a model was not captured at. Paired by object against the baseline at the same step:
+    `*_step_difference`, `_low`, `_high`, `_p` and, over all layers and steps at once, `_p_adjusted`
+    (comparison, step, layer), nan at steps that one of the two lacks. Raises ValueError where no
+    model has steps.
     """
     names = [name for name in (variants or run.variants) if run.steps(name)]
     if not names:
@@ -50,12 +54,17 @@ def steps(
     every = sorted({step for name in names for step in run.steps(name)})
     found = np.full((len(SCORES), 3, len(names), len(every), len(depth)), np.nan)
     places = [(name, step, layer) for name in names for step in run.steps(name) for layer in depth]
+    folder, known = cache.folder_of(run), cache.digest(*data[:-1])
+    cells: dict[tuple[str, int, int], Cell] = {}
     for at, (name, step, layer) in enumerate(places):
         if progress:
             progress(at, len(places), f"{name}, step {step}, layer {layer}")
-        states = run.hidden(name).sel(step=step, layer=layer)[: data.samples].values
+        stored = run.hidden(name).sel(step=step, layer=layer)[: data.samples].values
+        key = cache.digest(stored, known, seed)
+        cell = cache.kept(folder, "steps", key, partial(_cell, data, stored, seed))
         place = names.index(name), every.index(step), depth.index(layer)
-        found[(slice(None), slice(None), *place)] = _scores(data, states, seed)
+        found[(slice(None), slice(None), *place)] = _scores(cell, seed)
+        cells[name, step, layer] = cell
     results = xr.Dataset(
         coords={"variant": names, "step": every, "layer": depth},
         attrs={
@@ -71,11 +80,89 @@ def steps(
             bound = "" if part == "mean" else f", {part} end of the {LEVEL:.0%} interval"
             about = {"long_name": f"{name}{bound}", "direction": direction}
             results[f"{key}_{part}"] = (DIMS, values, about)
+    for name in names:
+        if name != REFERENCE and REFERENCE in names:
+            gaps = _differences(cells, name, every, depth, seed)
+            results = results.merge(gaps.expand_dims(comparison=[f"{name} - {REFERENCE}"]))
     return results
 
 
-def _scores(data: Objects, states: np.ndarray, seed: int) -> np.ndarray:
-    """Mean, low and high of each of `SCORES`, (scores, 3). states : (samples, tokens, dim)."""
-    cell = drift_cell(data, states.astype(np.float32, copy=False), Settings((1,), seed))
+def findings(results: xr.Dataset) -> list[str]:
+    """Where training sets the models apart, a sentence for each comparison and score."""
+    said = []
+    for pair in results.comparison.values.astype(str) if "comparison" in results.coords else ():
+        for key, (name, _) in SCORES.items():
+            one = results.sel(comparison=pair)
+            gap, p = (
+                one[f"{key}_step_difference{ending}"].stack(place=("step", "layer")).dropna("place")
+                for ending in ("", "_p_adjusted")
+            )
+            if not gap.size:
+                said.append(f"{pair}: the two were captured at no step in common.")
+                break
+            best = gap.isel(place=int(np.abs(gap.values).argmax()))
+            step, layer = best.place.item()
+            bounds = one.sel(step=step, layer=layer)
+            low, high = (float(bounds[f"{key}_step_difference_{end}"]) for end in ("low", "high"))
+            sure = gap.step.values[p.values < 1 - LEVEL]
+            first = f"first at step {sure.min()}" if len(sure) else "at no step"
+            said.append(
+                f"{pair}, {name}: beyond noise {first}; furthest apart {float(best):+.4f} "
+                f"[{low:+.4f}, {high:+.4f}], at step {step}, layer {layer}."
+            )
+    return said
+
+
+def _differences(
+    cells: dict[tuple[str, int, int], Cell],
+    name: str,
+    every: list[int],
+    depth: list[int],
+    seed: int,
+) -> xr.Dataset:
+    """One model less the baseline at the steps both have, paired by object: (step, layer)."""
+    places = [
+        (i, j)
+        for i, j in np.ndindex(len(every), len(depth))
+        if {(name, every[i], depth[j]), (REFERENCE, every[i], depth[j])} <= set(cells)
+    ]
+    results = xr.Dataset(coords={"step": every, "layer": depth})
+    for key, (text, _) in SCORES.items():
+        grid = np.full((5, len(every), len(depth)), np.nan)
+        if places:
+            pairs = [
+                tuple(cells[model, every[i], depth[j]] for model in (name, REFERENCE))
+                for i, j in places
+            ]
+            i, j = np.array(places).T
+            grid[:, i, j] = _paired(key, pairs, seed)
+        for at, ending in enumerate(("", "_low", "_high", "_p", "_p_adjusted")):
+            test = ending.startswith("_p")
+            direction = "smaller is stronger evidence" if test else "0 = no difference"
+            about = {"long_name": f"difference in {text}", "direction": direction}
+            results[f"{key}_step_difference{ending}"] = (("step", "layer"), grid[at], about)
+    return results
+
+
+def _paired(key: str, pairs: list[tuple[Cell, ...]], seed: int) -> np.ndarray:
+    """Difference, bounds, p and p over all of them at once, (5, pairs)."""
+    if key != "cka":
+        part = PARTS[key == "drift_centred"]
+        a, b = (np.stack([pair[side][part] for pair in pairs]) for side in (0, 1))
+        return np.stack(intervals.paired_difference(a, b, seed=seed))
+    rows = [
+        cka.difference_of(a["cka"][0], a["cka_left_out"], b["cka"][0], b["cka_left_out"], LEVEL)
+        for a, b in pairs
+    ]
+    mean, low, high, p = np.array([row[:4] for row in rows]).T
+    return np.stack([mean, low, high, p, intervals.holm(p)])
+
+
+def _cell(data: Objects, stored: np.ndarray, seed: int) -> Cell:
+    return drift_cell(data, stored.astype(np.float32, copy=False), Settings((1,), seed))
+
+
+def _scores(cell: Cell, seed: int) -> np.ndarray:
+    """Mean, low and high of each of `SCORES`, (scores, 3)."""
     means = [intervals.bootstrap(cell[part], level=LEVEL, seed=seed) for part in PARTS]
     return np.array([cell["cka"], *means])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -56,16 +56,58 @@ def sweep(
 
     Accuracies are `knn_mean`, `_low`, `_high` (variant, layer, k), beside `knn_shuffled` (labels
     dealt out anew), `knn_target_*` (k) and the attribute `chance`; then `cka_*`, `drift_*` and
-    `drift_centred_*` (variant, layer), with `*_random` for pairs of unrelated objects. Against
+    `drift_centred_*` (variant, layer), with `*_random` for pairs of unrelated objects, and
+    `token_drift_*` (variant, layer, token), the centred one token by token. Against
     the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
     layers at once, `_p_adjusted` (comparison, layer). Each variable names its direction.
     Verdicts (`probe.verdict`), of the target as reference or, for cka and drift, of the
     shallowest layer: `*_fall_mean`, `_low`, `_high`, `_p`, `*_fallen`, `*_held`, `*_margin` by
     variant; `*_shift_*`, `*_alike_p` and `*_detectable` by comparison.
     "linear" adds `linear_*` as for knn, without k, `linear_selectivity_*` (accuracy less that of
-    shuffled labels) and `linear_train`; "geometry" adds `geometry_*` (variant, layer, property),
-    whose `_p_adjusted` are over all layers and properties at once; `probe.assemble` names the rest.
+    shuffled labels), `linear_train` and `linear_compression` (a minimum description length);
+    "geometry" adds `geometry_*` (variant, layer, property), whose `_p_adjusted` are over all layers
+    and properties at once; `probe.assemble` names the rest.
     """
+    found = cells_of(
+        run,
+        probes,
+        layers,
+        variants,
+        k=k,
+        properties=properties,
+        seed=seed,
+        dask=dask,
+        keep=keep,
+        progress=progress,
+    )
+    results = assemble(run, *found, REFERENCE)
+    return _with_noise(results, run, again, found.data, found.ask)
+
+
+class Found(NamedTuple):
+    """Cells by probe, then place, and what they were measured with."""
+
+    cells: dict[str, dict[Place, Cell]]
+    data: Objects
+    variants: list[str]
+    layers: list[int]
+    ask: Settings
+
+
+def cells_of(
+    run: Run,
+    probes: Sequence[str] = PROBES,
+    layers: Sequence[int] | None = None,
+    variants: Sequence[str] | None = None,
+    *,
+    k: Sequence[int] = (1, 10),
+    properties: xr.Dataset | None = None,
+    seed: int = 0,
+    dask: str | None = None,
+    keep: bool = True,
+    progress: Progress | None = None,
+) -> Found:
+    """What `sweep` is assembled from: scores object by object. Arguments as there."""
     variants, layers = _wanted(run, probes, layers, variants)
     data = read_objects(run, variants)
     if "geometry" in probes:
@@ -90,8 +132,7 @@ def sweep(
             cells[probe][place] = cell
     if progress:
         progress(len(places), len(places), "intervals")
-    results = assemble(run, cells, data, variants, layers, ask, REFERENCE)
-    return _with_noise(results, run, again, data, ask)
+    return Found(cells, data, variants, layers, ask)
 
 
 def measure(
@@ -119,10 +160,14 @@ def measure(
     keys = {probe: key for probe in probes}
     if folder and "geometry" in keys:
         keys["geometry"] = cache.digest(key, data.properties)
-    return {
-        probe: cache.kept(folder, probe, keys[probe], partial(CELLS[probe], data, tokens, ask))
-        for probe in probes
-    }
+    try:
+        return {
+            probe: cache.kept(folder, probe, keys[probe], partial(CELLS[probe], data, tokens, ask))
+            for probe in probes
+        }
+    except ValueError as error:
+        where = TARGET if variant == TARGET else f"{variant}, layer {layer}"
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _spread(

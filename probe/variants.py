@@ -17,6 +17,7 @@ METRICS = ("cosine", "l2")
 DEFAULT = {"preparation": "raw", "pooling": "mean", "metric": "cosine"}
 HELD = 0.99  # of the gallery's variance, in the directions that are whitened
 SPLITS = 20
+SPARE = 16  # neighbours beyond twice k, as a tenth of them are asked about themselves
 SHARE = 0.1  # of the test objects that are asked about in test90_10
 
 
@@ -85,18 +86,18 @@ def knn_protocols(
                 one such split is what published accuracies such as 85.43 % = 211 of 247 betray
     """
     rows = np.arange(len(states))
-    loo = np.stack(
-        [_left_one_out(states, labels, groups, min(count, len(rows) - 1)) for count in k]
-    )
+    k = tuple(min(count, len(rows) - 1) for count in k)
+    near = _others(states, groups, k)
+    loo = [vote(labels[near[:, :count]]) == labels for count in k]
     share = np.empty((len(k), splits))
     for split in range(splits):
         order = np.random.default_rng([seed, 11, split]).permutation(rows)
-        asked, rest = np.split(order, [int(np.ceil(SHARE * len(rows)))])
-        rest = rest[~np.isin(groups[rest], groups[asked])]
+        asked = order[: int(np.ceil(SHARE * len(rows)))]
+        gone = np.isin(groups, groups[asked])
         for at, count in enumerate(k):
-            found = nearest(states[rest], states[asked], min(count, len(rest)))
-            share[at, split] = (vote(labels[rest][found]) == labels[asked]).mean()
-    return Protocols(loo, share)
+            found = _remaining(states, near[asked], asked, gone, count)
+            share[at, split] = (vote(labels[found]) == labels[asked]).mean()
+    return Protocols(np.stack(loo), share)
 
 
 def ways() -> list[tuple[str, str, str]]:
@@ -104,14 +105,37 @@ def ways() -> list[tuple[str, str, str]]:
     return list(product(PREPARATIONS, POOLINGS, METRICS))
 
 
-def _left_one_out(states: np.ndarray, labels: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+def _others(states: np.ndarray, groups: np.ndarray, k: tuple[int, ...]) -> np.ndarray:
+    """Nearest objects of another group, nearest first, more of them than any k: (samples, count).
+
+    One list serves every k, leaving one out, and every split: see `_remaining`.
+    """
     most = int(np.bincount(np.unique(groups, return_inverse=True)[1]).max())
-    if k + most > len(states):
-        raise ValueError(f"k={k} of {len(states)} objects with up to {most} copies: too many")
-    found = nearest(states, states, k + most)
+    if max(k) + most > len(states):
+        raise ValueError(f"k={max(k)} of {len(states)} objects with up to {most} copies: too many")
+    count = min(2 * max(k) + SPARE, len(states) - most)
+    found = nearest(states, states, count + most)
     own = groups[found] == groups[:, None]
-    order = own.argsort(axis=1, kind="stable")[:, :k]  # copies last, by id and not by distance
-    return vote(labels[np.take_along_axis(found, order, axis=1)]) == labels
+    order = own.argsort(axis=1, kind="stable")[:, :count]  # copies last, by id, not by distance
+    return np.take_along_axis(found, order, axis=1)
+
+
+def _remaining(
+    states: np.ndarray, near: np.ndarray, asked: np.ndarray, gone: np.ndarray, k: int
+) -> np.ndarray:
+    """The k nearest objects that are not gone, (asked, k), from lists `near` of all of them.
+
+    gone : (samples,) of bool. A list that too few are left of is made anew from those there are.
+    """
+    rest = np.flatnonzero(~gone)
+    k = min(k, len(rest))
+    out = gone[near]
+    order = out.argsort(axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(near, order, axis=1)
+    short = (~out).sum(axis=1) < k
+    if short.any():
+        found[short] = rest[nearest(states[rest], states[asked[short]], k)]
+    return found
 
 
 def _pooled(tokens: np.ndarray, pooling: str) -> np.ndarray:

@@ -58,13 +58,13 @@ def test_only_queries_in_doubt_are_ordered_again(monkeypatch):
     gallery[1] = -gallery[0]
     gallery[:2] /= 10
     again = []
-    settle = knn._refine
+    settle = knn._settled
 
     def watched(gallery, query, *rest):
         again.append(len(query))
         return settle(gallery, query, *rest)
 
-    monkeypatch.setattr(knn, "_refine", watched)
+    monkeypatch.setattr(knn, "_settled", watched)
     found = nearest(gallery, query, 5, "l2")
     assert 3 <= sum(again) <= 20 and (found[:3, :2] == [0, 1]).all()
 

@@ -7,7 +7,7 @@ import store
 from probe.__main__ import ProbeConfig, main
 from probe.page import write_report
 from probe.plots import steps_figure
-from probe.steps import steps
+from probe.steps import findings, steps
 from probe.sweep import sweep
 
 SAMPLES, TOKENS, LAYERS = 90, 2, [0, 4]
@@ -74,6 +74,28 @@ def test_what_training_gains_and_loses_is_seen_step_by_step(results):
         assert ((low <= mean) & (mean <= high)).all() and mean.attrs["direction"]
 
 
+def test_the_difference_at_each_step_is_that_of_the_sweep_and_nan_where_one_model_is_missing(
+    run, results
+):
+    pair = results.sel(comparison="aligned - baseline")
+    assert np.isnan(pair.cka_step_difference.sel(step=10)).all()
+    swept = sweep(run, ["drift"], variants=["aligned", "baseline"], keep=False)
+    last = swept.sel(comparison="aligned - baseline")
+    for score in ("cka", "drift", "drift_centred"):
+        for part in ("", "_low", "_high", "_p"):
+            here = pair[f"{score}_step_difference{part}"].sel(step=40)
+            np.testing.assert_allclose(here, last[f"{score}_difference{part}"], atol=0.01)
+        alone, adjusted = (pair[f"{score}_step_difference_{p}"][1:] for p in ("p", "p_adjusted"))
+        assert (adjusted >= alone - 1e-12).all()
+    # at step 20 the two were made alike, at step 40 the baseline has lost the target
+    alike, apart = (pair.sel(step=step, layer=4) for step in (20, 40))
+    p_alike, p_apart = (float(one.cka_step_difference_p_adjusted) for one in (alike, apart))
+    assert p_alike > 0.05 > p_apart
+    assert float(apart.cka_step_difference_low) > 0.5 > float(alike.cka_step_difference_high)
+    assert "aligned - baseline, debiased linear CKA" in findings(results)[0]
+    assert "first at step 40" in findings(results)[0]
+
+
 def test_the_last_step_is_what_the_sweep_says_of_the_finished_model(run, results):
     swept = sweep(run, ["drift"], variants=["aligned", "baseline"], keep=False)
     for name in ("cka_mean", "cka_low", "drift_mean", "drift_high", "drift_centred_low"):
@@ -82,7 +104,9 @@ def test_the_last_step_is_what_the_sweep_says_of_the_finished_model(run, results
 
 def test_the_command_keeps_prints_and_draws_them(run, results, capsys):
     main(ProbeConfig(run=run.path, probes="drift,steps"))
-    assert "aligned: debiased CKA to the target during training" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "aligned: debiased CKA to the target during training" in said
+    assert "• aligned - baseline, debiased linear CKA with the target: beyond noise" in said
     kept = run.probes("steps")
     assert kept.equals(results)
     for score in ("cka", "drift_centred"):

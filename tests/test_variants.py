@@ -5,6 +5,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
+from probe import variants
 from probe.knn import knn_hits
 from probe.outliers import largest_norm, massive_tokens, mean_without, top_variance
 from probe.variants import (
@@ -101,6 +102,28 @@ def test_leaving_one_out_drops_copies_by_group_and_not_by_distance():
     found = knn_protocols(x, labels, groups, k=(1,), splits=3)
     assert not found.loo.any()
     assert knn_protocols(x, labels, np.arange(40), k=(1,), splits=3).loo[0, :2].all()
+
+
+@pytest.mark.parametrize("spare", [variants.SPARE, -5])  # lists that last, and lists of k alone
+def test_protocols_from_one_list_are_those_that_scikit_learn_fits_anew(spare, monkeypatch):
+    monkeypatch.setattr(variants, "SPARE", spare)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 120)
+    x = rng.normal(size=(4, 6))[labels] + rng.normal(size=(120, 6))
+    groups = np.arange(120) // 2 * 2  # every other object goes with the one before it
+    found = knn_protocols(x, labels, groups, k=(1, 5), splits=6, seed=3)
+
+    def theirs(rest, asked, k):
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
+        return model.fit(x[rest], labels[rest]).predict(x[asked]) == labels[asked]
+
+    for at, k in enumerate((1, 5)):
+        alone = [theirs(groups != groups[one], [one], k)[0] for one in range(120)]
+        np.testing.assert_array_equal(found.loo[at], alone)
+        for split in range(6):
+            asked = np.random.default_rng([3, 11, split]).permutation(120)[:12]
+            rest = ~np.isin(groups, groups[asked])
+            assert found.test90_10[at, split] == theirs(rest, asked, k).mean()
 
 
 def test_a_tenth_is_rounded_up_as_the_published_fractions_need():

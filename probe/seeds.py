@@ -1,0 +1,289 @@
+"""Several runs of one recipe under other seeds: does what one run shows hold for the next?
+
+An interval over objects says what more objects would change, not what another training would. Here
+a seed is drawn first and its objects second, so that both are covered: Student's t of the runs'
+means, which scatter by their objects as well as by their training. Where all runs ask about the
+same objects, what these have in common is added, as no seed averages it away.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from probe import cka, sweep
+from probe.assemble import HIGHER, LOWER, assemble
+from probe.cells import LEVEL
+from probe.intervals import holm
+from store import Run
+
+SCORES = {  # probe, part of its cells, long name and direction
+    "knn": ("knn", "hits", "k-nearest-neighbour accuracy", HIGHER),
+    "cka": ("drift", "cka_left_out", "debiased linear CKA with the target", "higher is closer"),
+    "drift": ("drift", "plain", "drift from the target, 1 - cosine through a ridge map", LOWER),
+    "drift_centred": (
+        "drift",
+        "centred",
+        "drift from the target, less what all objects share, 1 - cosine through a ridge map",
+        LOWER,
+    ),
+    "linear": ("linear", "hits", "linear read-out accuracy", HIGHER),
+}
+
+
+class OverSeeds(NamedTuple):
+    """Mean over seeds, its bounds, and two-sided p that it is 0."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+
+
+def over_seeds(
+    values: Sequence[np.ndarray], *, shared: bool = False, level: float = LEVEL
+) -> OverSeeds:
+    """Mean with an interval over seeds and objects. values : (..., objects) of each seed.
+
+    shared : all seeds have the same objects in the same order. Their scatter over seeds then lacks
+             what objects share between seeds: half the width is the root of the sum of the squares
+             of that over seeds and that of the mean covariance of two seeds over objects (Howe
+             1974), which few seeds do not make too narrow, as pooled degrees of freedom do.
+
+    Raises ValueError for fewer than two seeds: one says nothing of others.
+    """
+    seeds = len(values)
+    if seeds < 2:
+        raise ValueError(f"{seeds} run: an interval over seeds needs 2 or more")
+    means = np.stack([np.mean(one, axis=-1, dtype=np.float64) for one in values])
+    mean = means.mean(axis=0)
+    parts = [(means.var(axis=0, ddof=1) / seeds, seeds - 1)]  # variance, degrees of freedom
+    if shared:
+        both = np.stack(values).astype(np.float64)
+        gaps = both - both.mean(axis=-1, keepdims=True)
+        objects = gaps.shape[-1]
+        total = (gaps.sum(axis=0) ** 2).sum(axis=-1) - (gaps**2).sum(axis=(0, -1))
+        common = total / (seeds * (seeds - 1) * (objects - 1)) / objects
+        parts.append((np.maximum(common, 0), objects - 1))
+    half = _half(parts, level)
+    return OverSeeds(mean, mean - half, mean + half, _p(np.abs(mean), parts))
+
+
+def _half(parts: list[tuple[np.ndarray, int]], level: np.ndarray | float) -> np.ndarray:
+    from scipy.special import stdtrit
+
+    squares = [stdtrit(freedom, (1 + level) / 2) ** 2 * part for part, freedom in parts]
+    return np.sqrt(np.sum(squares, axis=0))
+
+
+def _p(size: np.ndarray, parts: list[tuple[np.ndarray, int]]) -> np.ndarray:
+    """1 - the level at which half the width is `size`, by halving."""
+    low, high = np.zeros(size.shape), np.ones(size.shape)
+    for _ in range(50):
+        middle = (low + high) / 2
+        wide = _half(parts, middle) > size
+        low, high = np.where(wide, low, middle), np.where(wide, middle, high)
+    return np.where(size > 0, 1 - low, 1.0)
+
+
+def over_runs(
+    runs: Sequence[Run],
+    probes: Sequence[str] = sweep.PROBES,
+    layers: Sequence[int] | None = None,
+    *,
+    k: Sequence[int] = (1, 10),
+    seed: int = 0,
+    dask: str | None = None,
+    progress: sweep.Progress | None = None,
+) -> xr.Dataset:
+    """Scores of several runs under other seeds, with 95 % intervals over seeds and objects.
+
+    `knn_*` (variant, k, layer), `cka_*`, `drift_*`, `drift_centred_*`, `linear_*` (variant, layer)
+    as far as their probes are asked for: `_mean`, `_low`, `_high`, and `_by_run` (run, ...). Paired
+    by run and object against the baseline: `*_difference`, `_low`, `_high`, `_p` and, by Holm over
+    the layers, `_p_adjusted` (comparison, ...). Of the verdicts `*_fall_by_run` (run, variant, ...)
+    and `*_shift_by_run` (run, comparison, ...), with mean, low and high over seeds where all runs
+    have one. The attribute `shared` says whether all runs ask about the same objects.
+
+    Each run's own sweep is kept in it. Raises ValueError for runs that lack a model, a layer or a
+    class of the first, or of which one is given twice.
+    """
+    _check(runs)
+    layers = list(runs[0].layers if layers is None else layers)
+    variants = list(runs[0].variants)
+    own, scores = [], []
+    for run in runs:
+        found = sweep.cells_of(
+            run, probes, layers, variants, k=k, seed=seed, dask=dask, progress=progress
+        )
+        own.append(assemble(run, *found, sweep.REFERENCE))
+        run.write_probe("sweep", own[-1])
+        scores.append(_scores(found))
+    shared = _same_objects(runs)
+    results = xr.Dataset(
+        coords={**own[0][["variant", "layer", "k"]].coords, "run": _names(runs)},
+        attrs={
+            "level": LEVEL,
+            "seed": seed,
+            "seeds": len(runs),
+            "shared": int(shared),
+            "query_objects": [one.attrs["query_objects"] for one in own],
+        },
+    )
+    others = [name for name in variants if name != sweep.REFERENCE and sweep.REFERENCE in variants]
+    models = [(variants.index(name), variants.index(sweep.REFERENCE)) for name in others]
+    if others:
+        results = results.assign_coords(comparison=[f"{name} - baseline" for name in others])
+    for key in scores[0]:
+        _put(results, key, [one[key] for one in scores], models, shared)
+        _put_verdict(results, key, own)
+    return results
+
+
+def findings(results: xr.Dataset) -> list[str]:
+    """What holds over seeds, a sentence for each score, the number of seeds first."""
+    seeds, objects = results.attrs["seeds"], np.atleast_1d(results.attrs["query_objects"])
+    kind = "the same" if results.attrs["shared"] else "others in each"
+    few = " With two seeds an interval is 6 times wider than with many." if seeds == 2 else ""
+    said = [
+        f"{seeds} seeds ({', '.join(results.run.values.astype(str))}), of "
+        f"{' and '.join(map(str, dict.fromkeys(objects)))} query objects, {kind}: intervals cover "
+        f"seeds and objects.{few}"
+    ]
+    for key, (_, _, name, _) in SCORES.items():
+        if f"{key}_difference" in results and "aligned - baseline" in results.comparison:
+            said.append(_compared(results.sel(comparison="aligned - baseline"), key, name))
+    return said
+
+
+def _compared(pair: xr.Dataset, key: str, name: str) -> str:
+    if "k" in pair[f"{key}_difference"].dims:
+        pair = pair.isel(k=-1)
+        name = f"{name}, K = {int(pair.k)}"
+    gap, low, high, p = (
+        pair[f"{key}_difference{part}"].values for part in ("", "_low", "_high", "_p_adjusted")
+    )
+    scale, digits, unit = (100, 1, " points") if key in ("knn", "linear") else (1, 4, "")
+    at = int(np.abs(gap).argmax())
+    largest = (
+        f"{scale * gap[at]:+.{digits}f} [{scale * low[at]:+.{digits}f}, "
+        f"{scale * high[at]:+.{digits}f}]{unit} at layer {int(pair.layer[at])}"
+    )
+    sure = pair.layer.values[p < 1 - LEVEL]
+    where = f"at layer{'s' * (len(sure) > 1)} {', '.join(map(str, sure))}"
+    where = where if len(sure) else "nowhere"
+    said = f"Aligned less baseline in {name}: beyond seeds and objects {where}; at most {largest}."
+    if f"{key}_shift_mean" in pair and np.isfinite(float(pair[f"{key}_shift_mean"])):
+        moved = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
+        said += " Its fall comes {:+.1f} [{:+.1f}, {:+.1f}] layers later.".format(*moved)
+    return said
+
+
+def _scores(found: sweep.Found) -> dict[str, np.ndarray]:
+    """Scores object by object, (variants, [k], layers, queries)."""
+    scores = {}
+    for key, (probe, part, _, _) in SCORES.items():
+        if probe not in found.cells:
+            continue
+        cells = found.cells[probe]
+        values = np.array([[cells[v, at][part] for at in found.layers] for v in found.variants])
+        if key == "cka":
+            whole = [[cells[v, at]["cka"][0] for at in found.layers] for v in found.variants]
+            values = cka.own_parts(np.array(whole), values)
+        scores[key] = values.swapaxes(1, 2) if key == "knn" else values
+    return scores
+
+
+def _put(
+    results: xr.Dataset,
+    key: str,
+    values: list[np.ndarray],
+    models: list[tuple[int, int]],
+    shared: bool,
+) -> None:
+    _, _, name, direction = SCORES[key]
+    dims = ("k", "layer") if key == "knn" else ("layer",)
+    _add(results, key, ("variant", *dims), over_seeds(values, shared=shared), name, direction)
+    by_run = np.stack([one.mean(axis=-1, dtype=np.float64) for one in values])
+    attrs = {"long_name": name, "direction": direction}
+    results[f"{key}_by_run"] = (("run", "variant", *dims), by_run, attrs)
+    if not models:
+        return
+    a, b = (list(side) for side in zip(*models, strict=True))
+    gap = over_seeds([one[a].astype(float) - one[b] for one in values], shared=shared)
+    where, text = ("comparison", *dims), f"difference in {name}"
+    _add(results, f"{key}_difference", where, gap, text, "0 = no difference")
+
+
+def _add(
+    results: xr.Dataset,
+    key: str,
+    dims: tuple[str, ...],
+    found: OverSeeds,
+    name: str,
+    direction: str,
+) -> None:
+    paired = key.endswith("_difference")
+    for part, values in zip(("mean", "low", "high"), found[:3], strict=True):
+        ending = "" if paired and part == "mean" else f"_{part}"
+        attrs = {"long_name": f"{name}, over seeds", "direction": direction}
+        results[f"{key}{ending}"] = (dims, values, attrs)
+    if paired:
+        attrs = {"long_name": f"{name}, p over seeds", "direction": "smaller is stronger evidence"}
+        results[f"{key}_p"] = (dims, found.p, attrs)
+        results[f"{key}_p_adjusted"] = (dims, holm(found.p), attrs)
+
+
+def _put_verdict(results: xr.Dataset, key: str, own: list[xr.Dataset]) -> None:
+    """The layer of each run's fall and shift, and over seeds where every run has one."""
+    for what in ("fall", "shift"):
+        name = f"{key}_{what}"
+        if f"{name}_mean" not in own[0]:
+            continue
+        each = [one[f"{name}_mean"] for one in own]
+        values = np.stack([one.values for one in each])
+        if what == "shift":  # one that a model without a fall bounds from below is no number
+            sure = np.stack([one[f"{name}_censored"].values for one in own]) <= 1 - LEVEL
+            values = np.where(sure, values, np.nan)
+        attrs: dict[str, Any] = each[0].attrs
+        results[f"{name}_by_run"] = (("run", *map(str, each[0].dims)), values, attrs)
+        whole = np.isfinite(values).all(axis=0)
+        depth = np.where(whole, values, 0)[..., None]
+        found = over_seeds(list(depth))
+        for part, numbers in zip(("mean", "low", "high"), found[:3], strict=True):
+            kept = np.where(whole, numbers, np.nan)
+            results[f"{name}_{part}"] = (each[0].dims, kept, attrs)
+
+
+def _check(runs: Sequence[Run]) -> None:
+    paths = [str(run.path) for run in runs]
+    if len(runs) < 2 or len(set(paths)) < len(paths):
+        raise ValueError(f"{', '.join(paths)}: intervals over seeds need 2 or more runs, each once")
+    first = runs[0]
+    for run in runs[1:]:
+        for what in ("variants", "layers"):
+            mine, theirs = getattr(first, what), getattr(run, what)
+            if absent := [one for one in mine if one not in theirs]:
+                raise ValueError(f"{run.path} has no {what[:-1]} {absent[0]}, {first.path} has")
+        classes = [set(one.samples()["class_name"].values.astype(str)) for one in (first, run)]
+        if lost := sorted(classes[0] ^ classes[1]):
+            raise ValueError(f"{first.path} and {run.path} have other classes: {lost[0]} is in one")
+
+
+def _same_objects(runs: Sequence[Run]) -> bool:
+    """Whether all runs hold the same clouds (or, where none are kept, targets) in one order."""
+    first, rest = runs[0], runs[1:]
+    ids = first.samples()["sample"].values
+    if any(not np.array_equal(ids, run.samples()["sample"].values) for run in rest):
+        return False
+    known = all(run.attrs["points"] is not None for run in runs)
+    some = slice(0, len(ids), max(1, len(ids) // 16))
+    mine, *others = ((run.points() if known else run.target())[some].values for run in runs)
+    return all(np.array_equal(mine, theirs) for theirs in others)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Folder names, or whole paths where two are alike."""
+    names = [run.path.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
