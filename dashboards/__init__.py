@@ -1,0 +1,1 @@
+"""Streamlit pages over finished and running runs: streamlit run dashboards/app.py -- RUNS_DIR."""

@@ -10,7 +10,7 @@ import streamlit as st
 if (root := str(Path(__file__).parents[1])) not in sys.path:
     sys.path.append(root)
 
-from dashboards import data, show
+from dashboards import opening, show
 from store import UnfinishedRunWarning
 
 # A page is read at 1280 x 800 too: less empty room around it than Streamlit leaves.
@@ -42,28 +42,28 @@ def main() -> None:
     )
     try:
         try:
-            folder = data.runs_folder(sys.argv[1:])
-            entries = data.list_runs(folder)
-        except data.NoRuns as nothing:
-            folder = data.demo_folder()
-            entries = data.list_runs(folder)
+            folder = opening.runs_folder(sys.argv[1:])
+            entries = opening.list_runs(folder)
+        except opening.NoRuns as nothing:
+            folder = opening.demo_folder()
+            entries = opening.list_runs(folder)
             show_demo(nothing)
         choose_run(folder, {entry.name: entry for entry in entries})
         page.run()
-    except data.Unreadable as problem:
+    except opening.Unreadable as problem:
         show.problem(problem)
 
 
-def show_demo(nothing: data.NoRuns) -> None:
+def show_demo(nothing: opening.NoRuns) -> None:
     """Say that this is not a run of theirs, and what makes one."""
     with st.expander(f"This is the demo. {nothing.plainly}"):
         st.text(str(nothing))
-        st.text(data.about_demo())
+        st.text(opening.about_demo())
         st.text("This command makes a run, in some minutes on two cores:")
         st.code(nothing.command, language="bash", wrap_lines=True)
 
 
-def choose_run(folder: Path, entries: dict[str, data.Entry]) -> None:
+def choose_run(folder: Path, entries: dict[str, opening.Entry]) -> None:
     """The run picked in the sidebar, for all pages; its state stands beneath."""
 
     def label(name: str) -> str:
@@ -74,7 +74,7 @@ def choose_run(folder: Path, entries: dict[str, data.Entry]) -> None:
         name = show.choose("run", "Run", list(entries), label=label, keep=True)
         st.text(entries[name].note)
         show.pick_format()
-    st.session_state["opened"] = data.run_path(folder, name)
+    st.session_state["opened"] = opening.run_path(folder, name)
 
 
 main()

@@ -137,13 +137,12 @@ def plot(
     alt: str,
     small: bool = False,
     on_select: Any = "ignore",
-    modes: Any = ("points",),
 ) -> None:
     """A figure alone. `name` names its files and has to be its own on a page.
 
     small     : of the buttons only the camera, and that while the pointer is over the figure.
-    on_select : "rerun", or what is called before the page runs again, when a point is clicked (or
-                a box or lasso drawn, if `modes` say so); `clicked(name)` then holds the points.
+    on_select : "rerun", or what is called before the page runs again, when a point is clicked;
+                `clicked(name)` then holds the points.
     """
     plain_text(figure)
     if st.context.theme.type == "dark":
@@ -155,16 +154,14 @@ def plot(
     if small:
         config["modeBarButtons"] = [["toImage"]]
     else:
-        shown = {"lasso2d", "select2d"} if "lasso" in modes else set()
-        removed = [button for button in NOT_NEEDED if button not in shown]
-        config |= {"displayModeBar": True, "modeBarButtonsToRemove": removed}
+        config |= {"displayModeBar": True, "modeBarButtonsToRemove": NOT_NEEDED}
     st.plotly_chart(
         figure,
         config=config,
         key=f"figure-{name}",
         alt=alt,
         on_select=on_select,
-        selection_mode=modes,
+        selection_mode="points",
     )
 
 

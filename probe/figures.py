@@ -1,7 +1,5 @@
 """Figures of the report beside the depth figure: verdicts, curves, layers, clouds and maps."""
 
-import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,104 +8,24 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from probe.findings import JUDGED, SIGNIFICANT, judged
-from probe.plots import (
-    INK,
-    LAYER,
-    MARKERS,
-    SHAPES,
-    STEPS,
-    Line,
-    Panel,
-    _add_panel,
-    _draw,
-    _some,
-    _ticks,
-    colour,
-)
+from probe.pixels import canvas, legend, png
+from probe.plots_cloud import VIEW
+from probe.plots_curves import ALIKE, DIMENSION, REBUILT, curves, curves_figure, curves_png
 from probe.plots_maps import CLASS_COLOURS, CLASS_SHAPES, REST
+from probe.plots_style import INK, LAYER, MARKERS, colour, some
+from probe.plots_style import shape as shape_of
+from probe.plots_training import STEPS
 
-DIMENSION = {  # measures of the shape of the space: title and axis
-    "two_nn": ("Intrinsic dimension, TwoNN", "dimensions"),
-    "mle_dimension": ("Intrinsic dimension, likelihood", "dimensions"),
-    "effective_rank": ("Effective rank", "directions   (higher fills more)"),
-    "participation_ratio": ("Participation ratio", "directions   (higher fills more)"),
-    "anisotropy": ("Anisotropy of the mean tokens", "mean cosine   (0 = no common direction)"),
-    "token_diversity": ("Diversity of an object's tokens", "1 − cosine   (0 = all alike)"),
-}
-REBUILT = {
-    "chamfer": ("Rebuilt cloud: Chamfer distance", "mean radii   (lower is closer)"),
-    "f_score": ("Rebuilt cloud: F-score", "F-score   (higher is better)"),
-}
-ALIKE = {
-    "procrustes": ("Procrustes distance to the target", "distance   (lower is closer)"),
-    "rsa": ("RSA with the target", "rank correlation   (higher is closer)"),
-    "mutual_knn": ("Neighbours in common with the target", "share   (higher is closer)"),
-    "svcca": ("SVCCA with the target", "mean correlation   (higher is closer)"),
-    "pwcca": ("PWCCA with the target", "weighted correlation   (higher is closer)"),
-}
+__all__ = ["ALIKE", "DIMENSION", "REBUILT", "cka_png", "clouds_png", "confusion_figure"]
+__all__ += ["confusion_png", "curves", "curves_figure", "curves_png", "maps_figure", "maps_png"]
+__all__ += ["steps_png", "verdict_png", "ways_png"]
+
 POOLED = {  # poolings as a reader calls them
     "mean": "mean of the tokens",
     "max": "largest value over the tokens",
     "concatenated": "tokens end to end",
     "vote": "each token votes",
 }
-VIEW = np.array([[0.87, -0.5, 0.0], [0.25, 0.43, 0.87]])  # from the front, above and to the side
-
-
-def curves(results: xr.Dataset, about: dict[str, tuple[str, str]]) -> list[Panel]:
-    """A panel for each measure that is there and has a value, with its target and control."""
-    panels = []
-    for key, (title, axis) in about.items():
-        if f"{key}_mean" not in results or results[f"{key}_mean"].isnull().all():
-            continue
-        mean, low, high = (results[f"{key}_{part}"] for part in ("mean", "low", "high"))
-        lines = []
-        for ending, name, dash in (("target", "target", "dash"), ("shuffled", "shuffled", "dot")):
-            control = results.get(f"{key}_{ending}_mean", results.get(f"{key}_{ending}"))
-            if control is not None and not control.isnull().any():
-                flat = control.mean([d for d in control.dims if d != "layer"])
-                values = np.broadcast_to(flat.values, results.sizes["layer"])
-                lines.append(Line(name, values, dash))
-        panels.append(Panel(title, axis, mean, low, high, lines))
-    return panels
-
-
-def curves_figure(panels: Sequence[Panel], results: xr.Dataset) -> go.Figure:
-    """Panels in rows of three, one legend."""
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = make_subplots(
-        rows,
-        columns,
-        subplot_titles=[panel.title for panel in panels],
-        horizontal_spacing=0.09,
-        vertical_spacing=0.2 / rows,
-    )
-    named: set[str] = set()
-    for at, panel in enumerate(panels):
-        _add_panel(figure, panel, named, row=at // columns + 1, col=at % columns + 1)
-    figure.update_xaxes(title=LAYER, title_font_size=12, **_ticks(results))
-    return figure.update_yaxes(title_font_size=12).update_layout(
-        template="plotly_white",
-        height=330 * rows + 90,
-        legend={"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor": "center"},
-        font={"size": 13, "color": INK},
-        margin={"t": 50, "b": 110},
-    )
-
-
-def curves_png(panels: Sequence[Panel]) -> bytes:
-    """The same panels, drawn by matplotlib."""
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = _canvas(rows, columns, 5.2, 3.6)
-    handles: dict[str, Any] = {}
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        _draw(axis, panel, handles)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    _legend(figure, handles)
-    return _png(figure)
 
 
 def verdict_png(results: xr.Dataset) -> bytes:
@@ -115,7 +33,7 @@ def verdict_png(results: xr.Dataset) -> bytes:
     rows = judged(results)
     names = results.variant.values.astype(str)
     deepest = float(results.layer.values[-1])
-    figure, axes = _canvas(1, 1, 9.5, 0.9 + 0.75 * len(rows))
+    figure, axes = canvas(1, 1, 9.5, 0.9 + 0.75 * len(rows))
     axis = axes[0, 0]
     handles: dict[str, Any] = {}
     for at, (score, where) in enumerate(rows):
@@ -128,22 +46,22 @@ def verdict_png(results: xr.Dataset) -> bytes:
     axis.set_yticks([-at for at in range(len(rows))], labels, fontsize=11)
     axis.set_ylim(-len(rows) + 0.4, 0.6)
     axis.set_xlim(float(results.layer.values[0]) - 0.5, deepest * 1.14)
-    axis.set_xticks(_some(results.layer.values))
+    axis.set_xticks(some(results.layer.values))
     axis.set_xlabel(f"{LAYER}; hollow, at the right: no fall is shown", fontsize=11)
     axis.axvline(deepest, color="#BBBBBB", linewidth=1)
     axis.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("Where each measure falls below its reference", fontsize=12, loc="left")
-    _legend(figure, handles)
-    return _png(figure)
+    legend(figure, handles)
+    return png(figure)
 
 
 def _draw_fall(axis: Any, one: xr.Dataset, score: str, name: str, y: float, end: float) -> Any:
     depth, low, high, p = (
         float(one[f"{score}_{part}"]) for part in ("fall_mean", "fall_low", "fall_high", "fall_p")
     )
-    style = {"color": colour(name), "marker": MARKERS[SHAPES.get(name, "triangle-up")]}
+    style = {"color": colour(name), "marker": MARKERS[shape_of(name)]}
     if p < SIGNIFICANT and np.isfinite(depth):
         top = min(high, end * 1.04)
         axis.plot([low, top], [y, y], color=style["color"], linewidth=1.6)
@@ -155,7 +73,7 @@ def _draw_fall(axis: Any, one: xr.Dataset, score: str, name: str, y: float, end:
 def cka_png(results: xr.Dataset) -> bytes:
     """CKA of every layer with every other, within each model and with the baseline."""
     names = results.variant.values.astype(str)
-    figure, axes = _canvas(1, len(names), 3.6, 3.5)
+    figure, axes = canvas(1, len(names), 3.6, 3.5)
     for axis, name in zip(axes[0], names, strict=True):
         pair = results.cka_layers_mean.sel(variant=name, other_variant=name)
         image = axis.imshow(
@@ -171,7 +89,7 @@ def cka_png(results: xr.Dataset) -> bytes:
     axes[0, 0].set_ylabel("layer", fontsize=11)
     bar = figure.colorbar(image, ax=list(axes[0]), fraction=0.02)
     bar.set_label("debiased CKA", fontsize=11)
-    return _png(figure)
+    return png(figure)
 
 
 def _floor(results: xr.Dataset) -> float:
@@ -184,7 +102,7 @@ def _floor(results: xr.Dataset) -> float:
 
 def confusion_png(results: xr.Dataset, variant: str) -> bytes:
     """What classes are taken for, at the first and the deepest layer, at the largest k."""
-    figure, axes = _canvas(1, 2, 5.0, 4.6)
+    figure, axes = canvas(1, 2, 5.0, 4.6)
     names = [str(name) for name in results["class"].values]
     for axis, layer in zip(axes[0], results.layer.values[[0, -1]], strict=True):
         counts = results.knn_confusion.sel(variant=variant, layer=layer)
@@ -197,7 +115,7 @@ def confusion_png(results: xr.Dataset, variant: str) -> bytes:
             axis.set_yticks(range(len(names)), [_literal(n) for n in names])
     axes[0, 0].set_ylabel("class", fontsize=11)
     figure.colorbar(image, ax=list(axes[0]), fraction=0.025).set_label("share of the class")
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_figure(results: xr.Dataset, variant: str) -> go.Figure:
@@ -236,7 +154,7 @@ def ways_png(results: xr.Dataset) -> bytes:
     """
     at_k = results.isel(k=-1).sel(metric="cosine")
     poolings = results.pooling.values.astype(str)
-    figure, axes = _canvas(1, len(poolings), 4.0, 3.6)
+    figure, axes = canvas(1, len(poolings), 4.0, 3.6)
     dashes = {"raw": "-", "centred": "--", "whitened": ":"}
     handles: dict[str, Any] = {}
     layers = results.layer.values
@@ -258,7 +176,7 @@ def ways_png(results: xr.Dataset) -> bytes:
                 handles.setdefault(f"{name}, {preparation}", mark)
         axis.set_title(POOLED[pooling], fontsize=11.5, loc="left", color=INK)
         axis.set_xlabel(LAYER, fontsize=11)
-        axis.set_xticks(_some(layers))
+        axis.set_xticks(some(layers))
         axis.grid(axis="y", color="#E4E4E4", linewidth=0.8)
         axis.spines[["top", "right"]].set_visible(False)
     low = min(axis.get_ylim()[0] for axis in axes[0])
@@ -267,8 +185,8 @@ def ways_png(results: xr.Dataset) -> bytes:
         axis.set_ylim(low, high)
     k = int(results.k.values[-1])
     axes[0, 0].set_ylabel(f"accuracy in %, K = {k}\n(higher is better)", fontsize=11)
-    _legend(figure, handles)
-    return _png(figure)
+    legend(figure, handles)
+    return png(figure)
 
 
 def clouds_png(results: xr.Dataset, variant: str, objects: int = 4) -> bytes:
@@ -277,7 +195,7 @@ def clouds_png(results: xr.Dataset, variant: str, objects: int = 4) -> bytes:
     some = layers[np.unique(np.linspace(0, len(layers) - 1, 4).round().astype(int))]
     objects = min(objects, results.sizes["shown"])
     titles = ["object", "from the target", *(f"{variant}, layer {layer}" for layer in some)]
-    figure, axes = _canvas(objects, len(titles), 2.0, 2.0)
+    figure, axes = canvas(objects, len(titles), 2.0, 2.0)
     for row in range(objects):
         rebuilt = results.cloud.sel(variant=variant, layer=some).isel(shown=row).values
         drawn = [results.true_cloud[row].values, results.target_cloud[row].values, *rebuilt]
@@ -289,14 +207,14 @@ def clouds_png(results: xr.Dataset, variant: str, objects: int = 4) -> bytes:
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=10, color=INK)
-    return _png(figure)
+    return png(figure)
 
 
 def steps_png(results: xr.Dataset, score: str) -> bytes:
     """A heat map a model of a score by captured layer and training step: `plots.steps_figure`."""
     names = results.variant.values.astype(str)
     steps, layers = results.step.values, results.layer.values
-    figure, axes = _canvas(1, len(names), 4.6, 1.6 + 0.25 * len(steps))
+    figure, axes = canvas(1, len(names), 4.6, 1.6 + 0.25 * len(steps))
     ends = [float(results[f"{score}_mean"].min()), float(results[f"{score}_mean"].max())]
     for axis, name in zip(axes[0], names, strict=True):
         values = results[f"{score}_mean"].sel(variant=name).values
@@ -308,7 +226,7 @@ def steps_png(results: xr.Dataset, score: str) -> bytes:
         axis.set_xlabel(LAYER, fontsize=11)
     axes[0, 0].set_ylabel("training step", fontsize=11)
     figure.colorbar(image, ax=list(axes[0]), fraction=0.03).set_label(STEPS[score][1])
-    return _png(figure)
+    return png(figure)
 
 
 def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
@@ -407,7 +325,7 @@ def maps_png(results: xr.Dataset, method: str) -> bytes:
     layers = results.layer.values
     some = np.unique(np.linspace(0, len(layers) - 1, 5).round().astype(int))
     names = results.variant.values.astype(str)
-    figure, axes = _canvas(len(names), len(some), 2.3, 2.45)
+    figure, axes = canvas(len(names), len(some), 2.3, 2.45)
     shown = results.sel({"method": method}).isel(draw=0)
     reach = 1.05 * float(np.abs(shown.position).max())
     styles, labels = _class_styles(results), results.label.values
@@ -431,39 +349,8 @@ def maps_png(results: xr.Dataset, method: str) -> bytes:
         if column == 0:
             axis.set_ylabel(names[v], fontsize=10.5)
     under = "under each map: trustworthiness / continuity, 1 is perfect"
-    _legend(figure, handles, title=under, markerscale=1.8)
-    return _png(figure)
-
-
-def _canvas(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(
-        figsize=(max(width * columns, 5), height * rows + 0.7),
-        dpi=130,
-        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
-    )
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _legend(figure: Any, handles: dict[str, Any], **more: Any) -> None:
-    rows = -(-len(handles) // 7)
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=-(-len(handles) // rows),
-        frameon=False,
-        fontsize=10.5,
-        **more,
-    )
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    legend(figure, handles, title=under, markerscale=1.8)
+    return png(figure)
 
 
 def _literal(text: str) -> str:

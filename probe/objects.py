@@ -5,6 +5,7 @@ looks things up. A probe with intervals says what holds of them all; this says w
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -162,6 +163,31 @@ def painted(cloud: np.ndarray, centres: np.ndarray, weights: np.ndarray) -> np.n
     read = (weights[at] * pull).sum(axis=1) / pull.sum(axis=1)
     low, high = read.min(), read.max()
     return (read - low) / (high - low) if high > low else np.zeros(len(read))
+
+
+class Rebuilt(NamedTuple):
+    """One object as it is rebuilt: its cloud (points, 3), and how far that is from the original."""
+
+    layer: int | None
+    """None is the target."""
+    cloud: np.ndarray
+    chamfer: float
+    """Chamfer distance in mean radii, lower is closer."""
+
+
+def rebuilt(results: xr.Dataset, variant: str, sample: str) -> list[Rebuilt]:
+    """What a decoder makes of one object from the target's tokens, then from each layer's.
+
+    results : of `probe.reconstruction.reconstruction`    sample : one of `results.shown`
+    """
+    from probe.reconstruction import judge
+
+    one = results.sel(shown=sample)
+    layers: list[int] = results.layer.values.tolist()
+    clouds = [one.target_cloud.values, *one.cloud.sel(variant=variant).values]
+    true = np.broadcast_to(one.true_cloud.values, (len(clouds), *one.true_cloud.shape))
+    far = judge(np.stack(clouds), true).chamfer.tolist()
+    return [Rebuilt(*each) for each in zip([None, *layers], clouds, far, strict=True)]
 
 
 def _factors(run: Run) -> xr.Dataset:

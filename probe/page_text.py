@@ -5,6 +5,9 @@ Everything that comes from data is escaped here, and only here.
 
 import base64
 import html
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -19,106 +22,154 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """Name of its file, what is to be seen, its pixels, and for the page a live figure."""
+    """Name of its file, what is to be seen, its pixels, and for the screen a live figure."""
 
     name: str
     caption: str
-    png: bytes | None
+    png: bytes
     live: go.Figure | None = None
 
 
+Part = Table | Picture
+
+
 class Section(NamedTuple):
+    """A heading, what is said under it, and what is shown."""
+
     title: str
     sentences: list[str]
-    parts: list[Table | Picture]
+    parts: Sequence[Part]
+
+    @property
+    def anchor(self) -> str:
+        """Its name in a link."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2rem auto;
        padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; font-size: .85rem; margin: .5rem 0 1.5rem; }
-th, td { border: 1px solid #ddd; padding: .2rem .6rem; text-align: right; }
+h1 { font-size: 1.6rem; margin-bottom: .3rem; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd; break-after: avoid; }
+nav { font-size: .9rem; line-height: 1.9; } nav a { margin-right: 1rem; white-space: nowrap; }
+a { color: #0061a8; text-decoration: none; } a:hover { text-decoration: underline; }
+p, li, figcaption { max-width: 62rem; } li { margin: .35rem 0; }
+table { border-collapse: collapse; font-size: .82rem; margin: .5rem 0 1.5rem; }
+th, td { border-bottom: 1px solid #e2e2e2; padding: .2rem .55rem; text-align: right; }
+td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { border-bottom: 1px solid #999; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-.wide { overflow-x: auto; } figure { margin: 1rem 0; } img { max-width: 100%; }
-figcaption { color: #555; font-size: .9rem; } li { margin: .3rem 0; }
+table.words td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
+table.words th { text-align: left; }
+caption { text-align: left; padding: .3rem 0; } b { font-weight: 600; }
+.wide { overflow-x: auto; } figure { margin: 1rem 0 1.8rem; } img { max-width: 100%; }
+figcaption { color: #444; font-size: .9rem; } .still { display: none; }
+pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem; }
+@page { margin: 14mm; }
+@media print {
+  body { font-size: 10pt; max-width: none; margin: 0; padding: 0; } nav { display: none; }
+  .live { display: none; } .still { display: block; } table { font-size: 6.6pt; }
+  th, td { padding: .1rem .25rem; } figure, tr { break-inside: avoid; } .wide { overflow: visible; }
+  pre { white-space: pre-wrap; } caption { break-after: avoid; } thead { break-after: avoid; }
+}
 """
 
 
 def as_html(name: str, sections: list[Section]) -> str:
-    """One page with everything in it: opens without a network."""
+    """One page with everything in it: opens without a network; figures are live, still in print."""
     from plotly.offline import get_plotlyjs
 
     title = html.escape(f"Geometry by depth: {name}")
-    body = [f"<h1>{title}</h1>"]
+    links = "".join(f'<a href="#{s.anchor}">{html.escape(s.title)}</a>' for s in sections)
+    body = [f"<h1>{title}</h1>", f"<nav>{links}</nav>"]
+    tables, figures = count(1), count(1)
     for section in sections:
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
-        if section.sentences:
+        body.append(f'<h2 id="{section.anchor}">{html.escape(section.title)}</h2>')
+        if len(section.sentences) == 1:
+            body.append(f"<p>{html.escape(section.sentences[0])}</p>")
+        elif section.sentences:
             items = "".join(f"<li>{html.escape(one)}</li>" for one in section.sentences)
             body.append(f"<ul>{items}</ul>")
         for part in section.parts:
-            body.append(_html_table(part) if isinstance(part, Table) else _html_picture(part))
+            if isinstance(part, Table):
+                body.append(_html_table(part, tables))
+            else:
+                body.append(_html_picture(part, next(figures)))
     script = f"<script>{get_plotlyjs()}</script>"
     live = any(isinstance(p, Picture) and p.live is not None for s in sections for p in s.parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style>{script if live else ''}</head>\n<body>"
         + "\n".join(body)
         + "</body></html>\n"
     )
 
 
-def _html_table(table: Table) -> str:
+def _html_table(table: Table, number: Iterator[int]) -> str:
+    """With its number; without a title it is no table but lines to copy."""
+    if not table.title:
+        lines = "\n".join(html.escape(" ".join(row)) for row in table.rows)
+        return f"<pre>{lines}</pre>"
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in table.rows
     )
-    title = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
-    return f'<div class="wide"><table>{title}<tr>{head}</tr>{rows}</table></div>'
+    title = f"<caption><b>Table {next(number)}.</b> {html.escape(table.title)}</caption>"
+    kind = ' class="words"' if len(table.head) == 2 else ""
+    return (
+        f'<div class="wide"><table{kind}>{title}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
-def _html_picture(picture: Picture) -> str:
+def _html_picture(picture: Picture, number: int) -> str:
     caption = html.escape(picture.caption)
+    data = base64.b64encode(picture.png).decode("ascii")
+    shown = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
     if picture.live is not None:
-        shown = picture.live.to_html(
+        figure = picture.live.to_html(
             full_html=False,
             include_plotlyjs=False,
             div_id=f"figure-{picture.name}",
             auto_play=False,
         )
-    else:
-        assert picture.png is not None
-        data = base64.b64encode(picture.png).decode("ascii")
-        shown = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
-    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+        shown = f'<div class="live">{figure}</div><div class="still">{shown}</div>'
+    return f"<figure>{shown}<figcaption><b>Figure {number}.</b> {caption}</figcaption></figure>"
 
 
 def as_markdown(name: str, sections: list[Section]) -> str:
     """The same, with the pictures as files in report/."""
     lines = [f"# Geometry by depth: {_plain(name)}", ""]
+    tables, figures = count(1), count(1)
     for section in sections:
         lines += [f"## {section.title}", ""]
+        sign = "- " if len(section.sentences) > 1 else ""
         if section.sentences:
-            lines += [*(f"- {_plain(one)}" for one in section.sentences), ""]
+            lines += [*(f"{sign}{_plain(one)}" for one in section.sentences), ""]
         for part in section.parts:
-            lines += _md_table(part) if isinstance(part, Table) else _md_picture(part)
+            if isinstance(part, Table):
+                lines += _md_table(part, tables)
+            else:
+                lines += _md_picture(part, next(figures))
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _md_table(table: Table) -> list[str]:
-    head = [f"**{_plain(table.title)}**", ""] if table.title else []
+def _md_table(table: Table, number: Iterator[int]) -> list[str]:
+    if not table.title:
+        lines = (html.escape(" ".join(row), quote=False) for row in table.rows)
+        return ["```bash", *(" ".join(line.replace("`", "'").split()) for line in lines), "```", ""]
     rows = [table.head, ["---"] * len(table.head), *table.rows]
     cells = [["---" if cell == "---" else _plain(cell) for cell in row] for row in rows]
-    return [*head, *("| " + " | ".join(row) + " |" for row in cells), ""]
+    title = f"**Table {next(number)}.** {_plain(table.title)}"
+    return [title, "", *("| " + " | ".join(row) + " |" for row in cells), ""]
 
 
-def _md_picture(picture: Picture) -> list[str]:
-    if picture.png is None:
-        return []
+def _md_picture(picture: Picture, number: int) -> list[str]:
     caption = _plain(picture.caption)
-    return [f"![{caption}](report/{picture.name}.png)", "", f"*{caption}*", ""]
+    image = f"![{caption}](report/{picture.name}.png)"
+    return [image, "", f"**Figure {number}.** *{caption}*", ""]
 
 
 def _plain(text: str) -> str:

@@ -8,15 +8,15 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from probe.plots import DODGE, INK, LAYER, SHAPES, colour
+from probe.plots_style import BELOW, INK, LAYER, colour, shape, shifts, some
 from probe.report import SIGNIFICANT
 
 TITLES = {
-    "unread": "Text can't read the points behind L",
-    "zero": "Points are zeros from L on",
-    "mean": "Points are the mean object's from L on",
-    "shuffle": "Points change places from L on",
-    "same_class": "Points of another object, same class",
+    "unread": "Text can't read the points behind layer L",
+    "zero": "Points are zeros from layer L on",
+    "mean": "Points are the mean object's from layer L on",
+    "shuffle": "Points change places from layer L on",
+    "same_class": "Points of another object of its class",
     "other_class": "Points of an object of another class",
 }
 CHANGE = "change in nats<br>(below 0: answer less likely)"
@@ -123,7 +123,7 @@ def _transplant(results: xr.Dataset) -> Curves:
         100 * results[f"transplant_share_{part}"].values for part in ("mean", "low", "high")
     )
     return Curves(
-        "Receives the other model's points at L",
+        "Receives the other model's points at layer L",
         "% of the gap to it<br>(100: answers as it does)",
         results.into.values.astype(str).tolist(),
         results.layer.values,
@@ -155,7 +155,7 @@ def _figure(panels: list[Curves], *, columns: int, height: int) -> go.Figure:
     return figure.update_layout(
         template="plotly_white",
         height=height * rows + 140,
-        legend={"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor": "center"},
+        legend=BELOW,
         font={"size": 13, "color": INK},
         margin={"t": 90, "b": 110},
     )
@@ -164,15 +164,13 @@ def _figure(panels: list[Curves], *, columns: int, height: int) -> go.Figure:
 def _add(figure: go.Figure, panel: Curves, named: set[str], **place: int) -> None:
     """Draw a panel; named : curves that the legend has already, and gains here."""
     numbers = panel.x.dtype.kind in "if"
-    step = np.diff(panel.x).min() if numbers and len(panel.x) > 1 else 0
+    aside = shifts(panel.x, len(panel.names)) if numbers else None
     for row, name in enumerate(panel.names):
         mean, low, high = panel.mean[row], panel.low[row], panel.high[row]
-        shape = SHAPES.get(name, "triangle-up")
         filled = np.ones(len(mean), bool) if panel.filled is None else panel.filled[row]
-        symbols = [shape if one else f"{shape}-open" for one in filled]
-        shift = (row - (len(panel.names) - 1) / 2) * step * DODGE
+        symbols = [shape(name) + ("" if one else "-open") for one in filled]
         figure.add_scatter(
-            x=panel.x + shift if numbers else panel.x,
+            x=panel.x if aside is None else panel.x + aside[row],
             y=mean,
             name=name,
             legendgroup=name,
@@ -192,13 +190,9 @@ def _add(figure: go.Figure, panel: Curves, named: set[str], **place: int) -> Non
                            mode="lines", line=line, **place)  # fmt: skip
     if panel.zero:
         figure.add_hline(y=0, line_color=INK, line_width=1, **place)
-    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": _some(panel.x)} if numbers else {}
+    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": some(panel.x)} if numbers else {}
     figure.update_xaxes(title=LAYER, title_font_size=12, **ticks, **place)
     figure.update_yaxes(title=panel.axis, title_font_size=12, zeroline=False, **place)
-
-
-def _some(layers: np.ndarray) -> np.ndarray:
-    return layers[:: -(-len(layers) // 12)]
 
 
 def _title(results: xr.Dataset, what: str) -> str:

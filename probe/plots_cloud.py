@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 GROUND = "#A7ABB0"  # a grey on which white and black points are both seen, in light and dark
 DIAGONAL = 1.35  # of the box around a cloud, in plotly's units: all of it is in view
+VIEW = np.array([[0.87, -0.5, 0.0], [0.25, 0.43, 0.87]])  # flat: from the front, above, aside
 NO_COLOUR = "#2F4B6E"  # for clouds that came without colours
 
 

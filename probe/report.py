@@ -209,8 +209,13 @@ def _footnote(results: xr.Dataset) -> str:
 
 
 def print_beside(name: str, results: xr.Dataset, console: Console | None = None) -> None:
-    """The results of a probe that is kept beside the sweep: maps, steps or reconstruction."""
+    """The results of a probe beside the sweep: maps, objects, steps or reconstruction."""
     console = console or Console()
+    if name == "objects":
+        count = {dim: results.sizes[dim] for dim in ("sample", "layer", "model")}
+        said = "{sample} objects looked up in {layer} layers of {model} models, for the dashboard"
+        console.print(said.format(**count), highlight=False)
+        return
     if name == "maps":
         for method in results.method.values.astype(str):
             _show(console, _maps_table(results, method))

@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+import xarray as xr
 from streamlit.testing.v1 import AppTest
 
 import store
-from dashboards import data, show
+from dashboards import data, opening, show
+from probe.__main__ import ProbeConfig
+from probe.__main__ import main as probe_a_run
 from probe.contrast import confusion_change, contrast
 from probe.objects import objects, others, painted
 from probe.plots import (
@@ -24,7 +27,8 @@ from probe.plots import (
 )
 from probe.plots_cloud import GROUND, NO_COLOUR, cloud_figure, painted_figure
 from probe.plots_compare import confusion_figure, contrast_figure
-from probe.plots_maps import map_figure, token_figure
+from probe.plots_object import token_figure
+from probe.reconstruction import reconstruction
 from probe.sweep import sweep
 from store.schema import STORE
 
@@ -122,6 +126,11 @@ def figures(app):
     return [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
 
 
+def drawn(app):
+    """What the Explorer's map is given to draw."""
+    return json.loads(app.get("bidi_component")[0].proto.json)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_opens_on_a_run(runs, look, page):
     app = look(runs, page)
@@ -135,7 +144,7 @@ def test_the_first_look_computes_the_scores_and_keeps_them(tmp_path, look):
     app = look(tmp_path)
     assert not app.exception
     assert run.probes("sweep").k.values.tolist() == [1, 10]  # 900 is more than the gallery has
-    assert "Control: with shuffled labels" in text(app)
+    assert "shuffled labels" in text(app)
     before = (run.store / "probes" / "sweep" / "zarr.json").stat().st_mtime_ns
     look(tmp_path)
     assert (run.store / "probes" / "sweep" / "zarr.json").stat().st_mtime_ns == before
@@ -175,14 +184,14 @@ def test_the_object_page_shows_the_cloud_and_its_neighbours(runs, look):
 def test_the_map_shows_what_is_selected_and_leads_on(runs, look):
     app = look(runs, "explorer", variant="aligned", layer="4", picked="28,29,999", colour="drift")
     assert not app.exception and not app.warning
-    (figure, *clouds) = figures(app)
-    assert {trace["type"] for trace in figure["data"]} == {"scattergl"}
-    assert len(clouds) == 4  # the object and three neighbours
+    shown = drawn(app)
+    assert len(shown["samples"]) == SAMPLES and shown["chosen"] == [28, 29]
+    assert MARKUP in shown["names"]  # the canvas draws it as text
+    assert len(figures(app)) == 4  # the object and three neighbours
     assert app.selectbox(key="choice-shown").options == ["object-28: ball", f"object-29: {MARKUP}"]
-    assert "<b>" not in json.dumps(figure)
     app.select_slider(key="choice-layer").set_value(0).run()
     assert app.query_params["layer"] in ("0", ["0"]) and "layer 0" in text(app)
-    assert figures(app)[0]["layout"]["xaxis"]["range"] == figure["layout"]["xaxis"]["range"]
+    assert drawn(app)["frame"] == shown["frame"] and drawn(app)["position"] != shown["position"]
     button = next(one for one in app.button if one.label.startswith("Open object-28"))
     button.click().run()
     assert app.title[0].value == "Object" and "object-28 (query)" in text(app)
@@ -195,10 +204,10 @@ def test_every_colour_of_the_map_can_be_drawn(runs, look):
     assert len(names) > 10
     for name in ("split", "support", "blue", "class_name"):
         app.selectbox(key="choice-colour").select(name).run()
-        assert not app.exception and figures(app)
+        assert not app.exception and len(drawn(app)["samples"]) == SAMPLES
     app.multiselect(key="choice-classes").set_value(["ball"]).run()
     assert app.query_params["classes"] in ("ball", ["ball"])
-    assert [one.get("name") for one in figures(app)[0]["data"]][:2] == ["1 other classes", "ball"]
+    assert [mark["name"] for mark in drawn(app)["marks"]] == ["1 other classes", "ball"]
 
 
 def test_what_is_missing_is_said_with_what_to_type(runs, look):
@@ -235,6 +244,84 @@ def test_a_token_is_painted_where_attention_was_captured(tmp_path, look):
     assert "colorscale" in cloud["data"][0]["marker"]
     app.selectbox(key="choice-paint").select("true").run()
     assert "What token 1 reads" not in text(app)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run with everything that pages show of it, as `python -m probe` leaves it."""
+    path = write_run(tmp_path_factory.mktemp("all") / "one", patches=5)
+    run = store.open_run(path)
+    run.write_probe("sweep", sweep(run, ["knn", "drift", "geometry", "variants"], k=(1, 10)))
+    run.write_probe("reconstruction", reconstruction(run, steps=2))
+    scores = {
+        f"cka_{part}": (("variant", "step", "layer"), np.full((2, 2, 2), value))
+        for part, value in (("mean", 0.5), ("low", 0.4), ("high", 0.6))
+    }
+    at = {"variant": VARIANTS, "step": [1, 2], "layer": LAYERS}
+    run.write_probe("steps", xr.Dataset(scores, at))
+    return path.parent
+
+
+def test_the_command_keeps_what_pages_look_up_of_objects(measured, capsys):
+    probe_a_run(ProbeConfig(run=measured / "one", probes="objects", layers="4"))
+    assert "40 objects looked up in 2 layers of 2 models" in capsys.readouterr().out
+    kept = store.open_run(measured / "one").probes("objects")
+    assert kept.layer.values.tolist() == LAYERS  # all: a page asks for any of them
+
+
+def test_geometry_is_shown_whole_and_property_by_property(measured, look):
+    app = look(measured, measure="geometry")
+    assert not app.exception and not app.error
+    assert [len(one["data"]) for one in figures(app)] == [3, 1]  # both models and the target
+    app.selectbox(key="choice-read").select("selectivity").run()
+    assert len(figures(app)[0]["data"]) == 2 and "selectivity" in app.query_params["read"]
+    app.selectbox(key="choice-property").select("curvature").run()
+    (figure,) = figures(app)
+    said = [note["text"] for note in figure["layout"]["annotations"]]
+    assert said[:2] == ["R² of a linear read-out", "Selectivity: less shuffled values"]
+    assert set(app.dataframe[0].value.property) == {"curvature"}
+
+
+def test_all_scores_stand_on_one_page_and_published_ones_only_where_they_fit(measured, look):
+    app = look(measured)
+    more = figures(app)[1]
+    titles = [note["text"] for note in more["layout"]["annotations"]]
+    assert "Rebuilt cloud: Chamfer distance" in titles
+    assert any(title.startswith("Property the target tells best") for title in titles)
+    app = look(measured, measure="tests", k="10")
+    assert not app.exception and len(figures(app)) == 1
+    assert "No published figure stands here" in text(app) and "12 of 2" in text(app)
+    app = look(measured, measure="linear")
+    asked = "--probes knn,drift,geometry,variants,linear --k 1,10"  # what is there is kept
+    assert app.code[0].value.endswith(asked)
+
+
+def test_an_object_is_followed_through_all_layers(measured, look):
+    app = look(measured, "object", object="object-28", variant="aligned", layer="4")
+    assert not app.exception and not app.error
+    flat = [one for one in figures(app) if "scene" not in one["layout"]]
+    _, near, clouds = flat
+    assert len(near["data"][1]["customdata"]) == 2 * 6  # layers and neighbours
+    assert [note["text"][:8] for note in clouds["layout"]["annotations"]] == [
+        "original",
+        "target: ",
+        "layer 0:",
+        "layer 4:",
+    ]
+    solid = [one for one in figures(app) if "scene" in one["layout"]]
+    assert len(solid) == 1 + 6 + 3  # a browser draws 16 such at most
+    app = look(measured, "object", object="object-30")
+    assert "not of this one" in text(app)
+    app.selectbox(key="rebuilt-object").select("object-29").run()
+    assert "object-29 (query)" in text(app)
+    assert app.query_params["object"] in ("object-29", ["object-29"])
+
+
+def test_training_shows_steps_by_depth_or_what_to_type(measured, runs, look):
+    app = look(measured, "training")
+    assert not app.exception and figures(app)[1]["data"][0]["type"] == "heatmap"
+    app = look(runs, "training")
+    assert any("--capture-every" in code.value for code in app.code)
 
 
 def test_the_report_is_made_without_writing_into_the_run(runs, look):
@@ -309,11 +396,7 @@ def test_contrast_sorts_by_what_changes_and_counts_it_by_class():
         confusion_figure(changes[:0], "baseline", "aligned")
 
 
-def test_points_of_a_map_and_cells_of_tokens_say_what_they_are():
-    table = changed()[0].assign(x=np.arange(4.0), y=0.0)
-    figure = map_figure(table[1:], "right", chosen=[2])
-    assert sorted(at for trace in figure.data[:-1] for at in trace.customdata) == [1, 2, 3]
-    assert list(figure.data[-1].x) == [2]
+def test_cells_of_tokens_say_what_they_are():
     cells = token_figure(np.arange(6.0).reshape(2, 3), [4, 8], (8, 1)).data[1]
     assert [tuple(cell) for cell in cells.customdata][3] == (8, 0) and cells.text[3] == "3.0000"
 
@@ -381,12 +464,13 @@ def test_where_no_run_is_the_demo_opens_and_says_so(tmp_path, look):
 def test_the_demo_has_what_every_page_shows(tmp_path, look, page):
     app = look(tmp_path, page)
     assert not app.exception and not app.error and not app.warning
-    assert app.get("plotly_chart") or page == "provenance"
+    assert app.get("plotly_chart") or page in ("explorer", "provenance")
+    assert page != "explorer" or drawn(app)["samples"]
 
 
 def test_the_demo_is_small_whole_and_names_no_machine(tmp_path):
-    assert data.DEMO.stat().st_size < 4_000_000
-    path = data.demo_folder() / "demo-shapes"
+    assert opening.DEMO.stat().st_size < 4_000_000
+    path = opening.demo_folder() / "demo-shapes"
     assert store.verify_run(path) == []
     assert "/tmp" not in (path / "run.json").read_text()
 
@@ -398,7 +482,7 @@ def test_what_is_no_whole_run_is_shown_as_what_it_is(tmp_path, look):
     change_attrs(tmp_path / "later", schema_version=99)
     change_attrs(tmp_path / "odd", variants=["../../x"])
     (tmp_path / "photos").mkdir()
-    states = {entry.name: entry.state for entry in data.list_runs(tmp_path)}
+    states = {entry.name: entry.state for entry in opening.list_runs(tmp_path)}
     assert states["photos"] == "no run"
     assert {states[name] for name in ("bad", "later", "odd")} == {"cannot be opened"}
     said = {
@@ -451,7 +535,7 @@ def test_nothing_outside_the_folder_of_runs_is_opened(tmp_path, name):
     write_run(folder / "small")
     (folder / "link").symlink_to(tmp_path / "outside")
     with pytest.raises(data.Unreadable, match="only runs inside"):
-        data.run_path(folder, name)
+        opening.run_path(folder, name)
 
 
 def test_a_store_that_is_a_link_out_of_its_run_is_refused(tmp_path, look):

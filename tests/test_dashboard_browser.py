@@ -1,113 +1,73 @@
 """The dashboard in a real browser: started as the README says, every page, and the story."""
 
 import io
+import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.browser import NoBrowser, chromium, dashboard, listen, map_is_drawn
 from tests.test_dashboard import PAGES
 
-playwright = pytest.importorskip("playwright.sync_api")
-ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 WAIT = 120_000  # milliseconds; a busy machine with two cores is slow
-QUIET = (
-    # Streamlit's client asks below the page's own path first, whatever the page is
-    r"404 \(Not Found\)",
-    # of plotly, when it looks up which point of a canvas was hit
-    r"willReadFrequently",
-    # of software rendering, where there is no graphics card
-    r"GPU stall|swiftshader|SwiftShader|WebGL",
-)
+SIZES = {"light": (1280, 800), "dark": (1920, 1080)}
+CHARTS = """() => [...document.querySelectorAll('[data-testid=stPlotlyChart]')]
+    .every(chart => chart.querySelector('.main-svg'))"""
+TOO_WIDE = """() => {
+    const main = document.querySelector('[data-testid=stMain]');
+    return main.scrollWidth - main.clientWidth;
+}"""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Address of a server on the demo, and the file of its log."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "streamlit", "run", "dashboards/app.py"]
-    command += ["--server.port", str(port), "--server.headless", "true", "--", str(log.parent)]
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=_plain())
-        try:
-            _wait_for(f"http://localhost:{port}/_stcore/health", process)
-            yield f"http://localhost:{port}", log
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _plain():
-    return {name: value for name, value in os.environ.items() if not name.startswith("STREAMLIT")}
-
-
-def _wait_for(url, process):
-    for _ in range(240):
-        assert process.poll() is None, "the server ended"
-        try:
-            if urllib.request.urlopen(url, timeout=5).status == 200:
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"{url} does not answer")
+    folder = tmp_path_factory.mktemp("server")
+    with dashboard(folder, folder / "log") as address:
+        yield address, folder / "log"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as driver:
-        options = {"args": ["--no-sandbox", "--enable-unsafe-swiftshader"]}
-        try:
-            found = driver.chromium.launch(executable_path=CHROMIUM, **options)
-        except playwright.Error as error:
-            pytest.skip(f"no browser: {str(error).splitlines()[0]}")
-        yield found
-        found.close()
+    try:
+        with chromium() as found:
+            yield found
+    except NoBrowser as why:
+        pytest.skip(str(why))
 
 
 @pytest.fixture
 def tab(browser, request):
-    """A tab of 1280 x 800 that remembers what its console complained of."""
+    """A tab that remembers what its console complained of: 1280 x 800, or as parametrized."""
     scheme = getattr(request, "param", "light")
-    size = {"width": 1280, "height": 800}
-    context = browser.new_context(viewport=size, color_scheme=scheme)
+    width, height = SIZES[scheme]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
     page = context.new_page()
     page.set_default_timeout(WAIT)
-    page.said = []
-    page.on("console", lambda one: page.said.append(one.text) if _loud(one) else None)
-    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.said = listen(page)
     yield page
     context.close()
 
 
-def _loud(message):
-    known = any(re.search(text, message.text) for text in QUIET)
-    return message.type in ("error", "warning") and not known
-
-
 def settle(page):
+    """Wait until the script has run and its figures are drawn; it shows no error or warning."""
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
-    page.wait_for_timeout(1500)  # plotly draws after that
+    page.wait_for_function(CHARTS)
+    page.wait_for_timeout(250)  # what is drawn in the next frames
     assert page.locator('[data-testid="stException"]').count() == 0
-    assert page.locator('[data-testid="stAlertContentError"]').count() == 0
+    for kind in ("Error", "Warning"):
+        assert page.locator(f'[data-testid="stAlertContent{kind}"]').count() == 0
 
 
 def colours(element):
     """How many colours an element shows on the screen."""
-    from PIL import Image
-
     element.scroll_into_view_if_needed()
-    element.page.wait_for_timeout(500)
+    element.page.wait_for_timeout(150)
     picture = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
     return len(picture.getcolors(picture.width * picture.height))
 
@@ -127,41 +87,51 @@ def at_layer(page, layer):
 
 
 def an_object(page):
-    """Where on the map an object lies that no other lies close to."""
-    script = """figure => {
-        const {xaxis, yaxis} = figure._fullLayout, box = figure.getBoundingClientRect();
-        const all = figure._fullData.filter(t => t.customdata).flatMap(t =>
-            Array.from(t.x, (x, i) => [xaxis.c2p(x), yaxis.c2p(t.y[i])]));
-        const far = (a, b) => a === b ? Infinity : Math.hypot(a[0] - b[0], a[1] - b[1]);
-        const gap = a => Math.min(...all.map(b => far(a, b)));
-        const [x, y] = all.reduce((best, one) => gap(one) > gap(best) ? one : best);
-        return [box.x + xaxis._offset + x, box.y + yaxis._offset + y];
-    }"""
-    return page.evaluate(script, page.locator(".js-plotly-plot").first.element_handle())
+    """Move the pointer over the map, as a person would, until it names an object there."""
+    page.locator(".object-map canvas").scroll_into_view_if_needed()
+    box = page.locator(".object-map canvas").bounding_box()
+    for down in range(50, int(box["height"]), 17):
+        for right in range(10, int(box["width"]), 17):
+            where = box["x"] + right, box["y"] + down
+            page.mouse.move(*where)
+            if page.locator(".object-map .tip").is_visible():
+                return where
+    raise AssertionError("the pointer found no object on the map")
 
 
 def click(page, where):
     page.mouse.move(where[0] - 2, where[1] - 2)
     page.mouse.move(*where, steps=3)
-    page.wait_for_timeout(400)
+    page.wait_for_timeout(300)
     page.mouse.click(*where)
 
 
+def open_page(page, name):
+    page.locator(f'[data-testid="stSidebarNavLink"][href$="/{name}"]').click()
+    page.wait_for_url(re.compile(f"/{name}"))
+
+
 @pytest.mark.parametrize("tab", ["light", "dark"], indirect=True)
-def test_every_page_draws_and_nothing_complains(server, tab):
+def test_every_page_draws_and_nothing_complains(server, tab, request):
     address, log = server
+    tab.goto(address)
     for name in PAGES:
-        tab.goto(f"{address}/{name if name != PAGES[0] else ''}")
+        if name != PAGES[0]:
+            open_page(tab, name)
         tab.wait_for_selector("h1")
         settle(tab)
-        if name != "provenance":
+        if name == "explorer":
+            map_is_drawn(tab)
+            assert colours(tab.locator(".object-map canvas")) > 20
+        elif name != "provenance":
+            tab.wait_for_selector(".js-plotly-plot .main-svg")
             assert colours(tab.locator(".js-plotly-plot").first) > 20, name
         for canvas in tab.locator(".gl-container canvas").all()[:1]:
             assert colours(canvas) > 8, name
+        assert tab.evaluate(TOO_WIDE) <= 0, name
         if shots := os.environ.get("SCREENSHOTS"):
             tab.evaluate("document.querySelector('[data-testid=stMain]').scrollTo(0, 0)")
-            dark = tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-            tab.screenshot(path=Path(shots) / f"{name}-{'dark' if dark else 'light'}.png")
+            tab.screenshot(path=Path(shots) / f"{name}-{request.node.callspec.id}.png")
     assert tab.said == []
     assert not re.search("Traceback|Error|Warning", log.read_text()), log.read_text()[-2000:]
 
@@ -173,9 +143,9 @@ def test_three_clicks_lead_from_a_layer_to_a_token(server, tab):
     settle(tab)
     click(tab, at_layer(tab, 20))
     tab.get_by_role("heading", name="Explorer").wait_for()
-    assert "layer=20" in tab.url
-    tab.wait_for_selector(".js-plotly-plot canvas")
+    map_is_drawn(tab)
     settle(tab)
+    assert "layer=20" in tab.url
     click(tab, an_object(tab))
     opening = tab.get_by_role("button", name=re.compile("^Open .* layer by layer"))
     opening.wait_for()
@@ -210,18 +180,61 @@ def test_a_cell_that_is_clicked_is_the_token_that_is_painted(server, tab):
     tab.get_by_text("Framed: layer 8, token 7").wait_for()
 
 
+def test_the_map_takes_a_lasso_and_glides_to_the_next_layer(server, tab):
+    address, _ = server
+    tab.emulate_media(reduced_motion="no-preference")
+    tab.goto(f"{address}/explorer?layer=20")
+    map_is_drawn(tab)
+    settle(tab)
+    canvas = tab.locator(".object-map canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    corners = [(2, 40), (300, 40), (box["width"] - 2, 40), (box["width"] - 2, 435), (2, 435)]
+    tab.mouse.move(box["x"] + 2, box["y"] + 40)
+    tab.mouse.down()
+    for x, y in corners:
+        tab.mouse.move(box["x"] + x, box["y"] + y, steps=3)
+    tab.mouse.up()
+    tab.get_by_text("objects selected; shown here").wait_for()
+    assert "40 objects selected" in tab.locator("body").inner_text()  # all that are on the map
+    canvas.evaluate("one => delete one.dataset.glided")
+    tab.get_by_role("slider").first.press("ArrowLeft")
+    map_is_drawn(tab)
+    glided = json.loads(canvas.get_attribute("data-glided"))
+    assert glided["milliseconds"] >= 450 and glided["frames"] > 1
+    canvas.press("ArrowRight")  # by keyboard alone
+    tip = tab.locator(".object-map .tip")
+    tip.wait_for()
+    name = tip.inner_text().split(":")[0]
+    canvas.press("Enter")
+    tab.get_by_role("button", name=f"Open {name} layer by layer").wait_for()
+
+
 def test_figures_can_be_saved_as_png_and_as_svg(server, tab):
     address, _ = server
     tab.goto(address)
     tab.wait_for_selector(".js-plotly-plot .points path")
     settle(tab)
-    for kind, start in (("png", b"\x89PNG"), ("svg", b"<svg")):
+    for kind in ("png", "svg"):
         if kind == "svg":
             tab.get_by_role("combobox", name=re.compile("Camera button saves")).click()
             tab.get_by_role("option", name="SVG").click()
             settle(tab)
         tab.locator(".js-plotly-plot").first.hover()
-        with tab.expect_download() as saved:
-            tab.locator('.modebar-btn[data-title*="plot as"]').first.click()
-        path = Path(saved.value.path())
-        assert saved.value.suggested_filename.endswith(kind) and path.read_bytes().startswith(start)
+        saved_by(tab, tab.locator('.modebar-btn[data-title^="Download plot"]').first, kind)
+    open_page(tab, "explorer")
+    map_is_drawn(tab)
+    settle(tab)
+    for kind in ("png", "svg"):
+        saved_by(tab, tab.get_by_role("button", name=kind.upper(), exact=True), kind)
+    saved_by(tab, tab.get_by_role("button", name="Data as CSV").first, "csv")
+
+
+def saved_by(page, button, kind):
+    """A click saves a file of that kind, with something in it."""
+    with page.expect_download() as saved:
+        button.click()
+    start = {"png": b"\x89PNG", "svg": b"<svg", "csv": b"sample,"}[kind]
+    content = Path(saved.value.path()).read_bytes()
+    assert saved.value.suggested_filename.endswith(kind) and content.startswith(start)
+    assert len(content) > 1000

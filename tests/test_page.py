@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import xarray as xr
 from rich.console import Console
 
 import probe.__main__ as command
@@ -47,10 +48,13 @@ def test_the_page_opens_without_a_network_and_holds_every_part(report):
     page, text = report
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert 'src="http' not in outside and "<link" not in outside and "Plotly" in page
-    for title in ("Question", "What was found", "Depth", "Shape of the space", "Maps", "Limits"):
-        assert f"<h2>{title}</h2>" in page
-    for title in ("Layer against layer", "Asked in other ways", "The cloud rebuilt", "Commands"):
-        assert f"<h2>{title}</h2>" in page
+    found = re.findall(r'<h2 id="([a-z0-9-]+)">([^<]+)</h2>', page)
+    titles = {title for _, title in found}
+    assert titles >= {"Question", "What was found", "What alignment changes", "Depth", "Controls"}
+    assert titles >= {"How it was measured", "Limits", "Provenance", "Commands", "Maps"}
+    assert titles >= {"Layer against layer", "Asked in other ways", "The cloud rebuilt"}
+    assert titles >= {"Other likenesses", "Geometry that can be read out", "Shape of the space"}
+    assert re.findall(r'<a href="#([^"]+)">', page) == [anchor for anchor, _ in found]
     pictures = re.findall(r"\((report/\w+\.png)\)", text.read_text())
     assert len(pictures) >= 10
     for name in pictures:
@@ -64,8 +68,54 @@ def test_numbers_and_sentences_are_those_of_the_run(report, run, whole):
     assert "{:.1f} [{:.1f}, {:.1f}]".format(*three) in page
     for sentence in findings(whole):
         assert html.escape(sentence) in page
+    for kind, caption in (("Figure", "figcaption"), ("Table", "caption")):
+        numbers = re.findall(rf"<{caption}><b>{kind} (\d+)\.</b>", page)
+        assert numbers == [str(at) for at in range(1, len(numbers) + 1)] and len(numbers) > 8
     assert "--probes knn,drift" in page and "--layers 0,12" in page and "--k 1,5" in page
     assert "python -m probe report run" in text.read_text().replace("\\", "")
+
+
+def test_in_print_every_live_figure_is_its_picture(report):
+    page, text = report
+    live = re.findall(r'<div id="figure-(\w+)"', page)
+    still = re.findall(r'<div class="still"><img alt="[^"]*" src="data:image/png;base64,', page)
+    assert live and len(still) == len(live)
+    assert {f"report/{name}.png" for name in live} <= set(
+        re.findall(r"\((report/\w+\.png)\)", text.read_text())
+    )
+
+
+def test_other_likenesses_are_told_with_their_values_and_by_which_aligned_is_closer(whole):
+    said = next(one for one in findings(whole) if one.startswith("Other likenesses of baseline"))
+    for key, words in (("svcca", "SVCCA"), ("pwcca", "PWCCA")):
+        one = whole.sel(variant="baseline")
+        at = [float(one[f"{key}_mean"].sel(layer=layer)) for layer in (0, 12)]
+        assert "{} {:.2f} to {:.2f} [".format(words, *at) in said
+        assert f"shuffled {float(one[f'{key}_shuffled'].sel(layer=12)):.2f}" in said
+    compared = next(one for one in findings(whole) if one.startswith("Against the baseline"))
+    pair = whole.sel(comparison="aligned - baseline", layer=12)
+    assert float(pair.svcca_difference) > 0 and float(pair.svcca_difference_p_adjusted) < 0.05
+    assert "SVCCA (layer 12)" in compared.partition("further")[0]
+    assert "closer by Procrustes distance (layer 12)" in compared  # a distance: less is closer
+    assert float(pair.procrustes_difference) < 0
+
+
+def test_a_model_captured_while_it_trained_is_told_from_its_first_step_to_its_last():
+    names, every, layers = ["baseline", "aligned"], [0, 60, 120], [0, 8]
+    cka, drift = np.full((2, 3, 2), 0.9), np.zeros((2, 3, 2))
+    cka[0, :, 1], drift[0, :, 1] = (0.5, 0.625, 0.75), (0.25, 0.5, 0.125)
+    cka[1, 2], drift[1, 2] = np.nan, np.nan  # aligned was captured twice only
+    results = xr.Dataset(coords={"variant": names, "step": every, "layer": layers})
+    for score, values in (("cka", cka), ("drift_centred", drift)):
+        for part, aside in (("mean", 0), ("low", -0.0625), ("high", 0.0625)):
+            results[f"{score}_{part}"] = (("variant", "step", "layer"), values + aside)
+    baseline, aligned = findings(results)
+    assert baseline == (
+        "baseline, from step 0 to 120 at layer 8: CKA to the target from 0.500 [0.438, 0.562] to "
+        "0.750 [0.688, 0.812] and drift from 0.250 [0.188, 0.312] to 0.125 [0.062, 0.188]; drift "
+        "changes most at layer 8 (-0.1250)."
+    )
+    assert aligned.startswith("aligned, from step 0 to 60 at layer 8")
 
 
 def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):

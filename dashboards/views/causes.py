@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import streamlit as st
+import xarray as xr
 
 from dashboards import data, show
 from probe.plots_causal import causal_figure, lens_figure
@@ -29,13 +30,18 @@ def main(path: Path) -> None:
         command = f"python -m train.explain {data.quoted(path)}"
         show.missing("This run has no such results yet. This command makes them:", command)
         return
+    with data.reading(path):
+        draw(path, view, results)
+
+
+def draw(path: Path, view: str, results: xr.Dataset) -> None:
+    """Curves with their intervals, what they show in words, and a table a measure."""
     kind = None
     if view == "lens":
         kind = show.choose(
             "lens", "Lens", results["lens"].values.tolist()[::-1], label=str.capitalize
         )
-    with data.reading(path):
-        figure = causal_figure(results) if kind is None else lens_figure(results, kind)
+    figure = causal_figure(results) if kind is None else lens_figure(results, kind)
     if figure.layout.title.text:
         st.text(figure.layout.title.text)
         figure.update_layout(title=None)

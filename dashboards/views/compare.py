@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from dashboards import data, show
+from dashboards import data, opening, show
 from probe.contrast import KINDS, confusion_change, contrast
 from probe.plots_compare import cka_figure, confusion_figure, contrast_figure
 
@@ -44,12 +44,12 @@ def main(path: Path) -> None:
 
 def second_run(path: Path) -> Path:
     """The run that the second model is of: this one, or another in the folder."""
-    entries = [entry.name for entry in data.list_runs(path.parent) if entry.state == "complete"]
+    entries = [entry.name for entry in opening.list_runs(path.parent) if entry.state == "complete"]
     if len(entries) < 2 or path.name not in entries:
         return path
     with st.sidebar:
         name = show.choose("with", "Second run of a comparison", entries, default=path.name)
-    return data.run_path(path.parent, name)
+    return opening.run_path(path.parent, name)
 
 
 def both(

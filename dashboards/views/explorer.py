@@ -8,7 +8,9 @@ import streamlit as st
 import xarray as xr
 
 from dashboards import data, objects, show
-from probe.plots_maps import MOST_CLASSES, map_figure
+from dashboards.answers import answers
+from dashboards.objectmap import object_map, picked
+from probe.plots_maps import MOST_CLASSES
 
 COLOURS = {
     "right": "neighbours right or wrong",
@@ -18,6 +20,9 @@ COLOURS = {
     "drift": "drift from the target",
 }
 MOST_KEPT = 200  # selected objects that an address names
+HINT = """Click an object, or draw a lasso around several; Shift and click adds one. Near on a map
+is not always near in truth. Ctrl and wheel zooms; arrow keys go from object to object, Enter
+selects.""".replace("\n", " ")
 
 
 def main(path: Path) -> None:
@@ -33,16 +38,18 @@ def main(path: Path) -> None:
         if maps is not None and data.has_map(maps, model, layer):
             table, frame, quality = data.umap_table(table, maps, model, layer)
         else:
-            note = f"There is no UMAP of layer {layer} of {model} yet; this is PCA."
+            note = f"There is no UMAP of layer {layer} of {model} yet: this is PCA."
     if by in data.factors(found):
         table[by] = data.factor(found, by)[table.index]
     if split != "all":
         table = table[table.split == split]
     left, right = st.columns([3, 2], gap="medium")
     with left:
+        if note:
+            st.text(note)
         chosen = the_map(table, found, by, frame, model, layer, quality)
         if note:
-            show.missing(note, data.command(path, "maps"))
+            show.missing("This command makes the UMAP of every layer:", data.command(path, "maps"))
     with right:
         beside(path, table, found, model, layer, chosen)
 
@@ -90,21 +97,24 @@ def the_map(
         )
     title = (COLOURS | data.factors(found))[by]
     chosen = kept(table)
-    figure = map_figure(table, by, title=title, classes=classes, chosen=chosen, frame=frame)
     right = int(table[table.split == "query"].right.sum())
     asked = int((table.split == "query").sum())
     said = f"{len(table)} objects in {model}, layer {layer}"
     if asked:
         said += f"; {right} of {asked} query objects right by {found.attrs['k']} neighbours"
     st.text(said)
-    show.plot(
-        figure,
-        "map",
-        alt="Objects on a map of this layer",
-        on_select=remember,
-        modes=("points", "box", "lasso"),
+    object_map(
+        table,
+        by,
+        frame=frame,
+        name=show.file_name(f"map-{model}-{layer}"),
+        alt=f"Map of {said}",
+        on_pick=remember,
+        title=title,
+        classes=classes,
+        chosen=chosen,
     )
-    st.text("Click an object, or draw around several. Near on a map is not always near in truth.")
+    st.text(HINT)
     if quality:
         st.text(f"This map: {quality}")
     columns = ["sample", "class_name", "split", "named", "right", "support", "drift", "x", "y"]
@@ -114,8 +124,7 @@ def the_map(
 
 def remember() -> None:
     """What was clicked or drawn around goes into the address."""
-    rows = [int(point["customdata"][0]) for point in show.clicked("map")]
-    if rows:
+    if rows := picked():
         st.query_params["picked"] = ",".join(map(str, rows[:MOST_KEPT]))
     else:
         st.query_params.pop("picked", None)
@@ -159,9 +168,19 @@ def beside(
     )
     objects.cloud(path, int(row), height=190)
     st.text(one.caption)
+    said_of(path, one["sample"], model)
     st.text(f"Nearest gallery objects in layer {layer}, nearest first")
     rows = found.neighbour.sel(model=model, layer=layer).values[row][:3]
     objects.neighbours(path, data.near_table(path, int(row), rows))
+
+
+def said_of(path: Path, sample: str, model: str) -> None:
+    """What the models answered about the object, where they were asked; this one's first."""
+    given = answers(path, sample)
+    if given.empty:
+        return
+    order = (given.model != model.partition("@")[0]).argsort(kind="stable")
+    st.dataframe(given.iloc[order], hide_index=True)
 
 
 main(st.session_state["opened"])

@@ -9,9 +9,9 @@ import streamlit as st
 import xarray as xr
 
 from dashboards import data, objects, show
-from probe.objects import painted
+from probe.objects import painted, rebuilt
 from probe.plots_cloud import cloud_figure
-from probe.plots_maps import token_figure
+from probe.plots_object import neighbours_figure, rebuilt_figure, token_figure
 
 NEIGHBOURS = 6
 
@@ -21,6 +21,19 @@ def main(path: Path) -> None:
     run, table = data.open_run(path), data.samples(path)
     row, model, layer = pick(table, data.models(path), run.layers)
     found = layers_of(path, run.complete)
+    with data.reading(path):
+        draw(path, table, row, model, layer, found)
+
+
+def draw(
+    path: Path,
+    table: pd.DataFrame,
+    row: int,
+    model: str,
+    layer: int,
+    found: xr.Dataset | None,
+) -> None:
+    """All of one object in one layer of one model. found : of `probe.objects`, if it is there"""
     left, right = st.columns([2, 3], gap="medium")
     with right:
         token = None if found is None else tokens(found, row, model, layer)
@@ -37,12 +50,12 @@ def main(path: Path) -> None:
         "nearest first"
     )
     objects.neighbours(path, near, in_row=NEIGHBOURS)
-    show.csv(near.drop(columns="row"), "neighbours")
-    words, rebuilt = st.columns(2, gap="medium")
-    with words:
-        lens(path, table["sample"][row], model, layer, token)
-    with rebuilt:
-        reconstruction(path, table["sample"][row], model, layer)
+    if found is None:
+        show.csv(near.drop(columns="row"), "neighbours")
+    else:
+        by_layer(path, found, row, model, layer)
+    lens(path, table["sample"][row], model, layer, token)
+    reconstruction(path, table, row, model, layer)
 
 
 def pick(table: pd.DataFrame, models: list[str], layers: list[int]) -> tuple[int, str, int]:
@@ -90,18 +103,39 @@ def tokens(found: xr.Dataset, row: int, model: str, layer: int) -> int:
     figure = token_figure(drift.values, layers, (layer, token))
     long = drift.rename("drift").to_dataframe()["drift"].reset_index()
     alt = "Drift by layer and token"
-    show.draw(figure, long, "tokens", alt=alt, on_select=remember)
+    show.draw(figure, long, "tokens", alt=alt, on_select=follow_cell)
     here = float(drift.sel(layer=layer)[token])
     which = "the furthest of this layer" if token == most else f"the furthest here is {most}"
     st.text(f"Framed: layer {layer}, token {token}, drift {here:.4f}; {which}. Click a cell.")
     return token
 
 
-def remember() -> None:
+def follow_cell() -> None:
     """The cell that was clicked goes into the address."""
     if points := show.clicked("tokens"):
         layer, token = map(int, points[0]["customdata"])
         st.query_params["layer"], st.query_params["token"] = str(layer), str(token)
+
+
+def by_layer(path: Path, found: xr.Dataset, row: int, model: str, layer: int) -> None:
+    """The neighbours of all layers at a glance."""
+    st.text("In every layer: the class of each neighbour. Click a layer to go there.")
+    layers = found.layer.values.tolist()
+    near = [
+        data.near_table(path, row, found.neighbour.sel(model=model, layer=at).values[row])
+        for at in layers
+    ]
+    right = np.stack([one.right.to_numpy() for one in near])
+    figure = neighbours_figure([one.class_name.tolist() for one in near], right, layers, layer)
+    long = pd.concat([one.assign(layer=at) for one, at in zip(near, layers, strict=True)])
+    alt = "Classes of the nearest objects by layer"
+    show.draw(figure, long.drop(columns="row"), "neighbours", alt=alt, on_select=follow_layer)
+
+
+def follow_layer() -> None:
+    """The layer that was clicked goes into the address."""
+    if points := show.clicked("neighbours"):
+        st.query_params["layer"] = str(points[0]["customdata"][0])
 
 
 def the_object(path: Path, table: pd.DataFrame, row: int, token: int | None) -> None:
@@ -142,35 +176,74 @@ def lens(path: Path, sample: str, model: str, layer: int, token: int | None) -> 
     show.csv(words, "lens")
 
 
-def reconstruction(path: Path, sample: str, model: str, layer: int) -> None:
-    """The object as a small decoder rebuilds it from the tokens of this layer."""
+def reconstruction(path: Path, table: pd.DataFrame, row: int, model: str, layer: int) -> None:
+    """The object as a small decoder rebuilds it from the tokens of each layer."""
     st.subheader("Rebuilt from its tokens")
-    results = data.results(path, "reconstruction")
+    sample, results = table["sample"][row], data.results(path, "reconstruction")
     if results is None:
         command = data.command(path, "reconstruction")
         show.missing("Nothing was rebuilt from this run's tokens yet.", command)
         return
-    shown = results.shown.values.tolist()
-    here = layer in results.layer.values and model in results["variant"].values
-    if sample not in shown or not here:
-        ids = set(data.samples(path)["sample"])
-        kept = [one for one in shown if one in ids]
-        at = ", ".join(map(str, results.layer.values))
-        st.text(f"Rebuilt clouds are kept of layers {at} of: {', '.join(kept) or 'none here'}")
+    if model not in results["variant"].values:
+        names = ", ".join(map(str, results["variant"].values))
+        st.text(f"Clouds were rebuilt from the tokens of {names}.")
         return
-    clouds = {
-        "original": results.true_cloud,
-        f"from layer {layer}": results.cloud.sel(variant=model, layer=layer),
-        "from the target": results.target_cloud,
-    }
+    if sample not in results.shown.values:
+        elsewhere(table, results.shown.values.tolist())
+        return
+    with data.reading(path):
+        found, true = rebuilt(results, model, sample), results.true_cloud.sel(shown=sample).values
+    layers = [one.layer for one in found if one.layer is not None]
+    near = min(layers, key=lambda at: abs(at - layer))
+    sources = {None: "from the target", near: f"from layer {near}"}
+    clouds = {"original": true}
+    clouds |= {sources[one.layer]: one.cloud for one in found if one.layer in sources}
     for column, (name, cloud) in zip(st.columns(3), clouds.items(), strict=True):
         with column:
             st.text(name)
-            figure = cloud_figure(cloud.sel(shown=sample).values, size=3)
-            figure.update_layout(height=190)
+            figure = cloud_figure(cloud, size=3).update_layout(height=220)
             show.plot(figure, f"rebuilt-{name}", alt=f"The cloud, {name}", small=True)
-    error = float(results.chamfer_mean.sel(variant=model, layer=layer))
-    st.text(f"Mean Chamfer distance of this layer: {error:.4f} mean radii, lower is closer")
+    st.text(
+        "By layer, with the Chamfer distance to the original in mean radii (0 = the same); the "
+        "decoder is fitted anew for each layer."
+    )
+    titles = ["original"]
+    for one in found:
+        titles.append(
+            f"{'target' if one.layer is None else f'layer {one.layer}'}: {one.chamfer:.3f}"
+        )
+    figure = rebuilt_figure([true, *(one.cloud for one in found)], titles)
+    show.plot(figure, "rebuilt", alt="The object rebuilt from each layer", small=True)
+    show.csv(points_of([true, *(one.cloud for one in found)], titles), "rebuilt")
+
+
+def points_of(clouds: list[np.ndarray], names: list[str]) -> pd.DataFrame:
+    """Rows of cloud, x, y and z."""
+    parts = [
+        pd.DataFrame(cloud, columns=["x", "y", "z"]).assign(cloud=name)
+        for cloud, name in zip(clouds, names, strict=True)
+    ]
+    return pd.concat(parts)[["cloud", "x", "y", "z"]]
+
+
+def elsewhere(table: pd.DataFrame, shown: list[str]) -> None:
+    """A way to the objects whose rebuilt clouds were kept."""
+    there = table[table["sample"].isin(shown)]
+    st.text("Rebuilt clouds are kept of a few query objects, and not of this one.")
+    classes = dict(zip(there["sample"], there.class_name, strict=True))
+
+    def follow() -> None:
+        if chosen := st.session_state["rebuilt-object"]:
+            st.query_params["class"], st.query_params["object"] = classes[chosen], chosen
+
+    st.selectbox(
+        "Go to one of them",
+        list(classes),
+        index=None,
+        format_func=lambda one: f"{one}: {classes[one]}",
+        key="rebuilt-object",
+        on_change=follow,
+    )
 
 
 main(st.session_state["opened"])

@@ -15,6 +15,11 @@ def main(path: Path) -> None:
     st.title("Provenance")
     record = data.record(path)
     attrs = data.open_run(path).attrs if (path / STORE).exists() else {}
+    with data.reading(path):
+        draw(path, record, attrs)
+
+
+def draw(path: Path, record: dict[str, Any], attrs: dict[str, Any]) -> None:
     reproduce(record)
     left, right = st.columns(2, gap="medium")
     with left:

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboards import data, show
-from probe.plots import training_figure
+from dashboards import data, opening, show
+from probe.plots_training import STEPS, steps_figure, training_figure
+from store.schema import STORE
 
 EVERY = 3  # seconds between two looks at a run in progress
 QUIET = 600  # seconds without a line after which a run in progress may have been stopped
@@ -18,15 +19,21 @@ def main(path: Path) -> None:
     st.title("Training")
     running = data.record(path).get("status") == "running"
     st.fragment(follow, run_every=EVERY if running else None)(path, running)
+    st.subheader("How the layers change during training")
+    during(path)
 
 
 def follow(path: Path, running: bool) -> None:
     """What is there by now; asked again every few seconds while the run goes on."""
     try:
-        record, metrics = data.record(path), data.metrics(path)
+        with data.reading(path):
+            show_log(path, running)
     except data.Unreadable as problem:
         show.problem(problem)
-        return
+
+
+def show_log(path: Path, running: bool) -> None:
+    record, metrics = data.record(path), data.metrics(path)
     if running and record.get("status") != "running":
         st.rerun()  # the whole page, so that it stops asking
     progress(path, record, metrics, running)
@@ -58,6 +65,26 @@ def progress(path: Path, record: dict[str, Any], metrics: pd.DataFrame, running:
             "Nothing has been logged for over ten minutes. The run may be capturing, or it was "
             "stopped: its own command goes on where it was."
         )
+
+
+def during(path: Path) -> None:
+    """Drift over steps and depth, where the models were captured while they trained."""
+    results = data.results(path, "steps")
+    if results is None:
+        captured = (path / STORE).exists() and any("@" in name for name in data.models(path))
+        if captured:
+            show.missing("Not measured yet. This command does:", data.command(path, "steps"))
+        else:
+            more = f"{opening.MAKE_A_RUN} --capture-every 60"
+            show.missing("No model of this run was captured while it trained. To have that:", more)
+        return
+    with data.reading(path):
+        scores = [name for name in STEPS if f"{name}_mean" in results]
+        score = show.choose("score", "Score", scores[::-1], label=lambda name: STEPS[name][0])
+        figure = steps_figure(results, score).update_layout(title=None, margin_t=40)
+        parts = [f"{score}_{part}" for part in ("mean", "low", "high")]
+        table = results[parts].to_dataframe().dropna().reset_index()
+        show.draw(figure, table, f"steps-{score}", alt="A score by training step and layer")
 
 
 main(st.session_state["opened"])

@@ -1,0 +1,204 @@
+"""Sentences about what is asked for beside neighbours, CKA and drift, and about training."""
+
+import numpy as np
+import xarray as xr
+
+from probe.judged import FINE, MAIN, SIGNIFICANT, listed, numbers, plural
+
+ALIKE = {  # other likenesses to the target, each blind to something else
+    "procrustes": "Procrustes distance",
+    "rsa": "RSA",
+    "mutual_knn": "share of common neighbours",
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+}
+SPACE = {
+    "two_nn": ("intrinsic dimension (TwoNN)", 1),
+    "effective_rank": ("effective rank", 1),
+    "participation_ratio": ("participation ratio", 1),
+    "anisotropy": ("anisotropy", 2),
+    "token_diversity": ("diversity of an object's tokens", 3),
+}
+PARTS = ("mean", "low", "high")
+AGREE = 0.02  # of accuracy: ways of asking that are closer give the same picture
+
+
+def during_training(one: xr.Dataset) -> str:
+    """One model captured while it trained: its deepest layer from the first step to the last."""
+    one = one.dropna("step", subset=["cka_mean"])
+    first, last, layer = one.step.values[0], one.step.values[-1], one.layer.values[-1]
+    said = []
+    for score, name in (("cka", "CKA to the target"), ("drift_centred", "drift")):
+        ends = [
+            "{:.3f} [{:.3f}, {:.3f}]".format(
+                *(float(one[f"{score}_{p}"].sel(layer=layer, step=at)) for p in PARTS)
+            )
+            for at in (first, last)
+        ]
+        said.append(f"{name} from {ends[0]} to {ends[1]}")
+    change = one.drift_centred_mean.isel(step=-1) - one.drift_centred_mean.isel(step=0)
+    most = int(np.abs(change.values).argmax())
+    return (
+        f"{one.variant.item()}, from step {first} to {last} at layer {layer}: "
+        f"{' and '.join(said)}; drift changes most at layer {one.layer.values[most]} "
+        f"({float(change[most]):+.{FINE}f})."
+    )
+
+
+def likenesses(results: xr.Dataset, names: dict[str, str]) -> str:
+    """Other likenesses to the target of one model, with what shuffled objects give."""
+    name = "baseline" if "baseline" in results.variant.values else str(results.variant.values[0])
+    first, last = results.layer.values[[0, -1]]
+    said = []
+    for key, words in names.items():
+        one = results.sel(variant=name)
+        start, *ends = (
+            float(one[f"{key}_{part}"].sel(layer=at))
+            for part, at in (("mean", first), *((p, last) for p in PARTS))
+        )
+        if np.isnan(start):
+            said.append(f"{words} not defined, as there are no more objects than dimensions")
+            continue
+        chance = f", shuffled {round(float(one[f'{key}_shuffled'].sel(layer=last)), 2) + 0.0:.2f}"
+        said.append("{} {:.2f} to {:.2f} [{:.2f}, {:.2f}]".format(words, start, *ends) + chance)
+    return f"Other likenesses of {name} to the target, layer {first} to {last}: {'; '.join(said)}."
+
+
+def compare_likenesses(results: xr.Dataset, names: dict[str, str]) -> str:
+    """At which layers each of them finds aligned closer to the target, or further."""
+    pair = results.sel(comparison=MAIN)
+    ways: dict[str, list[str]] = {"closer": [], "further": []}
+    none = []
+    for key, words in names.items():
+        sure = pair[f"{key}_difference_p_adjusted"].values < SIGNIFICANT
+        closer = pair[f"{key}_difference"].values * (-1 if key == "procrustes" else 1) > 0
+        for where, way in ((sure & closer, "closer"), (sure & ~closer, "further")):
+            if where.any():
+                layers = numbers(results.layer.values[where])
+                ways[way].append(f"{words} (layer{plural(where)} {layers})")
+        if not sure.any():
+            none.append(words)
+    said = [f"{way} by {listed(measures)}" for way, measures in ways.items() if measures]
+    if not said:
+        return f"By {listed(none)} aligned and baseline are equally close to the target, in noise."
+    rest = f"; within noise at every layer by {listed(none)}" if none else ""
+    return f"Against the baseline, aligned is {' and '.join(said)} to the target{rest}."
+
+
+def space(results: xr.Dataset) -> str:
+    """What the space of mean tokens is like at both ends of one model."""
+    name = "baseline" if "baseline" in results.variant.values else str(results.variant.values[0])
+    first, last = results.layer.values[[0, -1]]
+    said = []
+    for key, (words, digits) in SPACE.items():
+        if f"{key}_mean" in results:
+            one = results.sel(variant=name)
+            start = float(one[f"{key}_mean"].sel(layer=first))
+            ends = [float(one[f"{key}_{part}"].sel(layer=last)) for part in PARTS]
+            form = "{} {:.{d}f} to {:.{d}f} [{:.{d}f}, {:.{d}f}]"
+            said.append(form.format(words, start, *ends, d=digits))
+    return f"Space of {name}, layer {first} to {last}: {'; '.join(said)}."
+
+
+def compare_ways(results: xr.Dataset) -> list[str]:
+    """Whether other ways of asking for neighbours change the picture."""
+    k = int(results.k.values[-1])
+    ways = ("preparation", "pooling", "metric")
+    at_k = results.sel(k=k)
+    mean = at_k.knn_ways_mean.stack(way=ways)
+    usual = at_k.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
+    gap = (mean - usual).mean(("variant", "layer")).to_series()
+    best, worst = gap.idxmax(), gap.idxmin()
+    said = [
+        f"Of {len(gap)} ways to ask for neighbours (K = {k}), {int((gap.abs() < AGREE).sum())} are "
+        f"within {100 * AGREE:.0f} points of the usual one on average; the furthest up is "
+        f"{', '.join(best)} ({100 * gap[best]:+.1f}), down {', '.join(worst)} "
+        f"({100 * gap[worst]:+.1f})."
+    ]
+    if "knn_ways_difference" in results and MAIN in results.comparison.values:
+        pair = at_k.sel(comparison=MAIN)
+        sure = pair.knn_ways_difference_p_adjusted < SIGNIFICANT
+        up = (sure & (pair.knn_ways_difference > 0)).any("layer").stack(way=ways)
+        down = (sure & (pair.knn_ways_difference < 0)).any("layer").stack(way=ways)
+        agree = "They agree" if not (up.any() and down.any()) else "They disagree"
+        neither = int((~up & ~down).sum())
+        said.append(
+            f"{agree} on aligned against baseline: {int(up.sum())} find it more accurate at some "
+            f"layer, {int(down.sum())} less, {neither} find no difference beyond noise."
+        )
+        splits = at_k.knn_test90_10
+        spread = 100 * float(splits.std("split").mean())
+        one = splits.sel(variant="aligned") - splits.sel(variant="baseline")
+        said.append(
+            f"Protocol test90_10: one split differs from another by {spread:.1f} points (standard "
+            f"deviation); aligned is ahead in {100 * float((one > 0).mean()):.0f} % of splits and "
+            f"layers, behind in {100 * float((one < 0).mean()):.0f} %."
+        )
+    return said
+
+
+def compare_geometry(results: xr.Dataset) -> str:
+    """Properties whose read-out alignment changes, over all layers and properties at once."""
+    gap = results.geometry_difference.sel(comparison=MAIN)
+    sure = results.geometry_difference_p_adjusted.sel(comparison=MAIN) < SIGNIFICANT
+    said = []
+    for where, verb in ((sure & (gap > 0), "better"), (sure & (gap < 0), "worse")):
+        found = [
+            f"{name} from {results.layer.values[at.argmax()]}"
+            for name in results.property.values
+            if (at := where.sel(property=name).values).any()
+        ]
+        if found:
+            said.append(f"{verb} for {len(found)} ({', '.join(found)})")
+    if not said:
+        return "Aligned and baseline do not differ in any property read out, beyond noise."
+    return (
+        f"Of {results.sizes['property']} properties, aligned is read out {', '.join(said)}, each "
+        "from its first layer that differs."
+    )
+
+
+def outliers(results: xr.Dataset) -> str:
+    massive = results.massive_tokens
+    top = float(results.top_variance.sel(top=1).max())
+    if float(massive.max()) == 0:
+        said = (
+            "No token has a norm over 10 times its layer's median (largest: "
+            f"{float(results.largest_norm.max()):.1f})"
+        )
+    else:
+        layers = results.layer.values[(massive > 0).any(("variant", "token")).values]
+        tokens = results.token.values[(massive > 0).any(("variant", "layer")).values]
+        gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
+        said = (
+            f"Massive tokens at layers {numbers(layers)}, positions {numbers(tokens)}; without "
+            f"them accuracy changes by at most {100 * float(abs(gap).max()):.1f} points"
+        )
+    return (
+        f"{said}; the dimension that varies most holds {100 * top:.0f} % of the variance at most."
+    )
+
+
+def blocks(results: xr.Dataset) -> str:
+    first, last = int(results.layer.values[0]), int(results.layer.values[-1])
+    said = []
+    for variant in results.variant.values.astype(str):
+        ends = {"variant": variant, "other_variant": variant, "layer": first, "other_layer": last}
+        low, high = (float(results[f"cka_layers_{part}"].sel(ends)) for part in ("low", "high"))
+        mean = float(results.cka_layers_mean.sel(ends))
+        said.append(f"{variant} {mean:.3f} [{low:.3f}, {high:.3f}]")
+    return (
+        f"CKA of layer {first} with layer {last} of the same model: {', '.join(said)} (largest of "
+        f"all pairs by chance: {float(results.cka_layers_random):.3f})."
+    )
+
+
+def noise(results: xr.Dataset) -> str:
+    if "noise_cka_mean" not in results:
+        return f"Noise floor: {results.attrs['noise_floor']}."
+    cka, knn = results.noise_cka_mean, 100 * results.noise_agreement_mean
+    return (
+        f"Noise floor ({results.attrs['noise_floor']}): the same objects captured again have a CKA "
+        f"of {float(cka.min()):.3f} to {float(cka.max()):.3f} with themselves, and their "
+        f"neighbours name the same class for {float(knn.min()):.1f} to {float(knn.max()):.1f} %."
+    )

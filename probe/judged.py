@@ -1,0 +1,143 @@
+"""Verdicts in words: where a measure falls, how sure that is, and what alignment does to it."""
+
+import numpy as np
+import xarray as xr
+
+SIGNIFICANT = 0.05
+MAIN = "aligned - baseline"
+FINE = 4  # decimals of a difference in CKA or drift, which can be far under .01
+JUDGED = {  # measures with a verdict: name, and whether they are shares
+    "knn": ("accuracy", True),
+    "linear": ("linear read-out accuracy", True),
+    "cka": ("CKA to the target", False),
+    "drift_centred": ("drift", False),
+    "chamfer": ("Chamfer distance of rebuilt clouds", False),
+}
+
+
+def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
+    """Measures with a verdict in these results, and where to find it: the largest k."""
+    found = []
+    for score in JUDGED:
+        if f"{score}_fall_mean" in results:
+            by_k = "k" in results[f"{score}_margin"].dims
+            found.append((score, {"k": int(results.k.values[-1])} if by_k else {}))
+    return found
+
+
+def verdict_name(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
+    """Name of a measure with the loss that counts and what it is measured from."""
+    margin = results[f"{score}_margin"].sel(where)
+    size = _amount(float(margin), JUDGED[score][1])
+    return f"{_name(score, where)} ({size}, {margin.attrs['against']})"
+
+
+def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
+    """Where one model falls, with its interval, or how far it is shown to hold."""
+    one = row.sel(variant=variant)
+    depth, low, high, p, held = (
+        float(one[f"{score}_{part}"])
+        for part in ("fall_mean", "fall_low", "fall_high", "fall_p", "held")
+    )
+    deepest = int(row.layer.values[-1])
+    if np.isnan(p):
+        return "no reference"
+    if p < SIGNIFICANT and np.isfinite(depth):
+        end = f"{high:.1f}" if np.isfinite(high) else f"beyond {deepest}"
+        return f"{depth:.1f} [{low:.1f}, {end}]"
+    if held == deepest:
+        return f"holds to {deepest}"
+    return "unsure anywhere" if np.isnan(held) else f"unsure past {held:.0f}"
+
+
+def verdict(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
+    """Where the models fall, in a sentence that says what counts as a fall."""
+    row, margin = results.sel(where), results[f"{score}_margin"].sel(where)
+    size = _amount(float(margin), JUDGED[score][1])
+    said = [f"{models} {words}" for models, words in _grouped(row, score)]
+    return (
+        f"Verdict on {_name(score, where)} (lost where it is {size} worse than "
+        f"{margin.attrs['against']}): {'; '.join(said)}."
+    )
+
+
+def verdict_of_pair(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
+    """What alignment does to the fall, and within what the two models are proven alike."""
+    pair, share = results.sel(where).sel(comparison=MAIN), JUDGED[score][1]
+    margin = float(pair[f"{score}_margin"])
+    alike = pair[f"{score}_alike_p"].values < SIGNIFICANT
+    size = f"± {_amount(margin, share)}"
+    if alike.all():
+        said = f"aligned and baseline are proven alike within {size} at every layer"
+    elif alike.any():
+        layers = ", ".join(map(str, results.layer.values[alike]))
+        said = f"aligned and baseline are proven alike within {size} at layers {layers} only"
+    else:
+        said = f"at no layer are aligned and baseline proven alike within {size}"
+    least = float(pair[f"{score}_detectable"].values.max())
+    return (
+        f"{capitalised(_name(score, where))}: {_moved(pair, score)}{said}; a difference of "
+        f"{_amount(least, share)} would be found 4 times in 5."
+    )
+
+
+def _moved(pair: xr.Dataset, score: str) -> str:
+    """By how many layers alignment moves the fall; nothing where neither model falls."""
+    mean, low, high, censored = (
+        float(pair[f"{score}_shift_{part}"]) for part in ("mean", "low", "high", "censored")
+    )
+    if censored > 1 - float(pair.attrs["level"]):
+        fell = (pair[f"{score}_fall_p"].values < SIGNIFICANT).any()
+        return "how far alignment moves the fall is not known; " if fell else ""
+    if low <= 0 <= high:
+        numbers = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        return f"alignment does not surely move the fall ({numbers} layers); "
+    verb = "delays" if mean > 0 else "hastens"
+    mean, low, high = (mean, low, high) if mean > 0 else (-mean, -high, -low)
+    return f"alignment {verb} the fall by {mean:.1f} [{low:.1f}, {high:.1f}] layers; "
+
+
+def _grouped(row: xr.Dataset, score: str) -> list[tuple[str, str]]:
+    """Models by what is said of them."""
+    said: dict[str, list[str]] = {}
+    for variant in row.variant.values.astype(str):
+        cell = verdict_cell(row, score, variant)
+        words = f"falls at layer {cell}" if cell[0].isdigit() else cell
+        said.setdefault(words, []).append(variant)
+    return [(listed(models), _plural(words, models)) for words, models in said.items()]
+
+
+def _plural(words: str, models: list[str]) -> str:
+    words = words.replace("unsure", "is unsure", 1).replace("no reference", "has no reference", 1)
+    if len(models) > 1:
+        for one, many in (("falls", "fall"), ("holds", "hold"), ("is ", "are "), ("has ", "have ")):
+            words = words.replace(one, many, 1)
+    return words
+
+
+def _name(score: str, where: dict[str, int]) -> str:
+    return JUDGED[score][0] + (f", K = {where['k']}" if where else "")
+
+
+def _amount(value: float, share: bool) -> str:
+    return f"{100 * value:.1f} points" if share else f"{value:.{FINE if value < 0.01 else 3}f}"
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+
+
+def capitalised(text: str) -> str:
+    """With a capital at its beginning, the rest as it stands."""
+    return text[:1].upper() + text[1:]
+
+
+def numbers(layers: np.ndarray) -> str:
+    """Layers with commas between."""
+    return ", ".join(str(layer) for layer in layers)
+
+
+def plural(where: np.ndarray) -> str:
+    """The s of several layers."""
+    return "s" if where.sum() > 1 else ""

@@ -1,0 +1,279 @@
+"""Tables and pictures of a report, from Datasets of probes."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from probe import figures
+from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
+from probe.page_text import Part, Picture, Section, Table
+from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
+from probe.plots_causal import TITLES
+
+PARTS = ("mean", "low", "high")
+SCORES = {  # key, title with its direction, scale, decimals
+    "knn": ("Accuracy of {k} neighbours, in %, higher is better", 100, 1),
+    "cka": ("Debiased CKA with the target, higher is closer", 1, 4),
+    "drift_centred": ("Drift from the target (common part off), lower is closer", 1, 4),
+    "linear": ("Accuracy of a linear read-out, in %, higher is better", 100, 1),
+    "chamfer": ("Chamfer distance of the rebuilt cloud, in mean radii, lower is closer", 1, 4),
+    "f_score": ("F-score of the rebuilt cloud, higher is better", 1, 3),
+}
+SPACE = {
+    "two_nn": ("Intrinsic dimension (TwoNN)", 1, 2),
+    "effective_rank": ("Effective rank, higher fills more directions", 1, 2),
+    "anisotropy": ("Anisotropy, lower spreads the directions", 1, 3),
+    "token_diversity": ("Diversity of an object's tokens, 0 is oversmoothed", 1, 3),
+}
+LIKE = {
+    "procrustes": ("Procrustes distance to the target, lower is closer", 1, 3),
+    "rsa": ("RSA with the target, higher is closer", 1, 3),
+    "mutual_knn": ("Neighbours in common with the target, share, higher is closer", 1, 3),
+    "svcca": ("SVCCA with the target, higher is closer", 1, 3),
+    "pwcca": ("PWCCA with the target, higher is closer", 1, 3),
+}
+CONTROLS = {"shuffled": "shuffled", "random": "unrelated"}
+LAID_OUT = {"umap": " UMAP lays out each model anew: compare maps along a row, not down a column."}
+NATS = "change in nats   (below 0: less likely)"
+WORDS = {
+    "advantage": ("Word of its own class", "nats above the others' words   (higher is better)"),
+    "rank": ("Rank of the class word", "rank   (1 is best)"),
+    "caption_match": ("Nearest caption is of its class", "share of tokens   (dotted: shuffled)"),
+}
+
+
+def verdicts(results: xr.Dataset) -> list[Part]:
+    """Where each measure falls, as a figure and as a table."""
+    rows = judged(results)
+    if not rows:
+        return []
+    names = results.variant.values.astype(str).tolist()
+    table = Table(
+        "Layer of the fall with its 95 % interval, or up to which the measure surely holds",
+        ["measure (margin, reference)", *names],
+        [
+            [
+                verdict_name(results, score, where),
+                *(verdict_cell(results.sel(where), score, name) for name in names),
+            ]
+            for score, where in rows
+        ],
+    )
+    caption = (
+        "Depth at which each measure falls below its reference by its margin, with 95 % intervals "
+        "from resampled objects."
+    )
+    return [Picture("verdict", caption, figures.verdict_png(results)), table]
+
+
+def depth(results: xr.Dataset) -> list[Part]:
+    """The depth figure and its numbers."""
+    pictures: list[Part] = []
+    if {"knn_mean", "cka_mean"} & set(results):
+        with tempfile.TemporaryDirectory() as folder:
+            png = save_depth_png(results, Path(folder) / "depth.png").read_bytes()
+        caption = (
+            "Neighbours, similarity and drift by depth, and below what alignment changes; a "
+            "filled mark is a difference beyond noise."
+        )
+        pictures.append(Picture("depth", caption, png, depth_figure(results)))
+    return pictures + tables(results, SCORES)
+
+
+def tables(results: xr.Dataset, scores: dict[str, tuple[str, int, int]]) -> list[Part]:
+    """A table for each score that is there."""
+    return [
+        score_table(results, key, *about)
+        for key, about in scores.items()
+        if f"{key}_mean" in results and not results[f"{key}_mean"].isnull().all()
+    ]
+
+
+def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: int) -> Table:
+    """A row a layer: each model with its interval, its control, and aligned less baseline."""
+    if "k" in results[f"{key}_mean"].dims:
+        k = int(results.k.values[-1])
+        results, title = results.sel(k=k), title.format(k=k)
+    names = results.variant.values.astype(str)
+    head, control = ["layer", *names], None
+    for ending, words in CONTROLS.items():
+        if f"{key}_{ending}" in results and "layer" in results[f"{key}_{ending}"].dims:
+            control = f"{key}_{ending}"
+            head.append(f"control: {words}")
+    if f"{key}_target_mean" in results:
+        three = [scale * float(results[f"{key}_target_{p}"]) for p in PARTS]
+        title += "; target: {:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*three, d=digits)
+    if key == "cka":
+        title += "; unrelated objects: 0"
+    compared = f"{key}_difference" in results and MAIN in results.comparison.values
+    if compared:
+        head += ["aligned − baseline", "p, all layers"]
+    rows = []
+    for layer in results.layer.values:
+        at = results.sel(layer=layer)
+        cells = [str(layer)]
+        for name in names:
+            three = [scale * float(at[f"{key}_{p}"].sel(variant=name)) for p in PARTS]
+            cells.append("{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*three, d=digits))
+        if control:
+            cells.append(f"{scale * float(at[control].mean()):.{digits}f}")
+        if compared:
+            pair = at.sel(comparison=MAIN)
+            three = [scale * float(pair[f"{key}_difference{p}"]) for p in ("", "_low", "_high")]
+            cells.append("{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*three, d=digits))
+            cells.append(f"{float(pair[f'{key}_difference_p_adjusted']):.2g}")
+        rows.append(cells)
+    return Table(title, head, rows)
+
+
+def more(results: xr.Dataset) -> list[Section]:
+    """Sections of what was asked for beside neighbours, CKA and drift."""
+    found = []
+    if panels := figures.curves(results, figures.DIMENSION):
+        picture = Picture(
+            "dimension",
+            "Shape of the space of the query objects' mean tokens. Bars: delete-a-group jackknife "
+            "over objects; dotted: each dimension dealt out on its own.",
+            figures.curves_png(panels),
+            figures.curves_figure(panels, results),
+        )
+        found.append(Section("Shape of the space", [], [picture, *tables(results, SPACE)]))
+    if "cka_layers_mean" in results:
+        caption = "CKA of every captured layer with every other of the same model."
+        found.append(
+            Section("Layer against layer", [], [Picture("cka", caption, figures.cka_png(results))])
+        )
+    if panels := figures.curves(results, figures.ALIKE):
+        caption = (
+            "Other likenesses to the target, each blind to something else; shuffled: with the "
+            "target's objects in random order. SVCCA jumps where one direction more or less "
+            "holds 99 % of the variance: its interval is wide there."
+        )
+        live = figures.curves_figure(panels, results)
+        picture = Picture("likeness", caption, figures.curves_png(panels), live)
+        found.append(Section("Other likenesses", [], [picture, *tables(results, LIKE)]))
+    if "knn_ways_mean" in results:
+        caption = (
+            "Neighbours by cosine, asked for in twelve ways: panels are ways to make one vector of "
+            "an object's tokens, lines are the states as they stand (raw), less the gallery's mean "
+            "(centred), or scaled to equal variance in every direction (whitened). Curves closer "
+            "than the grey band is wide do not differ."
+        )
+        picture = Picture("ways", caption, figures.ways_png(results))
+        found.append(Section("Asked in other ways", [], [picture]))
+    if "geometry_mean" in results:
+        found.append(Section("Geometry that can be read out", [], [_properties(results)]))
+    if "knn_confusion" in results:
+        found.append(_classes(results))
+    return found
+
+
+def _properties(results: xr.Dataset) -> Table:
+    names = results.variant.values.astype(str).tolist()
+    ends = results.layer.values[[0, -1]]
+    rows = []
+    for key in results.property.values.astype(str):
+        one = results.sel(property=key)
+        cells = [key, f"{float(one.geometry_target_mean):.2f}"]
+        for name in names:
+            start, end, low, high = (
+                float(one[f"geometry_{part}"].sel(variant=name, layer=at))
+                for part, at in (("mean", ends[0]), *((p, ends[1]) for p in PARTS))
+            )
+            fall = verdict_cell(one, "geometry", name)
+            cells.append(f"{start:.2f} → {end:.2f} [{low:.2f}, {high:.2f}]; fall: {fall}")
+        rows.append(cells)
+    title = f"R² of properties, layer {ends[0]} → {ends[1]}, higher is better, and where it falls"
+    return Table(title, ["property", "target", *names], rows)
+
+
+def _classes(results: xr.Dataset) -> Section:
+    name = "baseline" if "baseline" in results.variant.values else str(results.variant.values[0])
+    one = results.knn_class_mean.sel(variant=name)
+    lost = (one.isel(layer=0) - one.isel(layer=-1)).fillna(-1.0)
+    said = [
+        f"{results['class'].values[at]} ({100 * float(one.isel(layer=0)[at]):.0f} to "
+        f"{100 * float(one.isel(layer=-1)[at]):.0f} %)"
+        for at in np.argsort(-lost.values)[:3]
+    ]
+    worst = f"Classes that {name} loses most from the first to the deepest layer: "
+    few = "; these are the extremes of many small samples." if one.sizes["class"] > 10 else "."
+    caption = (
+        "Which class is taken for which, first and deepest layer, at the largest K; classes in "
+        "the order of the data set."
+    )
+    png, live = (draw(results, name) for draw in (figures.confusion_png, figures.confusion_figure))
+    sentence = worst + ", ".join(said) + few
+    return Section("Classes", [sentence], [Picture("confusion", caption, png, live)])
+
+
+def rebuilt(results: xr.Dataset) -> Section:
+    """Clouds that a small decoder rebuilds from the tokens of a layer."""
+    panels = figures.curves(results, figures.REBUILT)
+    caption = "The same small decoder for every layer. Dotted: fitted on tokens of other objects."
+    live = figures.curves_figure(panels, results)
+    parts: list[Part] = [Picture("reconstruction", caption, figures.curves_png(panels), live)]
+    for name in [n for n in ("baseline", "aligned") if n in results.variant.values]:
+        caption = f"Query objects as rebuilt from the point tokens of {name}."
+        parts.append(Picture(f"clouds_{name}", caption, figures.clouds_png(results, name)))
+    return Section("The cloud rebuilt", findings(results), [*parts, *tables(results, SCORES)])
+
+
+def training(results: xr.Dataset) -> Section:
+    """CKA and drift of the models captured while they trained."""
+    parts: list[Part] = [
+        Picture(
+            f"steps_{score}",
+            f"{STEPS[score][0]}: captured layers across, steps upwards.",
+            figures.steps_png(results, score),
+            steps_figure(results, score),
+        )
+        for score in ("cka", "drift_centred")
+    ]
+    return Section("During training", findings(results), parts)
+
+
+def maps(results: xr.Dataset) -> Section:
+    """Objects on a plane, a map a method."""
+    parts: list[Part] = [
+        Picture(
+            f"maps_{method}",
+            f"{method.upper()} of the query objects' mean tokens, a few classes in colour; under "
+            "each how far its neighbours are true ones (trustworthiness) and true neighbours are "
+            "near (continuity), 1 is perfect." + LAID_OUT.get(method, ""),
+            figures.maps_png(results, method),
+            figures.maps_figure(results, method),
+        )
+        for method in results.method.values.astype(str)
+    ]
+    return Section("Maps", [], parts)
+
+
+def looking(causes: xr.Dataset | None, lens: xr.Dataset | None) -> Section:
+    """Whether the model still reads its point tokens, and what they say in words."""
+    from probe import causal as of_causes
+    from probe import lens as of_lens
+
+    said, parts = [], []
+    if causes is not None:
+        said += of_causes.findings(causes)
+        panels = [
+            panel
+            for name, title in TITLES.items()
+            for panel in figures.curves(causes.sel(intervention=name), {"change": (title, NATS)})
+        ]
+        caption = (
+            "Point tokens changed at layer L and all behind it. At 0 all of the effect is seen; "
+            "where a curve is back at 0 the answer is settled and the tokens are no longer read."
+        )
+        live = figures.curves_figure(panels, causes)
+        parts.append(Picture("causal", caption, figures.curves_png(panels), live))
+    if lens is not None:
+        said += of_lens.findings(lens)
+        panels = figures.curves(lens.sel(lens="tuned"), WORDS)
+        caption = "What point tokens say through the tuned lens, with 95 % intervals over objects."
+        live = figures.curves_figure(panels, lens)
+        parts.append(Picture("lens", caption, figures.curves_png(panels), live))
+    return Section("Does the model still look?", said, parts)

@@ -1,0 +1,122 @@
+"""What of a shape can be read out of each layer: properties by layer, as heat maps."""
+
+import html
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from probe.geometry import ABOUT
+from probe.plots_style import INK, LAYER
+from probe.report import MAIN, SIGNIFICANT
+
+ROW = 21  # pixels of a property
+SURE = "●"  # stands in a cell whose difference is beyond noise
+
+
+def property_title(name: str) -> str:
+    """A property in words; those of other sources than the clouds keep their names."""
+    return ABOUT[name][0] if name in ABOUT else name.replace("_", " ")
+
+
+def properties_figure(results: xr.Dataset, *, selective: bool = False) -> go.Figure:
+    """R² of every property by layer: a heat map a model, and a column of the target beside them.
+
+    results : a sweep with "geometry". The property that the target tells best stands on top.
+    selective : less the R² of values that were shuffled before the fit, instead of plain R²
+    """
+    shown = results.sortby("geometry_target_mean")
+    variants = results.variant.values.astype(str).tolist()
+    wide = results.sizes["layer"]
+    figure = make_subplots(
+        1,
+        len(variants) + 1,
+        subplot_titles=[*variants, "target"],
+        column_widths=[*[wide] * len(variants), max(1.0, wide / 5)],
+        horizontal_spacing=0.015,
+        shared_yaxes=True,
+    )
+    figure.update_annotations(font_size=13)
+    names = shown.property.values.astype(str)
+    for column, variant in enumerate(variants, 1):
+        one = shown.sel(variant=variant).transpose("property", "layer", ...)
+        mean, control = one.geometry_mean.values, one.geometry_shuffled.values
+        bounds = [one.geometry_low.values, one.geometry_high.values, control]
+        _add(
+            figure, names, one.layer.values.astype(str), mean - control * selective, bounds, column
+        )
+    if not selective:
+        ends = [shown[f"geometry_target_{part}"].values[:, None] for part in ("low", "high")]
+        best = shown.geometry_target_mean.values[:, None]
+        _add(
+            figure, names, ["target"], best, [*ends, np.full_like(best, np.nan)], len(variants) + 1
+        )
+    what = "R² less that of shuffled values" if selective else "R² (1 = told exactly)"
+    bar = {"title": {"text": what, "side": "right"}, "thickness": 14}
+    figure.update_xaxes(type="category", showgrid=False, tickangle=0, title_font_size=12)
+    figure.update_xaxes(title=LAYER, col=1).update_yaxes(type="category", showgrid=False)
+    return figure.update_layout(
+        template="plotly_white",
+        height=ROW * len(names) + 150,
+        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar},
+        font={"size": 13, "color": INK},
+        margin={"t": 60, "b": 60},
+    )
+
+
+def _add(
+    figure: go.Figure, names: np.ndarray, x: Any, z: np.ndarray, more: list[np.ndarray], column: int
+) -> None:
+    figure.add_heatmap(
+        x=x,
+        y=[html.escape(name.replace("_", " ")) for name in names],
+        z=z,
+        customdata=np.stack(more, axis=-1),
+        coloraxis="coloraxis",
+        hovertemplate="%{y}, %{x}: %{z:.3f}<br>R² [%{customdata[0]:.3f}, %{customdata[1]:.3f}], "
+        "values shuffled %{customdata[2]:.3f}<extra></extra>",
+        row=1,
+        col=column,
+    )
+
+
+def properties_change_figure(results: xr.Dataset) -> go.Figure:
+    """R² of aligned less baseline by property and layer, paired by object.
+
+    A dot stands where p < 0.05 over all layers and properties at once.
+    """
+    if MAIN not in results.get("comparison", xr.DataArray([])).values:
+        raise ValueError("these results do not compare aligned with a baseline")
+    shown = results.sortby("geometry_target_mean").sel(comparison=MAIN)
+    shown = shown.transpose("property", "layer", ...)
+    gap, p = shown.geometry_difference.values, shown.geometry_difference_p_adjusted.values
+    most = float(np.nanmax(np.abs(gap))) or 1.0
+    bounds = [shown[f"geometry_difference_{part}"].values for part in ("low", "high")]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=shown.layer.values.astype(str),
+        y=[html.escape(name.replace("_", " ")) for name in shown.property.values.astype(str)],
+        z=gap,
+        text=np.where(p < SIGNIFICANT, SURE, ""),
+        texttemplate="%{text}",
+        textfont={"size": 15},  # plotly takes black or white, whichever is seen
+        customdata=np.stack([*bounds, p], axis=-1),
+        colorscale="PuOr",
+        zmin=-most,
+        zmax=most,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": "R², aligned − baseline", "side": "right"}, "thickness": 14},
+        hovertemplate="%{y}, layer %{x}: %{z:+.4f} [%{customdata[0]:+.4f}, "
+        "%{customdata[1]:+.4f}], p = %{customdata[2]:.3f}<extra></extra>",
+    )
+    figure.update_xaxes(type="category", showgrid=False, title=LAYER)
+    figure.update_yaxes(type="category", showgrid=False)
+    return figure.update_layout(
+        template="plotly_white",
+        height=ROW * shown.sizes["property"] + 120,
+        font={"size": 13, "color": INK},
+        margin={"t": 40, "b": 60},
+    )

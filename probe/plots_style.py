@@ -1,0 +1,65 @@
+"""How every figure looks: the colour and shape of a model, ink, and the axis over the layers."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+# Okabe & Ito 2008: told apart by colour-blind readers; a shape each, for print without colour
+COLOURS = {
+    "stage1": "#0072B2",
+    "baseline": "#D55E00",
+    "aligned": "#009E73",
+    "untrained": "#7A7A7A",
+}
+SHAPES = {"stage1": "square", "baseline": "circle", "aligned": "diamond", "untrained": "x"}
+MARKERS = {"square": "s", "circle": "o", "diamond": "D", "x": "X", "triangle-up": "^"}
+MARKERS |= {"star": "*", "hexagon": "h"}
+SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DODGE = 0.12  # of the step between layers, so that error bars stand beside each other
+INK = "#333333"
+INK_ON_DARK = "#DDDDDD"
+LAYER = "layer (0 = what enters block 1)"
+BELOW = {"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor": "center"}
+"""Where a legend stands: under all panels, in the middle."""
+
+
+def colour(variant: str) -> str:
+    """The colour of a model, the same in every figure."""
+    return COLOURS.get(variant, SPARE_COLOURS[sum(variant.encode()) % len(SPARE_COLOURS)])
+
+
+def shape(variant: str) -> str:
+    """The shape of a model's marks, the same in every figure."""
+    return SHAPES.get(variant, "triangle-up")
+
+
+def on_dark(figure: go.Figure) -> go.Figure:
+    """Make what is drawn in ink light, for a dark page; changes the figure and returns it."""
+    for trace in figure.select_traces(selector={"type": "scatter"}):
+        for part in (trace.line, trace.marker):
+            if isinstance(part.color, str) and part.color in (INK, "#000000"):
+                part.color = INK_ON_DARK
+    for drawn in figure.layout.shapes:
+        if drawn.line.color == INK:
+            drawn.line.color = INK_ON_DARK
+    if figure.layout.font.color == INK:
+        figure.layout.font.color = INK_ON_DARK
+    return figure
+
+
+def some(layers: np.ndarray) -> np.ndarray:
+    """At most a dozen layers to write under an axis."""
+    return layers[:: -(-len(layers) // 12)]
+
+
+def ticks(results: xr.Dataset) -> dict[str, Any]:
+    """Settings of an axis over the layers, for plotly."""
+    return {"tickmode": "array", "tickvals": some(results.layer.values)}
+
+
+def shifts(layers: np.ndarray, curves: int) -> np.ndarray:
+    """How far each of some curves stands beside its layers, (curves,), so that bars don't hide."""
+    step = np.diff(layers).min() if len(layers) > 1 else 1.0
+    return (np.arange(curves) - (curves - 1) / 2) * step * DODGE
