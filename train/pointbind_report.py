@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from probe.intervals import Interval, bootstrap, wilson
@@ -13,6 +14,7 @@ from probe.linear import linear_probe
 from train.anchors import TextAnchor
 from train.data.objects import DataSet, Objects
 from train.models.pointbind import PointBind
+from train.pointbind_train import Sounds
 from train.progress import track
 from train.zeroshot import chance_precision, class_features, retrieval_precision, top_hits
 
@@ -31,12 +33,19 @@ def embed(model: PointBind, objects: Objects, label: str) -> Tensor:
 
 
 def measure(
-    model: PointBind, anchor: TextAnchor, data: DataSet, unseen: list[int], seed: int
-) -> tuple[list[dict[str, Any]], Tensor]:
-    """Rows of the report, and the embeddings of the gallery.
+    model: PointBind,
+    anchor: TextAnchor,
+    data: DataSet,
+    unseen: list[int],
+    seed: int,
+    shown: Tensor | None = None,
+    sounds: Sounds | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Rows of the report, and the vectors they are of: `query`, `gallery`, `captions`, `words`.
 
     unseen : labels of classes without a training object; zero-shot among them is among words that
              no cloud was ever bound to
+    shown  : vectors of the query objects' renderings, (objects, views, dim)
     """
     query = embed(model, data.query, "embed query")
     gallery = embed(model, data.gallery, "embed gallery")
@@ -65,15 +74,27 @@ def measure(
             name = f"linear probe on the same vectors, {name}"
             rows.append(row(name, probe.accuracy, 1 / len(among), len(at)))
     labels, known = data.query.labels, data.gallery.labels
-    for name, asked, items, item_labels in (
-        ("retrieval mAP, caption to cloud", captions, query, labels),
-        ("retrieval mAP, cloud to caption", query, captions, labels),
-        ("retrieval mAP, cloud to cloud of the gallery", query, gallery, known),
-    ):
-        precision = retrieval_precision(asked, items, labels, item_labels)
+    ways = [
+        ("caption to cloud", captions, query, labels, labels),
+        ("cloud to caption", query, captions, labels, labels),
+        ("cloud to cloud of the gallery", query, gallery, labels, known),
+    ]
+    vectors = {"query": query, "gallery": gallery, "captions": captions, "words": words}
+    if shown is not None:
+        vectors["renderings"] = seen_from = F.normalize(shown.mean(dim=1), dim=1)
+        ways.append(("renderings to cloud", seen_from, query, labels, labels))
+        ways.append(("cloud to renderings", query, seen_from, labels, labels))
+    if sounds is not None:
+        at = np.flatnonzero(np.isin(sounds.labels, labels))
+        if len(at):
+            heard = sounds.labels[at]
+            ways.append(("sound to cloud", sounds.vectors[at], query, heard, labels))
+    for name, asked, items, asked_labels, item_labels in ways:
+        precision = retrieval_precision(asked, items, asked_labels, item_labels)
         found = bootstrap(precision, seed=seed)
-        rows.append(row(name, found, chance_precision(labels, item_labels), len(precision)))
-    return rows, gallery
+        chance = chance_precision(asked_labels, item_labels)
+        rows.append(row(f"retrieval mAP, {name}", found, chance, len(precision)))
+    return rows, vectors
 
 
 def chosen(labels: np.ndarray, among: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.anchors import TextAnchor
-from train.data.objects import Objects
+from train.anchors import FrozenSpace, ImageAnchor, TextAnchor
+from train.data.objects import DataSet, Objects
 from train.models.pointbind import LARGEST_SCALE, PointBind, contrastive_loss, joined
 from train.progress import track
+from train.renderings import renderings
 from train.zeroshot import class_features
 
 AT_ONCE = 32
@@ -25,7 +29,8 @@ class BindBatch:
     patches: Tensor
     """(samples, groups, group_size, channels)"""
     anchors: list[Tensor]
-    """Unit vectors (samples, dim), one tensor for each thing that an object is bound to."""
+    """Unit vectors (samples, dim), one tensor for each thing that an object is bound to; a row of
+    zeros where an object has none (a silent class)."""
 
 
 class BindBatches:
@@ -45,7 +50,10 @@ class BindBatches:
         anchors: str,
         size: int,
         seed: int,
+        views: Tensor | None = None,
+        sounds: Sounds | None = None,
     ):
+        """views : of the objects' renderings, (objects, views, dim); each batch draws one."""
         self.seed, self.size = seed, size
         cut = []
         starts = range(0, len(objects), AT_ONCE)
@@ -61,12 +69,76 @@ class BindBatches:
             self.bound.append(kinds[torch.from_numpy(objects.labels)])
         if anchors in ("caption", "both"):
             self.bound.append(anchor(objects.captions))
+        if sounds is not None:
+            kinds = sounds.by_class(len(objects.class_names))
+            self.bound.append(kinds[torch.from_numpy(objects.labels)])
+        self.views = views
 
     def __call__(self, index: int) -> BindBatch:
         rng = np.random.default_rng([self.seed, index])
         rows = rng.permutation(len(self.centres))[: self.size]
         centres, patches = augmented(self.centres[rows], self.patches[rows], rng)
-        return BindBatch(centres, patches, [vectors[rows] for vectors in self.bound])
+        bound = [vectors[rows] for vectors in self.bound]
+        if self.views is not None:
+            bound.append(self.views[rows, rng.integers(0, self.views.shape[1], len(rows))])
+        return BindBatch(centres, patches, bound)
+
+
+class Sounds(NamedTuple):
+    """What is heard of the classes."""
+
+    vectors: Tensor
+    """(files, dim), unit vectors"""
+    labels: np.ndarray
+    """(files,)"""
+
+    def by_class(self, classes: int) -> Tensor:
+        """(classes, dim): the mean of a class as a unit vector, zeros for a silent one."""
+        total = torch.zeros(classes, self.vectors.shape[1])
+        total.index_add_(0, torch.from_numpy(self.labels), self.vectors)
+        return F.normalize(total, dim=1)
+
+
+class Besides:
+    """What objects are bound to besides text: renderings and sounds, where asked for.
+
+    views  : of each object; 0 for none    up : axis that points up
+    sounds : folder of CLASS/*.wav, or None
+    """
+
+    def __init__(self, space: FrozenSpace, data: DataSet, views: int, up: str, sounds: Path | None):
+        self.train: Tensor | None = None
+        """Vectors of the training objects' renderings, (objects, views, dim)"""
+        self.query: Tensor | None = None
+        if views:
+            self.train = views_of(data.train, space.image, views, up)
+            self.query = views_of(data.query, space.image, views, up)
+        self.sounds = sounds_of(sounds, space, data.train.class_names) if sounds else None
+
+
+def sounds_of(folder: Path, space: FrozenSpace, class_names: Sequence[str]) -> Sounds:
+    """Vectors of folder/CLASS/*.wav; ValueError where no class of these has a sound."""
+    found = [
+        (path, label)
+        for label, name in enumerate(class_names)
+        for path in sorted((folder / name).glob("*.wav"))
+    ]
+    if not found:
+        raise ValueError(
+            f"--sounds {folder}: no CLASS/*.wav for any class of the data, such as {class_names[0]}"
+        )
+    vectors = torch.stack([space.sound(path) for path, _ in found])
+    return Sounds(vectors, np.array([label for _, label in found]))
+
+
+def views_of(objects: Objects, image: ImageAnchor, views: int, up: str) -> Tensor:
+    """Vectors of each object's renderings, (objects, views, dim), unit vectors."""
+    rows = range(len(objects))
+    parts = [
+        image(list(renderings(objects.points([row])[0], views, up=up)))
+        for row in track(rows, "renderings", total=len(rows))
+    ]
+    return torch.stack(parts)
 
 
 def augmented(centres: Tensor, patches: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -129,7 +201,10 @@ class BindObjective(nn.Module):
         device = scale.device
         tokens = self.model.point_encoder.encode(batch.centres.to(device), batch.patches.to(device))  # type: ignore[operator]
         vectors = F.normalize(self.model.project(joined(tokens)), dim=-1)
-        losses = [
-            contrastive_loss(vectors, anchors.to(device), scale.exp()) for anchors in batch.anchors
-        ]
+        losses = []
+        for anchors in batch.anchors:
+            told = anchors.any(dim=1)
+            if told.any():  # an object of a silent class is left out of the loss on sounds
+                bound = anchors[told].to(device)
+                losses.append(contrastive_loss(vectors[told.to(device)], bound, scale.exp()))
         return {"loss": torch.stack(losses).sum(), "scale": scale.detach().exp()}

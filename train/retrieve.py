@@ -1,25 +1,25 @@
-"""Find clouds by a cloud, a text, or the sum of several: python -m train.retrieve.
+"""Find clouds by a cloud, a text or the sum of several, or name a cloud: python -m train.retrieve.
 
 Looks in the gallery that `python -m train.pointbind` kept, by cosine in the joint space (FAISS).
 With --add, unit vectors are added and the sum made a unit vector again: "a chair" and a cloud of a
-car is a place between the two.
+car is a place between the two. With --classes the query is named by one of them, by words alone
+(zero-shot, 64 prompts a class, as published). `python -m train.generate` draws a cloud from such a
+vector instead.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from train.cli import read_config, run
+from train.pointbind_files import GALLERY, MODEL, read_gallery, read_model, read_sizes
 
 if TYPE_CHECKING:  # a call for --help doesn't wait for torch
     import numpy as np
     from torch import Tensor
-
-    from train.models.pointbind import PointBind
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 FILES = (".npy", ".wav", *IMAGES)
@@ -35,10 +35,12 @@ class RetrieveConfig:
     run: Path = Path("runs/pointbind-shapes-seed0")
     """Folder that python -m train.pointbind wrote."""
     query: str = ""
-    """A text, or a file: .npy of a cloud (points, 3 or 6). With the published model also an image
-    (.png, .jpg) or a 16 kHz sound (.wav)."""
+    """A text, or a file: .npy of a cloud (points, 3 or 6); an image (.png, .jpg) where the frozen
+    space is CLIP's, SigLIP's or ImageBind's; a 16 kHz sound (.wav) where it is ImageBind's."""
     add: tuple[str, ...] = ()
     """More of the same, added to the query."""
+    classes: tuple[str, ...] = ()
+    """Name the query by these instead of looking in the gallery."""
     index: Path | None = None
     """Gallery to look in (default: gallery.npz of the run)."""
     top: int = 8
@@ -51,35 +53,66 @@ class RetrieveConfig:
             raise ValueError(f"--top {self.top}: must be 1 or more")
 
 
-class Gallery(NamedTuple):
-    """What can be found."""
-
-    embeddings: np.ndarray
-    """(objects, dim) float32, unit vectors"""
-    ids: list[str]
-    captions: list[str]
-    points: np.ndarray
-    """(objects, points, 6), thinned, for pictures"""
-
-
 def main(config: RetrieveConfig) -> None:
     """Print, and draw if asked, the nearest clouds."""
-    from train.models.pointbind import add_embeddings
-
-    parts = [config.query, *config.add]
-    if any(not part.strip() for part in parts):
-        raise ValueError("an empty query: give --query a text or the path of a cloud (.npy)")
+    parts = query_parts(config.query, config.add)
     space = Space(config.run)
-    gallery = read_gallery(config.index or config.run / "gallery.npz", space.encoder)
-    vector = add_embeddings([space.embed(part) for part in parts])
-    scores, rows = nearest(gallery.embeddings, vector[None], config.top)
-    asked = " + ".join(Path(part).name if part.endswith(FILES) else part for part in parts)
+    if config.classes:
+        print(named(space, parts, config.classes))
+        return
+    gallery = read_gallery(config.index or config.run / GALLERY, space.encoder)
+    scores, rows = nearest(gallery.embeddings, space.sum(parts)[None], config.top)
+    asked = name_of(parts)
     print(f"nearest of {len(gallery.ids)} to {asked}")
     for place, (score, at) in enumerate(zip(scores[0], rows[0], strict=True), start=1):
         print(f"{place:3}  {score:.3f}  {gallery.ids[at]}  {gallery.captions[at]}")
     if config.picture:
-        draw(config.picture, gallery, rows[0].tolist(), scores[0].tolist(), asked)
+        names = [
+            f"{gallery.ids[at]}\ncosine {score:.2f}"
+            for at, score in zip(rows[0], scores[0], strict=True)
+        ]
+        draw(config.picture, gallery.points[rows[0]], names, asked, space.up)
         print(f"picture: {config.picture}")
+
+
+def named(space: Space, parts: Sequence[str], classes: Sequence[str]) -> str:
+    """The classes from the likeliest down: cosine, and share of a softmax at the learnt scale."""
+    from train.zeroshot import class_features
+
+    if len(set(classes)) < 2 or any(not name.strip() for name in classes):
+        raise ValueError("--classes needs two names or more, all different and none empty")
+    cosines = class_features(space.frozen.text, classes) @ space.sum(parts)
+    shares = (space.model.logit_scale.detach().exp() * cosines).softmax(dim=0)
+    lines = [
+        f"{shares[at]:6.1%}  cosine {cosines[at]:.3f}  {classes[at]}"
+        for at in cosines.argsort(descending=True).tolist()
+    ]
+    return "\n".join([f"{name_of(parts)}, by words alone:", *lines])
+
+
+def query_parts(query: str, add: Sequence[str]) -> list[str]:
+    """What is asked for, part by part; ValueError where one is empty."""
+    parts = [query, *add]
+    if any(not part.strip() for part in parts):
+        raise ValueError("an empty query: give --query a text or the path of a cloud (.npy)")
+    return parts
+
+
+def name_of(parts: Sequence[str]) -> str:
+    """The query as a title: texts as they are, files by their name."""
+    kinds = [is_file(part) for part in parts]
+    return " + ".join(
+        Path(part).name if file else part for part, file in zip(parts, kinds, strict=True)
+    )
+
+
+def is_file(part: str) -> bool:
+    """Whether a part of a query is a file to read; ValueError for a file of an unknown kind."""
+    if part.lower().endswith(FILES):
+        return True
+    if "\n" not in part and len(part) < 255 and Path(part).is_file():
+        raise ValueError(f"{part} is a file of a kind that is not read: {', '.join(FILES)}")
+    return False
 
 
 def nearest(embeddings: np.ndarray, query: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,57 +129,52 @@ def nearest(embeddings: np.ndarray, query: Tensor, count: int) -> tuple[np.ndarr
     return index.search(wanted, min(count, len(embeddings)))
 
 
-def read_gallery(path: Path, encoder: str) -> Gallery:
-    """The gallery in a file. Raises ValueError where it was embedded by another encoder.
-
-    encoder : digest of the weights of the encoder that embeds the queries
-    """
-    import numpy as np
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no gallery at {path}: python -m train.pointbind writes it")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["encoder"]) != encoder:
-                raise ValueError(
-                    f"{path} was embedded by another encoder: its vectors can't be compared with "
-                    "those of this run; run python -m train.pointbind again"
-                )
-            points = stored["points"].astype(np.float32)
-            words = (stored["ids"].tolist(), stored["captions"].tolist())
-            return Gallery(stored["embeddings"], *words, points)
-    except KeyError as error:
-        raise ValueError(f"{path} is no gallery: {error.args[0]}") from None
-
-
 class Space:
     """The joint space of a run: what turns a query into a vector of it."""
 
     def __init__(self, folder: Path):
+        from train.anchors import FrozenSpace
         from train.checkpoint import sha256
 
         self.sizes: dict[str, Any] = read_sizes(folder)
         self.model = read_model(folder, self.sizes)
-        self.encoder = sha256(folder / "model.safetensors")
+        self.encoder = sha256(folder / MODEL)
         """Digest of the encoder's weights."""
+        self.up: str = self.sizes.get("up", "y")
+        """Axis that points up in its clouds."""
+        paths = (
+            self.sizes.get("weights") or self.sizes.get("text_model"),
+            self.sizes.get("merges"),
+        )
+        self.frozen = FrozenSpace(*(Path(path) if path else None for path in paths))
 
-    def embed(self, query: str) -> Tensor:
+    def sum(self, parts: Sequence[str]) -> Tensor:
+        """The unit vector (dim,) of a query: of its only part, or of the sum of its parts."""
+        from train.models.pointbind import add_embeddings
+
+        return add_embeddings([self.embed(part) for part in parts])
+
+    def embed(self, part: str) -> Tensor:
         """One unit vector (dim,) of a text or of a file, by the ending of its name."""
         import torch
-        import torch.nn.functional as F
 
-        path = Path(query)
-        with torch.no_grad():
-            if path.suffix == ".npy":
+        from train.models.imagebind_inputs import image_array
+
+        path = Path(part)
+        if not is_file(part):
+            return self.frozen.text([part])[0]
+        if path.suffix.lower() == ".npy":
+            with torch.no_grad():
                 return self.model(self.cloud(path))[0]
-            if path.suffix in IMAGES or path.suffix == ".wav":
-                return F.normalize(self._other(path), dim=0)
-            return self._text(query)
+        if path.suffix.lower() == ".wav":
+            return self.frozen.sound(path)
+        return self.frozen.image([image_array(path)])[0]
 
     def cloud(self, path: Path) -> Tensor:
         """A cloud from a file as the encoder reads it, (1, points, 6).
 
-        Raises ValueError where it has no colour and the encoder was trained on coloured clouds.
+        Colours are left out where the encoder never saw any. Raises ValueError where there are none
+        and it was trained on coloured clouds.
         """
         import numpy as np
         import torch
@@ -159,97 +187,38 @@ class Space:
             cloud = np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is no plain array: {error}") from None
-        if self.sizes.get("colour") and cloud.ndim == 2 and cloud.shape[1] == 3:
+        if not isinstance(cloud, np.ndarray) or cloud.ndim != 2:
+            raise ValueError(f"{path} is no cloud: one array (points, 3 or 6) is wanted")
+        if self.sizes.get("colour") and cloud.shape[1] == 3:
             raise ValueError(
                 f"{path} has no colour, shape {cloud.shape}: this encoder was trained on coloured "
                 "clouds, (points, 6) with rgb from 0 to 1"
             )
-        return torch.from_numpy(normalised(cloud, path.stem, len(cloud)))[None]
-
-    def _text(self, text: str) -> Tensor:
-        from train.anchors import imagebind_text, text_anchor
-
-        if "published" not in self.sizes:
-            folder = self.sizes["text_model"]
-            return text_anchor(Path(folder) if folder else None)([text])[0]
-        return imagebind_text(self._towers(), Path(self.sizes["merges"]))([text])[0]
-
-    def _other(self, path: Path) -> Tensor:
-        """An image or a sound in ImageBind's space, as long as its tower makes it."""
-        from train.models.imagebind import HUGE, ImageBind
-        from train.models.imagebind_inputs import image_pixels, sound_clips
-
-        if "published" not in self.sizes:
-            raise ValueError(
-                f"{path}: only the published model's space holds images and sounds; this run is "
-                "bound to text alone"
-            )
-        if not path.is_file():
-            raise FileNotFoundError(f"no file at {path}")
-        modality = "audio" if path.suffix == ".wav" else "vision"
-        given = sound_clips(path) if modality == "audio" else image_pixels(path)
-        tower = ImageBind({modality: HUGE[modality]}).eval()
-        tower.load_published(self._towers())
-        return tower(modality, given[None])[0]
-
-    def _towers(self) -> dict[str, Tensor]:
-        import torch
-
-        from train.models.pointbind import split_published
-
-        path = self.sizes["weights"]
-        return split_published(torch.load(path, "cpu", weights_only=True, mmap=True))[1]
+        found = normalised(cloud, path.stem, len(cloud))
+        if not self.sizes.get("colour"):
+            found[:, 3:] = 0
+        return torch.from_numpy(found)[None]
 
 
-def read_sizes(folder: Path) -> dict[str, Any]:
-    """What a run's model is made of."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no model in {folder} (config.json is missing): give --run a folder that "
-            "python -m train.pointbind wrote"
-        )
-    sizes = json.loads(path.read_text())
-    if not {"published", "sizes"} & sizes.keys():
-        raise ValueError(f"{path} is not of a model that python -m train.pointbind wrote")
-    return sizes
+def draw(path: Path, clouds: np.ndarray, names: Sequence[str], title: str, up: str = "y") -> None:
+    """Pictures of clouds (clouds, points, 6), each under its name.
 
-
-def read_model(folder: Path, sizes: dict[str, Any]) -> PointBind:
-    """The model of a run, in eval mode."""
-    from train.checkpoint import read_tensors
-    from train.config import ModelConfig
-    from train.models.pointbert import check_names
-    from train.pointbind import new_model, published_model
-
-    if "published" in sizes:
-        model = published_model(sizes["published"])
-    else:
-        model = new_model(ModelConfig(**sizes["sizes"]), sizes["output"], 0.0)
-    tensors = read_tensors(folder / "model.safetensors")
-    check_names(f"{folder}", model.state_dict(), tensors)
-    model.load_state_dict(tensors)
-    return model.eval()
-
-
-def draw(
-    path: Path, gallery: Gallery, rows: Sequence[int], scores: Sequence[float], title: str
-) -> None:
-    """Pictures of the clouds found, best first, with their names and cosines."""
+    up : axis that points up in them, "y" or "z"
+    """
     from matplotlib.figure import Figure
 
-    columns = min(4, len(rows))
-    lines = -(-len(rows) // columns)
+    columns = min(4, len(clouds))
+    lines = -(-len(clouds) // columns)
     figure = Figure(figsize=(3 * columns, 3.2 * lines + 0.4), layout="constrained")
-    for place, (at, score) in enumerate(zip(rows, scores, strict=True), start=1):
+    for place, (cloud, name) in enumerate(zip(clouds, names, strict=True), start=1):
         axes: Any = figure.add_subplot(lines, columns, place, projection="3d")
-        x, y, z, *colour = gallery.points[at].T
-        shown = gallery.points[at, :, 3:].clip(0, 1) if any(c.any() for c in colour) else z
+        x, y, z = cloud[:, [2, 0, 1] if up == "y" else [0, 1, 2]].T
+        shown = cloud[:, 3:].clip(0, 1) if cloud[:, 3:].any() else z
         axes.scatter(x, y, z, c=shown, s=2)
         axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))
         axes.set_box_aspect((1, 1, 1), zoom=1.4)
         axes.set_axis_off()
-        axes.set_title(f"{gallery.ids[at]}\ncosine {score:.2f}", fontsize=8)
+        axes.set_title(name, fontsize=8)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -79,20 +79,34 @@ def text_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
 
 
 def image_pixels(path: Path) -> Tensor:
-    """An image file as the vision tower reads it, (3, 224, 224): shorter side 224, centre cut."""
+    """An image file as the vision tower reads it, (3, 224, 224)."""
+    return pixels(image_array(path))
+
+
+def image_array(path: Path) -> np.ndarray:
+    """The pixels of an image file, (height, width, 3) uint8. Raises ValueError for another file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(path).convert("RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is no image") from None
+        return np.array(Image.open(path).convert("RGB"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image at {path}") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} is no image: {error}") from None
+
+
+def pixels(picture: np.ndarray) -> Tensor:
+    """An image (height, width, 3) uint8 as ImageBind reads it: shorter side 224, centre cut."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
     factor = IMAGE / min(image.size)
     size = [max(IMAGE, int(side * factor)) for side in image.size]
     image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     left, top = (round((side - IMAGE) / 2) for side in size)
     image = image.crop((left, top, left + IMAGE, top + IMAGE))
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    return (pixels - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    return (values - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[
         :, None, None
     ]
 
