@@ -19,7 +19,7 @@ from store import open_run
 from tests.conftest import TINY
 from train import capture_job
 from train.capture import main
-from train.capture_job import QUESTION, capture
+from train.capture_job import capture
 from train.checkpoint import load_model, write_tensors
 from train.config import CaptureConfig
 from train.data.modelnet import modelnet
@@ -68,7 +68,9 @@ def files(folder):
 
 def asked(tokenizer, captions):
     return [
-        encode_conversation(tokenizer, [(QUESTION, caption)], points=TINY.queries, context=256)
+        encode_conversation(
+            tokenizer, [("What is this?", caption)], points=TINY.queries, context=256
+        )
         for caption in captions
     ]
 

@@ -1,16 +1,21 @@
 """Point-LLM: its bind network, cache and gated attention against the published numbers."""
 
+import json
+import re
 import zlib
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from transformers import LlamaConfig
 
 from tests.golden import golden, golden_json
 from tests.golden_pointbind import close, normal, state
 from train.capture import capture_hidden_states, short_forward
+from train.hosts import bindllm_files
 from train.hosts.bindllm import entering, prompt, prompt_states, unembedding
 from train.models.bindllm import (
     BindNetwork,
@@ -22,6 +27,8 @@ from train.models.bindllm import (
     pretrained,
     published_llm,
 )
+from train.models.pointbert import PointBERT
+from train.models.pointbind import PointBind
 
 MIXTURES = {
     "point": {"point": 1},
@@ -282,6 +289,39 @@ def test_closed_gates_leave_the_llm_as_it_was():
     assert not torch.equal(model(input_ids=ids, vectors=shown).logits, model(input_ids=ids).logits)
     added = model.term(shown, 2)[0].view(4, 6)
     assert added[0].any() and not added[1:].any()
+
+
+@torch.no_grad()
+def test_a_folder_of_published_files_is_read_without_running_anything(tmp_path, monkeypatch):
+    meta, arrays = golden("pointbind_llm_reduced")
+    weights = state(meta["tensors"], meta["seed"])
+    adapter = re.compile(r"image_bind_|prefix_query|llama\..*(bias|gate|lora|norm)")
+    base = {n.removeprefix("llama."): v for n, v in weights.items() if n.startswith("llama.")}
+    kept = {n: v for n, v in base.items() if not re.search("bias|gate|lora", n)}
+    (tmp_path / "7B").mkdir()
+    torch.save(kept, tmp_path / "7B/consolidated.00.pth")
+    (tmp_path / "7B/params.json").write_text(json.dumps(meta["params_json"]))
+    tuned = {name: value for name, value in weights.items() if adapter.match(name)}
+    torch.save({"model": tuned}, tmp_path / "7B-beta.pth")
+    encoder = PointBind(
+        PointBERT(width=24, depth=1, heads=2, channels=3, groups=8, group_size=8), 48
+    )
+    monkeypatch.setattr("train.pointbind.published_model", lambda kind: deepcopy(encoder))
+    names = {n.replace("head.", "bind.modality_head_point."): n for n in encoder.state_dict()}
+    point = {name: encoder.state_dict()[own] + 1 for name, own in names.items()}
+    torch.save(point, tmp_path / "pointbind_pointbert.pt")
+    with pytest.raises(FileNotFoundError, match=r"published 7B/tokenizer\.json or"):
+        bindllm_files.load(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = bindllm_files.load(tmp_path)
+    some = torch.from_numpy(arrays["logit_subset_index"]).long()
+    out = loaded.model(input_ids=tokens(meta)[:, :7], vectors=vector())
+    close(out.logits[:, -1, some], arrays["prefill_logits_subset"], "logits")
+    assert torch.equal(loaded.encoder.head[0].bias, encoder.head[0].bias + 1)
+    assert bindllm_files.depth(tmp_path) == 4 and loaded.cache is None
+    with pytest.raises(ValueError, match=r"there is no knn\.index among the files"):
+        bindllm_files.vectors_of(loaded, torch.rand(1, 64, 3), cache=True)
 
 
 def test_a_wrong_adapter_is_named():

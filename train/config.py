@@ -557,8 +557,21 @@ class CaptureConfig:
     """Folder of a checkpoint of ours (default: the nano one that ships with the project)."""
     weights: Path | None = None
     """Folder of the published weights instead."""
+    host: Literal["minigpt3d", "bindllm"] = "minigpt3d"
+    """MiniGPT-3D, or Point-LLM: --checkpoint is then a folder of python -m train.pointllm, and
+    --weights one of its published files."""
+    llm: Path | None = None
+    """Folder of any causal language model of transformers (config.json, safetensors,
+    tokenizer.json) to put in the place of the checkpoint's: its point tokens enter there."""
+    llm_map: Path | None = None
+    """With --llm: safetensors file of the linear map from our projector's width to the LLM's;
+    default: none where they are equal, else one drawn with the seed that keeps angles."""
     trained: tuple[Path, ...] = ()
     """Folders of what stage 2 trained from it (RUN/checkpoints/aligned), to capture as well."""
+    question: str = "What is this?"
+    """Asked before the caption, where the tokens of an answer are captured; of Point-LLM always."""
+    cache: bool = False
+    """Point-LLM: draw the cloud's vector to its neighbours by the visual cache."""
     layers: str = "all"
     """Layers to capture: all, 4,8,...,32 or 0-8,16; 0 is what enters block 1."""
     sites: str = "resid"
@@ -607,6 +620,14 @@ class CaptureConfig:
             raise ValueError(f"--tokens {self.tokens} are of many lengths: add --pool mean")
         if self.batch_size < 0:
             raise ValueError(f"--batch-size {self.batch_size}: 0 or more")
+        if self.llm_map and not self.llm:
+            raise ValueError("--llm-map goes with --llm, the model that it leads to")
+        if self.llm and self.trained:
+            raise ValueError("--llm and --trained: what stage 2 trained belongs to the other LLM")
+        if self.cache and self.host != "bindllm":
+            raise ValueError("--cache goes with --host bindllm: MiniGPT-3D has no visual cache")
+        if self.host == "bindllm" and (self.llm or self.trained or self.tokens != "point"):
+            raise ValueError("--host bindllm takes no --llm, --trained or --tokens: see its help")
 
     @property
     def site_list(self) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
+BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>")
 """With what a sequence begins, the first that a tokenizer has. Phi-2's only special token comes
-first, which in the published code also pads; Phi-3 and Llama have another."""
+first, which in the published code also pads; Phi-3, Llama and Gemma have another."""
 PLACEHOLDER = "<PointCloudHere>"
 POINTS_HERE = f"<PC>{PLACEHOLDER}</PC>"
 TEMPLATE = "[INST] {} [/INST]"

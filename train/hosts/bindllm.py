@@ -2,20 +2,32 @@
 
 No position of its sequence holds the cloud: one vector is added at every position in every layer.
 So what is captured is the states at the positions of the prompt, which the vector has entered, and
-beside them what enters; the target is the joint embedding itself. A depth curve of these states
-tells how much of the vector a reader of the text stream could still find there, not whether point
-tokens keep it: there are none.
+beside them what enters; the target is the joint embedding itself, the same for every position. A
+depth curve of these states tells how much of the vector a reader of the text stream could still
+find there, not whether point tokens keep it: there are none. It begins at layer 1, since what
+enters block 1 is the prompt alone and the same for every object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from train.capture import short_forward
+from train.capture import capture_hidden_states, short_forward
+from train.captured import clouds
+from train.config import CaptureConfig, parse_layers
+from train.data.objects import DataSet
 from train.models.bindllm import PointLLM
+from train.prompts import bos_id, encode_ids
+from train.verify import CaptureError, Proofs, verify_capture
+
+if TYPE_CHECKING:
+    from train.capture_job import Site
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -23,6 +35,8 @@ PROMPT = (
 )
 """Alpaca's, with nothing behind the last colon; a token that begins the text stands before it."""
 DESCRIBE = "Describe the 3D object in detail."
+VARIANT = "pointllm"
+INJECTED = "injected"
 
 
 def prompt(instruction: str = DESCRIBE) -> str:
@@ -47,11 +61,8 @@ def prompt_states(
 
     Layer 0, what enters block 1, is the same for all samples: the vector first enters in block 1.
     """
-    if ids.ndim == 1:
-        ids = ids.expand(len(vectors), -1)
-    with torch.no_grad(), model.shown(vectors):
-        embeds = model.body.get_input_embeddings()(ids)
-        return short_forward(model, embeds, layers, positions)
+    told = Told(model)
+    return short_forward(told, told.embed(ids, vectors), layers, positions)
 
 
 @torch.no_grad()
@@ -74,3 +85,154 @@ def entering(model: PointLLM, vectors: Tensor, layers: Sequence[int]) -> dict[in
 def unembedding(model: PointLLM) -> nn.Module:
     """Final norm and head together, which read states as next-token logits."""
     return nn.Sequential(model.body.model.norm, model.body.lm_head)
+
+
+class Told(nn.Module):
+    """Point-LLM whose input embeddings carry each sample's vector behind the text's dimensions.
+
+    So a batch, a part of it and a longer one keep text and vector together, and the capture and its
+    proofs run on Point-LLM as on any language model.
+    """
+
+    def __init__(self, model: PointLLM):
+        super().__init__()
+        self.point_llm = model
+        self.train(model.training)
+
+    @property
+    def config(self) -> Any:
+        return self.point_llm.config
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor, vectors: Tensor) -> Tensor:
+        """(samples, tokens, width + space). ids : (tokens,) or (samples, tokens)."""
+        text = self.point_llm.body.get_input_embeddings()(ids)
+        text = text.expand(len(vectors), -1, -1)
+        return torch.cat([text, vectors[:, None].expand(-1, text.shape[1], -1).to(text)], dim=-1)
+
+    def forward(self, inputs_embeds: Tensor, **more: Any) -> Any:
+        text, vectors = inputs_embeds.tensor_split([self.config.hidden_size], dim=-1)
+        return self.point_llm(inputs_embeds=text, vectors=vectors[:, 0], **more)
+
+
+class BindLLMHost:
+    """See `train.capture_job.Host`. What enters lies in a run of its own, OUT/injected."""
+
+    def __init__(self, config: CaptureConfig):
+        from train.hosts import bindllm_files
+
+        self.config = config
+        self.folder = config.weights or config.checkpoint
+        depth = bindllm_files.depth(self.folder)
+        asked = "1-" + str(depth) if config.layers == "all" else config.layers
+        self.layers = parse_layers(asked, depth)
+        if self.layers[0] == 0:
+            raise ValueError(
+                f"--layers {config.layers}: Point-LLM's layers begin at 1; what enters block 1 is "
+                "the prompt, the same for every object"
+            )
+
+    def load(self, data: DataSet, device: torch.device) -> None:
+        from train.hosts import bindllm_files
+
+        self.data, self.device = data, device
+        self.loaded = bindllm_files.load(self.folder)
+        self.hashes = self.loaded.hashes
+        self.model = self.loaded.model.to(device)
+        self.loaded.encoder.to(device)
+        text = prompt(self.config.question)
+        tokenizer = self.loaded.tokenizer
+        self.ids = torch.tensor([bos_id(tokenizer), *encode_ids(tokenizer, text)], device=device)
+        drawn = " drawn to its neighbours by the visual cache" if self.config.cache else ""
+        self.about = {
+            "captured": f"{len(self.ids)} positions of the prompt that asks "
+            f"{self.config.question!r}, {INJECTED}: what enters at all of them",
+            "target": f"the joint embedding; shown is the same vector{drawn}",
+        }
+
+    @property
+    def variants(self) -> list[str]:
+        return [VARIANT]
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        from train.capture_job import Site
+
+        tokens = len(self.ids) if self.config.pool == "none" else 1
+        width = self.model.config.hidden_size
+        own = {site: Site(self.layers, tokens, width) for site in self.config.site_list}
+        return own | {INJECTED: Site(self.layers, 1, width)}
+
+    @property
+    def target_dim(self) -> int:
+        return self.model.bind.image_bind_proj.in_features
+
+    @property
+    def patches(self) -> None:
+        return None
+
+    @contextmanager
+    def model_of(self, variant: str) -> Iterator[PointLLM]:
+        """There is one model."""
+        yield self.model
+
+    def prove(self, rows: np.ndarray) -> Proofs:
+        told = Told(self.model).eval()
+        _, shown = self._vectors(rows)
+        embeds = told.embed(self.ids, shown)
+        proofs = verify_capture(told, embeds, slice(None), self.layers, sites=self.config.site_list)
+        proofs["layer 0"] = "the prompt's embeddings, the same for every object"
+        proofs[INJECTED] = check_entering(told, embeds, shown)
+        return proofs
+
+    @torch.no_grad()
+    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor]:
+        target, shown = self._vectors(rows)
+        found: dict[str, Tensor] = {}
+        if INJECTED in sites:
+            terms = entering(self.model, shown, self.layers)
+            found[INJECTED] = torch.stack(list(terms.values()))[:, :, None]
+        if "resid" in sites:
+            found |= self._stream(shown, [site for site in sites if site != INJECTED])
+        tokens = next(iter(found.values())).shape[2]
+        return found | {"target": target[:, None].expand(-1, tokens, -1)}
+
+    def _stream(self, shown: Tensor, sites: list[str]) -> dict[str, Tensor]:
+        """The stream and the branches at the prompt, from one pass."""
+        told = Told(self.model).eval()
+        with ExitStack() as stack:
+            found = {
+                site: stack.enter_context(capture_hidden_states(told, self.layers, site=site))
+                for site in sites
+                if site != "resid"
+            }
+            found["resid"] = short_forward(told, told.embed(self.ids, shown), self.layers)
+        stacked = {
+            site: torch.stack([states[at] for at in self.layers]) for site, states in found.items()
+        }
+        if self.config.pool == "none":
+            return stacked
+        return {site: states.mean(dim=2, keepdim=True) for site, states in stacked.items()}
+
+    def _vectors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The joint embeddings of some objects, and what the LLM is shown: (samples, space)."""
+        from train.hosts.bindllm_files import vectors_of
+
+        shown = clouds(self.data, rows, self.data.query.count).to(self.device)
+        return vectors_of(self.loaded, shown, cache=self.config.cache)
+
+
+@torch.no_grad()
+def check_entering(told: Told, embeds: Tensor, vectors: Tensor) -> str:
+    """What `entering` gives for block 1 is what its attention adds more than without a vector."""
+    with capture_hidden_states(told, [1], site="attn") as more:
+        told(inputs_embeds=embeds)
+    with capture_hidden_states(told, [1], site="attn") as less:
+        told.point_llm(inputs_embeds=embeds[..., : told.config.hidden_size])
+    gap = more[1] - less[1]
+    wanted = entering(told.point_llm, vectors, [1])[1][:, None]
+    apart = float((gap - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    rounding = torch.finfo(gap.dtype).eps ** 0.5
+    if apart > rounding and wanted.any():
+        raise CaptureError(f"{INJECTED}: attention of block 1 adds another term ({apart:.2g} off)")
+    return f"what block 1 adds more than without a vector, to {apart:.1g} of its size"

@@ -1,0 +1,1 @@
+"""One model a file, under the key names of its published weights."""

@@ -8,8 +8,10 @@ behind a gate that begins at zero.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -109,9 +111,35 @@ class VisualCache:
 
         if keys.ndim != 2 or not len(keys):
             raise ValueError(f"keys of shape {tuple(keys.shape)}: must be (keys, space), not empty")
-        self.keys = keys.detach().cpu().float()
-        self.index = faiss.IndexFlatIP(keys.shape[1])
-        self.index.add(self.keys.numpy())
+        self.index: Any = faiss.IndexFlatIP(keys.shape[1])
+        self.index.add(keys.detach().cpu().float().numpy())
+
+    @classmethod
+    def read(cls, path: Path) -> VisualCache:
+        """The cache of an index that FAISS wrote, such as the published `knn.index`.
+
+        Raises ValueError for a file that is none, or whose search returns distances: what is
+        nearest must have the largest value.
+        """
+        import faiss
+
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no index of FAISS: {str(error).splitlines()[0]}") from None
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(f"{path} searches by distance, the cache needs the inner product")
+        cache = cls.__new__(cls)
+        cache.index = index
+        return cache
+
+    def __len__(self) -> int:
+        return self.index.ntotal
+
+    @property
+    def space(self) -> int:
+        """Dimensions of a key."""
+        return self.index.d
 
     def __call__(
         self, vectors: Tensor, *, k: int = 10, temperature: float = 20.0, weight: float = 0.5
@@ -124,17 +152,16 @@ class VisualCache:
         Each sample is mixed with its own neighbours. The release multiplies across the batch, so
         that it is right for one sample alone.
         """
-        if not 1 <= k <= len(self.keys) or not 0 <= weight <= 1:
+        if not 1 <= k <= len(self) or not 0 <= weight <= 1:
+            raise ValueError(f"k={k}, weight={weight}: k must be 1 to {len(self)}, weight 0 to 1")
+        if vectors.shape[-1] != self.space:
             raise ValueError(
-                f"k={k}, weight={weight}: k must be 1 to {len(self.keys)}, weight 0 to 1"
+                f"vectors of {vectors.shape[-1]} numbers, the cache holds {self.space}"
             )
-        if vectors.shape[-1] != self.keys.shape[1]:
-            raise ValueError(
-                f"vectors of {vectors.shape[-1]} numbers, the cache holds {self.keys.shape[1]}"
-            )
-        found, rows = self.index.search(vectors.detach().cpu().float().numpy(), k)
+        asked = vectors.detach().cpu().float().numpy()
+        found, _, keys = self.index.search_and_reconstruct(asked, k)
         shares = torch.from_numpy(found).mul(temperature).softmax(dim=1)
-        near = (shares[..., None] * self.keys[torch.from_numpy(rows)]).sum(dim=1).to(vectors)
+        near = (shares[..., None] * torch.from_numpy(keys)).sum(dim=1).to(vectors)
         return F.normalize((1 - weight) * vectors + weight * F.normalize(near, dim=-1), dim=-1)
 
 
@@ -339,7 +366,25 @@ def published_llm(config: LlamaConfig, *, tuned: bool = True) -> LlamaForCausalL
         target_modules=[path.split(".")[1] for path in LINEARS.values()],
         task_type="CAUSAL_LM",
     )
-    return cast(PeftModel, get_peft_model(llm, lora))
+    with warnings.catch_warnings():
+        # peft asks by a name that transformers 5.23 retires
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
+        return cast(PeftModel, get_peft_model(llm, lora))
+
+
+def tuned_llm(base: LlamaForCausalLM) -> PeftModel:
+    """A stock Llama with the room for the tuning, as `published_llm` makes it; it still says what
+    it said before, for the biases and LoRA's second matrices are zero."""
+    tuned = cast(PeftModel, published_llm(base.config))
+    own = tuned.get_base_model().state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in base.state_dict().items():
+            # peft keeps the matrix that it stands beside under another name
+            place = own.get(name)
+            if place is None:
+                place = own[f"{name.rpartition('.')[0]}.base_layer.{name.rpartition('.')[2]}"]
+            place.copy_(value)
+    return tuned
 
 
 def pretrained(name: str) -> bool:

@@ -20,6 +20,7 @@ from transformers import (
     Phi3ForCausalLM,
     PreTrainedModel,
 )
+from transformers.utils import logging
 
 from train.config import ModelConfig
 from train.models import phi
@@ -144,12 +145,15 @@ def sizes_of(llm: nn.Module, config: ModelConfig) -> ModelConfig:
 
 
 def llm_from_folder(
-    path: Path, dtype: torch.dtype = torch.float32
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    kinds: tuple[str, ...] | None = ("phi3", "llama"),
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """A pretrained Phi-3 or Llama-architecture model with its tokenizer, from a folder.
 
     path  : as save_pretrained writes it: config.json, safetensors, tokenizer.json.
     dtype : of all but the norms, which are float32: they train.
+    kinds : architectures that are taken, by transformers' names; None for every causal one.
 
     Nothing is fetched and no code of the folder runs. Raises FileNotFoundError when a part is not
     there, ValueError for weights in any form but safetensors, for another architecture, for tensors
@@ -158,7 +162,7 @@ def llm_from_folder(
     path = Path(path)
     _check_files(path)
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    if config.model_type not in ("phi3", "llama"):
+    if kinds is not None and config.model_type not in kinds:
         raise ValueError(
             f"{path} holds a model of type {config.model_type!r}, wanted phi3 or llama; Phi-2 as "
             "MiniGPT-3D changes it is read from the folder of published weights"
@@ -170,6 +174,7 @@ def llm_from_folder(
         raise ValueError(f"{path / TOKENIZER}: {error}") from None
     if (tokens := tokenizer.get_vocab_size()) > config.vocab_size:
         raise ValueError(f"{path}: {tokens} tokens, but embeddings of only {config.vocab_size}")
+    logging.disable_progress_bar()  # ours is the one that tells the time left
     read: Any = AutoModelForCausalLM.from_pretrained
     llm, report = read(
         path,

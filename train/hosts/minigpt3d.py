@@ -1,0 +1,227 @@
+"""MiniGPT-3D as a host, ours or the published one; or its front before any other language model.
+
+The cloud enters as point tokens, found from the placeholder in the prompt; the target is the frozen
+Q-Former's output. With --llm the same tokens go into a causal language model of transformers from a
+folder, see `train.hosts.causal`: it has not been trained to read them, so its curve tells what its
+depth does to geometry that lies in its stream, not what it has learnt to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from train.attention import read_attention
+from train.capture import capture_hidden_states, entering, short_forward
+from train.captured import clouds
+from train.checkpoint import read_tensors, sha256
+from train.config import CaptureConfig, Stage2Config, parse_layers
+from train.data.objects import DataSet
+from train.hosts import causal
+from train.models.llm import set_attention
+from train.models.minigpt3d import MiniGPT3D
+from train.prompts import Batch, bos_id, collate, encode_conversation, prefix
+from train.start import load_start, model_sizes
+from train.verify import Proofs, verify_capture
+
+if TYPE_CHECKING:
+    from train.capture_job import Site
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+START = "stage1"
+"""Name of the model in the checkpoint, as in the runs of stage 2."""
+
+
+class MiniGPTHost:
+    """See `train.capture_job.Host`."""
+
+    def __init__(self, config: CaptureConfig):
+        self.config = config
+        self.sizes = model_sizes(like_stage2(config))
+        if config.llm:
+            self.sizes = replace(self.sizes, **causal.sizes(config.llm))
+        self.layers = parse_layers(config.layers, self.sizes.llm_depth)
+        for folder in config.trained:
+            _trained_file(folder)
+        self.hashes: dict[str, str] = {}
+        self.about: dict[str, Any] = {}
+        self.model: MiniGPT3D
+        self.data: DataSet
+
+    def load(self, data: DataSet, device: torch.device) -> None:
+        config, self.data, self.device = self.config, data, device
+        dtype = DTYPES[config.precision]
+        own = model_sizes(like_stage2(config))
+        begin = load_start(like_stage2(config), own, dtype)
+        self.model, self.tokenizer, self.hashes = begin.model, begin.tokenizer, begin.hashes
+        if config.llm:
+            self.model.llm, self.tokenizer = causal.load(config.llm, dtype)
+            self.hashes |= causal.hashes(config.llm, config.llm_map)
+            shown = clouds(data, np.arange(min(causal.MEASURED, len(data.gallery))), own.points)
+            with torch.no_grad():
+                target = self.model.encode(shown)
+            self.model.projector, said = causal.fitted(  # type: ignore[assignment]
+                self.model, target, config.llm_map, config.seed
+            )
+            self.about = {"llm": f"{self.variants[0]} in the place of ours; {said}"}
+        set_attention(self.model.llm, config.attention)
+        self.model.to(device).eval()
+        self.hashes |= {folder.name: sha256(_trained_file(folder)) for folder in config.trained}
+
+    @property
+    def variants(self) -> list[str]:
+        if self.config.llm:
+            return [causal.variant(self.config.llm)]
+        return [START, *(folder.name for folder in self.config.trained)]
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        from train.capture_job import Site
+
+        tokens = self.sizes.queries if self.config.pool == "none" else 1
+        return {
+            site: Site(self._layers(site), tokens, self.sizes.llm_width)
+            for site in self.config.site_list
+        }
+
+    @property
+    def target_dim(self) -> int:
+        return self.sizes.qformer_width
+
+    @property
+    def patches(self) -> int | None:
+        return self.sizes.groups
+
+    @contextmanager
+    def model_of(self, variant: str) -> Iterator[MiniGPT3D]:
+        """The one model with the weights that stage 2 gave it, and its own again afterwards."""
+        own, before = dict(self.model.named_parameters()), {}
+        folders = {folder.name: folder for folder in self.config.trained}
+        try:
+            if variant in folders:
+                path = _trained_file(folders[variant])
+                for name, tensor in read_tensors(path).items():
+                    name = name.removeprefix("model.")
+                    if name.startswith("alignment_"):
+                        continue
+                    if name not in own or own[name].shape != tensor.shape:
+                        raise ValueError(f"{path}: {name} is not of this checkpoint's model")
+                    before[name] = own[name].detach().clone()
+                    own[name].data.copy_(tensor)
+            yield self.model
+        finally:
+            for name, tensor in before.items():
+                own[name].data.copy_(tensor)
+
+    def prove(self, rows: np.ndarray) -> Proofs:
+        target = self._front(rows)["target"]
+        batch = self._batch(rows).to(self.device)
+        embeds, points = self.model.embed(batch, target), entering(self.model, target)
+        mask = None if self.config.tokens == "point" else batch.attention_mask
+        with self.model.mixed():
+            return verify_capture(
+                self.model.llm,
+                embeds,
+                batch.point_mask,
+                self.layers,
+                entering=points,
+                attention_mask=mask,
+                sites=self.config.site_list,
+            )
+
+    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor]:
+        found = self._front(rows)
+        batch = self._batch(rows).to(self.device)
+        embeds = self.model.embed(batch, found["target"])
+        with self.model.mixed():
+            for site, states in self._forward(batch, embeds, sites).items():
+                found[site] = torch.stack([states[at] for at in self._layers(site)])
+        if self.config.pool == "mean":
+            for name in ("target", "weights"):
+                found[name] = found[name].mean(dim=-2, keepdim=True)
+        return found
+
+    def _layers(self, site: str) -> list[int]:
+        return self.layers if site == "resid" else [at for at in self.layers if at]
+
+    def _forward(
+        self, batch: Batch, embeds: Tensor, sites: list[str]
+    ) -> dict[str, dict[int, Tensor]]:
+        """Site -> layer -> (samples, tokens, dim), all from one pass."""
+        llm, tokens = self.model.llm, self.config.tokens
+        positions = batch.point_mask if tokens == "point" else None
+        found: dict[str, dict[int, Tensor]] = {}
+        with ExitStack() as stack:
+            for site in sites:
+                if site != "resid" or tokens != "point":
+                    hooks = capture_hidden_states(llm, self._layers(site), positions, site=site)
+                    found[site] = stack.enter_context(hooks)
+            if tokens == "point":
+                found["resid"] = short_forward(llm, embeds, self.layers, positions)
+            else:
+                llm(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False)
+        if tokens == "point":
+            if self.config.pool == "none":
+                return found
+            return {
+                site: {at: state.mean(1, keepdim=True) for at, state in states.items()}
+                for site, states in found.items()
+            }
+        counted = batch.labels >= 0 if tokens == "answer" else batch.attention_mask.bool()
+        share = (counted / counted.sum(dim=1, keepdim=True))[:, None]  # (samples, 1, tokens)
+        return {
+            site: {at: share.to(state.dtype) @ state for at, state in states.items()}
+            for site, states in found.items()
+        }
+
+    def _front(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Clouds through the frozen front: target, and which patches each token reads."""
+        shown = clouds(self.data, rows, self.sizes.points).to(self.device)
+        with read_attention(self.model) as reading:
+            target = self.model.encode(shown)
+        assert reading.centres is not None
+        return {"target": target, "weights": reading.weights(), "centres": reading.centres}
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        """What stands around the point tokens: the prefix, or a whole question and answer."""
+        queries, pad = self.sizes.queries, bos_id(self.tokenizer)
+        if self.config.tokens == "point":
+            return collate([prefix(self.tokenizer, queries)] * len(rows), pad)
+        captions = [*self.data.gallery.captions, *self.data.query.captions]
+        encoded = [
+            encode_conversation(
+                self.tokenizer,
+                [(self.config.question, captions[row])],
+                points=queries,
+                context=self.sizes.llm_context,
+            )
+            for row in rows
+        ]
+        return collate(encoded, pad)
+
+
+def like_stage2(config: CaptureConfig) -> Stage2Config:
+    """The settings that say which model and which data, as stage 2 reads them."""
+    shared = ("data", "data_root", "seed", "skip_missing")
+    counts = ("train_per_class", "gallery_per_class", "query_per_class")
+    same = {name: getattr(config, name) for name in (*shared, *counts)}
+    if config.weights:
+        return replace(Stage2Config(preset="minigpt3d", weights=config.weights), **same)
+    return replace(Stage2Config(stage1=config.checkpoint), **same)
+
+
+def _trained_file(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--trained {folder}: no model.safetensors in it; give RUN/checkpoints/NAME of a run "
+            "of python -m train.stage2"
+        )
+    return path
