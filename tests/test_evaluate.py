@@ -11,9 +11,10 @@ import torch
 from tests.conftest import TINY
 from train.asked import Asked, in_file_order
 from train.checkpoint import load_model
+from train.classify import answers, classify
 from train.data.objects import DataSet, Objects
-from train.evaluate import EvaluateConfig, answers, classify, evaluate, named_class
-from train.judges import Verdict, score
+from train.evaluate import EvaluateConfig, evaluate
+from train.judges import Verdict, named_class, score
 from train.results import Answers, judged, read_judged, write_judged
 
 NAMES = ["tree", "pine tree", "car", "wine_glass", "bus"]
@@ -39,7 +40,7 @@ def test_answers_do_not_depend_on_the_batch(tiny_checkpoint, monkeypatch):
     model, tokenizer, _ = load_model(tiny_checkpoint)
     targets = torch.randn(5, TINY.queries, TINY.qformer_width, generator=torch.manual_seed(0))
     together = answers(model, tokenizer, targets, longest=6)
-    monkeypatch.setattr("train.evaluate.AT_ONCE", 2)
+    monkeypatch.setattr("train.classify.AT_ONCE", 2)
     assert answers(model, tokenizer, targets, longest=6) == together
 
 

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.test_minigpt3d import TINY, TURNS
 from tests.test_prompts import BOS, Bytes
 from train.capture import capture_hidden_states, short_forward, transformer_blocks
+from train.classify import answers
 from train.config import MODELS, NANO, Stage2Config
-from train.evaluate import answers
 from train.models import phi
 from train.models.llm import (
     bare,

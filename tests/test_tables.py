@@ -85,6 +85,29 @@ def test_the_tables_hold_each_model_and_the_comparison(tmp_path, capsys):
     assert kept["columns"][0]["aligned against baseline"]["p"] == pytest.approx(2 / 2**6)
 
 
+def test_table_2_has_the_embeddings_and_keeps_the_other_metrics(tmp_path, capsys):
+    name = "sbert_similarity (all-MiniLM-L6-v2)"
+    for variant, shift in (("baseline", 0), ("aligned", 10)):
+        rows = [
+            {"object_id": f"o{at}", "scores": {name: 40.0 + at + shift, "bleu-1": 5.0}}
+            for at in range(20)
+        ]
+        path = tmp_path / f"evaluation/{variant}/shapes_captioning_prompt2_evaluated_traditional"
+        path.parent.mkdir(parents=True)
+        overall = {name: "49.5000", "bleu-1": "5.0000"}
+        found = {"inference_prompt": "Caption", "overall_scores": overall, "results": rows}
+        path.with_suffix(".json").write_text(json.dumps(found))
+    main(TablesConfig(run=tmp_path))
+    shown = capsys.readouterr().out
+    assert "(all-MiniLM-L6-v2)" in shown and "49.5 [" in shown and "bleu" not in shown
+    assert "aligned - baseline +10.0 points" in shown
+    kept = json.loads((tmp_path / "evaluation/tables.json").read_text())["columns"]
+    assert [one["judge"] for one in kept] == [name, "bleu-1"]
+    path.with_suffix(".json").write_text('{"results": [{"object_id": 1}], "overall_scores": {}}')
+    with pytest.raises(ValueError, match="holds no caption metrics"):
+        columns(tmp_path / "evaluation")
+
+
 def test_models_asked_about_other_objects_are_not_compared(tmp_path):
     judged(tmp_path, "baseline", [1, 0, 1])
     judged(tmp_path, "aligned", [1, 0])

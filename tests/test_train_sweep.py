@@ -1,15 +1,20 @@
-"""Sweeps: which runs there are, how they are put together, and the intervals over seeds."""
+"""Sweeps: which runs there are, what they share, and what is made of their answers."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from train import sweep
-from train.config import Stage2Config
+import store
+from train import sweep, sweep_jobs
+from train.config import STAGE2, Stage2Config
 from train.record import write_record
-from train.sweep import Setting, SweepConfig, jobs_of, main, over_seeds, published, settings
+from train.sweep import SweepConfig, main
+from train.sweep_jobs import Job, Setting, jobs_of, settings
+
+NANO = STAGE2["nano"]
 
 
 def test_each_over_varies_one_setting_and_leaves_out_the_default():
@@ -30,16 +35,21 @@ def test_what_stage_2_does_not_have_is_said_in_a_sentence(wrong):
 
 
 def test_a_wrong_value_stops_before_anything_runs(tmp_path, capsys):
-    config = SweepConfig(over=("align_loss=cosine,nonsense",), out=tmp_path / "sweep")
     with pytest.raises(SystemExit) as stopped:
-        jobs_of(config, [])
+        jobs_of(["align_loss=cosine,nonsense"], [0], tmp_path / "sweep", NANO, [])
     assert stopped.value.code == 2 and "nonsense" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_wrong_way_to_ask_stops_before_anything_runs():
+    with pytest.raises(ValueError, match="modelnet and objaverse"):
+        SweepConfig(ask="nothing")
+    with pytest.raises(ValueError, match="--judge-model"):
+        SweepConfig(judge="http://localhost:1/v1")
+
+
 def test_the_command_line_gives_its_other_flags_to_stage_2(tmp_path):
-    config = SweepConfig(over=("align_layer=8",), seeds="0,1", out=tmp_path)
-    jobs = jobs_of(config, ["--steps", "7"])
+    jobs = jobs_of(["align_layer=8"], [0, 1], tmp_path, NANO, ["--steps", "7"])
     assert [(str(job.setting), job.seed) for job in jobs] == [
         ("default", 0),
         ("default", 1),
@@ -49,37 +59,19 @@ def test_the_command_line_gives_its_other_flags_to_stage_2(tmp_path):
     assert jobs[3].words[:4] == ["--steps", "7", "--align-layer", "8"]
 
 
-def test_one_seed_has_the_interval_of_its_objects_and_scatter_of_seeds_widens_it():
-    rng = np.random.default_rng(0)
-    hits = [(rng.random(600) < 0.6).astype(float) for _ in range(3)]
-    mean, low, high = over_seeds(hits[:1])
-    error = hits[0].std(ddof=1) / np.sqrt(600)
-    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=1e-5)
-    apart = [hits[0], np.roll(hits[1], 1) * 0, hits[2] * 0 + 1]
-    mean, low, high = over_seeds(apart)
-    means = [one.mean() for one in apart]
-    half = 4.303 * np.std(means, ddof=1) / np.sqrt(3)  # Student's t with 2 degrees of freedom
-    assert high - low == pytest.approx(2 * half, rel=0.01)
+def test_the_defaults_baseline_serves_where_only_the_alignment_differs():
+    assert Job(Setting("align_layer", "8"), 0, Path(), []).variants == ("aligned",)
+    assert Setting("align_layer", "8").baseline == "baseline"
+    fraction = Job(Setting("data_fraction", "0.1"), 0, Path(), [])
+    assert fraction.variants == ("baseline", "aligned")
+    assert fraction.setting.baseline == "baseline, data_fraction=0.1"
 
 
-@pytest.mark.parametrize(("seeds", "scatter"), [(1, 0.0), (2, 0.0), (3, 0.01), (5, 0.03)])
-def test_the_interval_over_seeds_holds_its_level(seeds, scatter):
-    rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(400):
-        shares = 0.6 + scatter * rng.standard_normal(seeds)
-        _, low, high = over_seeds([(rng.random(600) < share) * 1.0 for share in shares])
-        held += low <= 0.6 <= high
-    assert held / 400 > 0.87  # 0.90 to 0.96 with 1,500 draws
-
-
-def finished(job_folder: Path, log: Path):
-    (job_folder / "cache").mkdir(parents=True, exist_ok=True)
-    (job_folder / "cache" / "train.npy").write_text("frozen front")
-    (job_folder / "checkpoints" / "baseline").mkdir(parents=True, exist_ok=True)
-    write_record(job_folder, {"status": "complete"})
+def finished(folder: Path, log: Path):
+    """What stage 2 leaves behind, as far as a sweep looks at it."""
+    write_record(folder, {"status": "complete"})
     with log.open("a") as file:
-        file.write(job_folder.name + "\n")
+        file.write(folder.name + "\n")
 
 
 @pytest.fixture
@@ -87,63 +79,85 @@ def fake_stage2(monkeypatch, tmp_path):
     """In the place of training: a finished folder, and answers that depend on its name."""
     log = tmp_path / "trained"
 
-    def train(job, gpu):
-        shared = (job.folder / "cache" / "train.npy").exists()
-        assert shared == bool(job.setting.name)
-        finished(job.folder, log)
-
-    def ask(folder):
-        rng = np.random.default_rng(sum(folder.name.encode()))
+    def ask(config, job, data_root):
+        rng = np.random.default_rng(sum(job.folder.name.encode()))
         right = (rng.random((2, 200)) < 0.7).astype(float)
-        both = np.array([*right, right.mean(axis=0)])
-        return {"aligned": both, "baseline": both * 0}
+        return {name: {"run": right * (name == "aligned")} for name in job.variants}
 
-    monkeypatch.setattr(sweep, "_train", train)
+    def gains(folders):
+        values = np.zeros((len(folders), 2))
+        parts = {f"cka_{part}": (("setting", "layer"), values) for part in ("mean", "low", "high")}
+        return xr.Dataset(parts, {"setting": np.array(list(folders), object), "layer": [0, 16]})
+
+    monkeypatch.setattr(sweep_jobs, "_train", lambda job, asking, gpu: finished(job.folder, log))
+    monkeypatch.setattr(sweep_jobs, "share", lambda default, job: None)
     monkeypatch.setattr(sweep, "ask", ask)
+    monkeypatch.setattr(sweep, "cka_gains", gains)
     return log
 
 
-def test_a_sweep_trains_what_is_missing_and_prints_the_table(fake_stage2, tmp_path, capsys):
+def test_a_sweep_trains_what_is_missing_and_writes_the_tables(fake_stage2, tmp_path, capsys):
     config = SweepConfig(over=("align_layer=8,12",), seeds="0,1", out=tmp_path / "sweep")
     finished(tmp_path / "sweep" / "default-seed1", fake_stage2)
     main((config, []))
     trained = fake_stage2.read_text().split()
     assert len(trained) == 6 and trained.count("default-seed1") == 1
     shown = capsys.readouterr().out
-    assert "6 runs, 1 of them finished" in shown
-    assert "align_layer=12" in shown and "60.58" in shown  # published weight 0, the baseline
+    assert "6 runs, 1 of them finished" in shown and "align_layer (Table 5)" in shown
+    page = (tmp_path / "sweep" / "ablations.md").read_text()
+    assert "| 12 | " in page and "Published: PointAlign" in page
+    assert (tmp_path / "sweep" / "ablations.png").stat().st_size > 1000
     main((config, []))
     assert len(fake_stage2.read_text().split()) == 6
 
 
-def test_the_results_hold_paired_differences_on_the_same_objects(fake_stage2, tmp_path):
-    import xarray as xr
-
-    config = SweepConfig(over=("align_layer=8",), seeds="0,1,2", out=tmp_path / "sweep")
+def test_what_is_finished_has_its_table_and_the_rest_is_named(fake_stage2, tmp_path):
+    config = SweepConfig(
+        over=("align_layer=8", "data_fraction=0.1"), out=tmp_path / "sweep", finished=True
+    )
+    with pytest.raises(ValueError, match="no run of the default is finished"):
+        main((config, []))
+    for name in ("default-seed0", "data_fraction=0.1-seed0"):
+        finished(tmp_path / "sweep" / name, fake_stage2)
     main((config, []))
-    found = xr.open_zarr(tmp_path / "sweep" / "sweep.zarr", consolidated=False)
-    assert found.by_seed.shape == (3, 3, 3)
-    assert found.setting.values.tolist() == ["baseline", "default", "align_layer=8"]
-    same = found.sel(setting="default")
-    assert float(abs(same.difference_mean).max()) == 0
-    gap = found.sel(setting="baseline")
-    assert gap.difference_mean.values == pytest.approx(-same["mean"].values)
-    own = found.sel(setting="align_layer=8")
-    assert own["mean"].values == pytest.approx(own.by_seed.mean("seed").values)
+    assert len(fake_stage2.read_text().split()) == 2  # nothing was trained
+    page = (tmp_path / "sweep" / "ablations.md").read_text()
+    assert "with them: align_layer=8-seed0." in page and "(Table 5)" not in page
+    assert "41.95, 41.77" in page  # Fig. 4 at a tenth of the data
+    found = xr.open_zarr(tmp_path / "sweep" / "ablations.zarr", consolidated=False)
+    assert "baseline, data_fraction=0.1" in found.setting.values
+
+
+def test_a_sweep_of_nothing_compares_the_default_with_its_baseline(fake_stage2, tmp_path, capsys):
+    main((SweepConfig(seeds="0,1", out=tmp_path / "sweep"), []))
+    assert "less the baseline: +7" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_named_with_its_last_line(tmp_path, monkeypatch):
-    job = sweep.Job(Setting("", ""), 0, tmp_path / "default-seed0", ["--steps", "none"])
+    job = Job(Setting("", ""), 0, tmp_path / "default-seed0", ["--steps", "none"])
     monkeypatch.setattr(sys, "executable", "/bin/sh")  # which can't open "-m"
     with pytest.raises(ChildProcessError, match=r"default-seed0 failed .*its log is"):
-        sweep._train(job, None)
+        sweep_jobs._train(job, [], None)
 
 
-def test_the_published_row_of_a_setting():
-    assert published("align_layer=12+16+20") == "61.63, 60.21, 69.0, 66.5"
-    assert published("baseline") == "60.58, 60.29, 69.5, 68.5"
-    assert published("steps=100") == ""
-    assert "53.05" in published("data_fraction=1.0")
+def test_a_run_of_another_alignment_begins_with_all_but_the_aligned_model(tmp_path, monkeypatch):
+    default = tmp_path / "default-seed0"
+    for name in ("cache/train.npy", "checkpoints/baseline/a", "evaluation/targets-modelnet.npy"):
+        (default / name).parent.mkdir(parents=True, exist_ok=True)
+        (default / name).write_text(name)
+    (default / "checkpoints/aligned").mkdir()
+    begun = []
+    monkeypatch.setattr(
+        sweep_jobs, "begin_like", lambda old, new, without: begun.append((old, without))
+    )
+    folders = [tmp_path / name for name in ("align_layer=8-seed0", "steps=9-seed0")]
+    for folder, setting in zip(folders, (("align_layer", "8"), ("steps", "9")), strict=True):
+        sweep_jobs.share(default, Job(Setting(*setting), 0, folder, []))
+    one, other = ({str(path.relative_to(f)) for path in f.rglob("*.*")} for f in folders)
+    assert one == {"run.json", "cache/train.npy", "evaluation/targets-modelnet.npy"}
+    assert (folders[0] / "checkpoints/baseline/a").is_file()
+    assert other == {"run.json", "cache/train.npy"} and begun == [(default, ["aligned"])]
+    assert not (folders[0] / "checkpoints/aligned").exists()
 
 
 @pytest.mark.slow
@@ -153,8 +167,12 @@ def test_a_sweep_of_real_runs(tiny_checkpoint, solids_folder, tmp_path, capsys):
     words += ["--capture-layers", "2", "--gallery-per-class", "6", "--query-per-class", "4"]
     words += ["--align-layer", "2", "--batch-size", "4", "--neighbours", "1"]
     main((SweepConfig(over=("align_layer=1",), out=tmp_path / "sweep"), words))
-    shown = capsys.readouterr().out
-    assert "align_layer=1" in shown
+    assert "CKA at layer 2" in (tmp_path / "sweep" / "ablations.md").read_text()
     runs = [tmp_path / "sweep" / f"{name}-seed0" for name in ("default", "align_layer=1")]
     adapters = [(run / "checkpoints/baseline/model.safetensors").read_bytes() for run in runs]
     assert adapters[0] == adapters[1]
+    one, other = (store.open_run(run) for run in runs)
+    for variant in ("stage1", "baseline", "untrained"):
+        np.testing.assert_array_equal(one.hidden(variant), other.hidden(variant))
+    assert not np.array_equal(one.hidden("aligned"), other.hidden("aligned"))
+    assert store.verify_run(runs[1]) == []

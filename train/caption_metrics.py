@@ -53,6 +53,15 @@ def caption_scores(
     return found
 
 
+def check_packages() -> None:
+    """Raise ValueError where a library of these metrics is missing."""
+    if missing := [name for name in ("nltk", "rouge_score") if find_spec(name) is None]:
+        raise ValueError(
+            f"caption metrics need packages more ({', '.join(missing)} is missing): "
+            "pip install nltk rouge-score"
+        )
+
+
 def overlap(said: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
     """BLEU-1 to -4, ROUGE-L and METEOR of each pair, (objects,) from 0 to 1.
 
@@ -61,11 +70,7 @@ def overlap(said: Sequence[str], references: Sequence[str]) -> dict[str, np.ndar
     stems only, and its name says so. ROUGE-L is Google's F1 with stemming off; the published one
     is of an abandoned package and counts sentence by sentence.
     """
-    if missing := [name for name in ("nltk", "rouge_score") if find_spec(name) is None]:
-        raise ValueError(
-            f"caption metrics need packages more ({', '.join(missing)} is missing): "
-            "pip install nltk rouge-score"
-        )
+    check_packages()
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     from nltk.translate.meteor_score import single_meteor_score
     from rouge_score.rouge_scorer import RougeScorer

@@ -8,100 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from probe.intervals import bootstrap, wilson
+from train.classify import AT_ONCE
 from train.cli import fail, run
-from train.judges import Exact, Judge, SentenceJudge, Task, named_class, score
+from train.judges import Exact, Judge, SentenceJudge, Task
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from torch import Tensor
-
     from train.asked import Asked
-    from train.models.minigpt3d import MiniGPT3D
     from train.results import Answers
 
-__all__ = ["Classification", "EvaluateConfig", "answers", "classify", "named_class"]
-AT_ONCE = 64
 PROMPTS = ("What is this?", "This is an object of ", "Caption this 3D model in detail.")
 """The published questions, by their index there: I, C, and the one for captions."""
 KEEP = "answers.jsonl"
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Generative classification of unseen objects."""
-
-    question: str
-    correct: int
-    asked: int
-    low: float
-    high: float
-    chance: float
-
-    def sentence(self, what: str) -> str:
-        share = self.correct / self.asked
-        return (
-            f"asked {self.question!r}, the model names the right class of {self.correct} of "
-            f"{self.asked} {what}: {share:.1%} [95 % interval {self.low:.1%}, {self.high:.1%}], "
-            f"chance {self.chance:.1%}"
-        )
-
-    def card(self) -> dict:
-        return asdict(self) | {"accuracy": self.correct / self.asked}
-
-
-def answers(
-    model: MiniGPT3D,
-    tokenizer: Tokenizer,
-    targets: Tensor,
-    question: str = "What is this?",
-    longest: int = 24,
-) -> list[str]:
-    """Greedy answers about each object, up to the closing `###`.
-
-    targets : Q-Former outputs, (objects, queries, width).
-    """
-    from train.generation import Decoding, generate, prompt
-    from train.progress import track
-
-    model.eval()
-    how = Decoding(published_prompt=False, longest=longest)
-    asked = prompt(tokenizer, question, how, points=targets.shape[1])
-    starts = range(0, len(targets), AT_ONCE)
-    said = []
-    for start in track(starts, "ask", total=len(starts)):
-        said += generate(model, tokenizer, targets[start : start + AT_ONCE], asked, how)
-    return said
-
-
-def classify(
-    model: MiniGPT3D,
-    tokenizer: Tokenizer,
-    targets: Tensor,
-    labels: np.ndarray,
-    class_names: list[str],
-    question: str = "What is this?",
-) -> Classification:
-    """Share of objects whose class the answer names; an answer that names none is wrong.
-
-    targets : (objects, queries, width)    labels : (objects,), rows of class_names
-    """
-    said = answers(model, tokenizer, targets, question)
-    named = [named_class(answer, class_names) for answer in said]
-    correct = int(sum(one == label for one, label in zip(named, labels, strict=True)))
-    interval = wilson(correct, len(labels))
-    chance = float(np.bincount(labels).max() / len(labels))
-    low, high = float(interval.low), float(interval.high)
-    return Classification(question, correct, len(labels), low, high, chance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,73 +113,88 @@ def main(config: EvaluateConfig) -> None:
     print(f"results are in {config.folder}; took {time.perf_counter() - begun:.0f} s")
 
 
-def evaluate(config: EvaluateConfig) -> list[Path]:
-    """The files of verdicts, one a model and question, in the order asked."""
-    return [_judge_file(config)] if config.run.is_file() else _ask_run(config)
+def evaluate(config: EvaluateConfig, say: Callable[[str], None] = print) -> list[Path]:
+    """The files of verdicts, one a model and question, in the order asked.
+
+    say : is given a sentence on each.
+    """
+    if config.task == "caption":
+        from train.caption_metrics import check_packages
+
+        check_packages()  # before anything is asked
+    return [_judge_file(config, say)] if config.run.is_file() else _ask_run(config, say)
 
 
-def _ask_run(config: EvaluateConfig) -> list[Path]:
+def _ask_run(config: EvaluateConfig, say: Callable[[str], None]) -> list[Path]:
     from train.asked import asked_about
-    from train.generation import Kept, ask_all, decoding, key_of
-    from train.results import Answers, write_answers
+    from train.judging import judge_answers
+    from train.results import write_answers
 
     questions = config.questions
     about = asked_about(config)
     task = task_of(config, about)
     judge = judge_of(config, task)
-    how = decoding(config.protocol, config.task == "caption")
     written = []
     for variant in about.variants:
-        checkpoint = about.checkpoint(variant)
         for name, question in questions.items():
-            key = key_of(checkpoint, question, how, config.seed, about.digest)
-            said = ask_all(
-                about.loader(variant),
-                about.ids,
-                about.targets,
-                question,
-                how,
-                Kept(config.folder / KEEP, key),
-                seed=config.seed,
-                batch_size=config.batch_size,
-                label=f"ask {variant}",
-            )
-            closed = task == "closed"
-            made_by: dict[str, Any] = {
-                "variant": variant,
-                "checkpoint": checkpoint,
-                "protocol": config.protocol,
-            }
-            made_by |= {"seed": config.seed, "data": about.name, "decoding": asdict(how)}
-            made_by |= {"class_names": about.class_names} if closed else {}
-            given = Answers(
-                prompt=question,
-                ids=about.ids,
-                said=said,
-                truth=about.labels.tolist() if closed else about.captions,
-                names=[about.class_names[row] for row in about.labels] if closed else [],
-                made_by=made_by,
-            )
+            given = _ask(config, about, variant, question, closed=task == "closed")
             path = config.folder / variant / f"{about.stem(config.task)}_{name}.json"
             write_answers(path, given)
-            said_of, at = _judge(config, judge, task, given, about.class_names, path)
-            print(f"{variant}: {said_of}")
+            said, at = judge_answers(config, judge, task, given, about.class_names, path)
+            say(f"{variant}: {said}")
             written.append(at)
     return written
 
 
-def _judge_file(config: EvaluateConfig) -> Path:
+def _ask(
+    config: EvaluateConfig, about: Asked, variant: str, question: str, *, closed: bool
+) -> Answers:
+    """What a model says about every object, with what is true of it; kept answers come first."""
+    from train.generation import Kept, ask_all, decoding, key_of
+    from train.results import Answers
+
+    checkpoint = about.checkpoint(variant)
+    how = decoding(config.protocol, config.task == "caption")
+    said = ask_all(
+        about.loader(variant),
+        about.ids,
+        about.targets,
+        question,
+        how,
+        Kept(config.folder / KEEP, key_of(checkpoint, question, how, config.seed, about.digest)),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        label=f"ask {variant}",
+    )
+    made_by: dict[str, Any] = {
+        "variant": variant,
+        "checkpoint": checkpoint,
+        "protocol": config.protocol,
+        "seed": config.seed,
+        "data": about.name,
+        "decoding": asdict(how),
+    }
+    return Answers(
+        prompt=question,
+        ids=about.ids,
+        said=said,
+        truth=about.labels.tolist() if closed else about.captions,
+        names=[about.class_names[row] for row in about.labels] if closed else [],
+        made_by=made_by | ({"class_names": about.class_names} if closed else {}),
+    )
+
+
+def _judge_file(config: EvaluateConfig, say: Callable[[str], None]) -> Path:
+    from train.judging import judge_answers
     from train.results import read_answers
 
     given = read_answers(config.run)
     closed = all(isinstance(one, int) for one in given.truth)
     task: Task = "caption" if config.task == "caption" else "closed" if closed else "open"
     class_names = _classes_in(given, config) if task == "closed" else []
-    judge = judge_of(config, task)
-    sentence, written = _judge(
-        config, judge, task, given, class_names, config.folder / config.run.name
-    )
-    print(sentence)
+    path = config.folder / config.run.name
+    said, written = judge_answers(config, judge_of(config, task), task, given, class_names, path)
+    say(said)
     return written
 
 
@@ -272,81 +212,6 @@ def _classes_in(given: Answers, config: EvaluateConfig) -> list[str]:
             "a closed set of ModelNet40 can be judged from a published file"
         )
     return MODELNET40
-
-
-def _judge(
-    config: EvaluateConfig,
-    judge: Judge,
-    task: Task,
-    given: Answers,
-    class_names: Sequence[str],
-    path: Path,
-) -> tuple[str, Path]:
-    """Write verdicts beside the answers; a sentence on them, and where they are."""
-    from train.results import judged, write_judged
-
-    verdicts = judge(task, given.said, given.references, class_names)
-    labels = np.array(given.truth) if task == "closed" else np.zeros(len(given.ids), int)
-    scored = score(
-        task,
-        verdicts,
-        given.ids,
-        labels,
-        len(class_names),
-        published=config.published_scoring,
-        seed=config.seed,
-    )
-    tokens = [sum(v.prompt_tokens for v in verdicts), sum(v.completion_tokens for v in verdicts)]
-    cost = float(np.dot(tokens, config.judge_price)) / 1e6
-    made_by = dict(given.made_by) | {"judge": judge.name}
-    made_by |= {"published_scoring": config.published_scoring, "task": task}
-    template = getattr(judge, "template", lambda task, names: "")(task, class_names)
-    found = judged(
-        given, task, verdicts, scored, class_names, template=template, cost=cost, made_by=made_by
-    )
-    plain = judge.name.replace("/", "-")
-    written = path.with_name(f"{path.stem}_evaluated_{plain}.json")
-    write_judged(written, found)
-    said = _sentence(given, task, scored, judge.name, config.seed)
-    if task == "caption":
-        said += _caption_metrics(config, given, path)
-    return said, written
-
-
-def _sentence(given: Answers, task: Task, scored, judge: str, seed: int) -> str:
-    values, asked = scored.counted, f"asked {given.prompt!r}"
-    if not len(values):
-        return f"{asked}: judge {judge} gave no valid verdict on {len(given.ids)} answers"
-    if task == "caption":
-        found = bootstrap(values, seed=seed) if len(values) > 1 else None
-        band = f" [95 % interval {100 * found.low:.1f}, {100 * found.high:.1f}]" if found else ""
-        what = f"captions of {len(values)} objects score {100 * values.mean():.1f} of 100{band}"
-    else:
-        hits = int(values.sum())
-        found = wilson(hits, len(values))
-        what = f"{hits} of {len(values)} are right: {float(found.mean):.1%} [95 % interval "
-        what += f"{float(found.low):.1%}, {float(found.high):.1%}]"
-    if task == "closed":
-        what += f", always the commonest class {_commonest(given.truth):.1%}"
-    invalid = int(scored.invalid.sum())
-    return f"{asked}, {what}; judge {judge}, {invalid} invalid"
-
-
-def _commonest(truth: Sequence[int]) -> float:
-    return float(np.bincount(np.array(truth)).max() / len(truth))
-
-
-def _caption_metrics(config: EvaluateConfig, given: Answers, path: Path) -> str:
-    """Write the traditional metrics beside the answers; the end of a sentence on them."""
-    from train.caption_metrics import caption_scores, traditional
-    from train.results import write_judged
-
-    scores = caption_scores(given.said, given.references, config.sentences, config.simcse)
-    write_judged(
-        path.with_name(f"{path.stem}_evaluated_traditional.json"), traditional(given, scores)
-    )
-    listed = ", ".join(f"{name} {100 * values.mean():.1f}" for name, values in scores.items())
-    return f"; {listed}"
 
 
 def task_of(config: EvaluateConfig, about: Asked) -> Task:

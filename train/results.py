@@ -181,6 +181,32 @@ def read_judged(path: Path) -> Judged:
         ) from None
 
 
+def read_metrics(path: Path) -> dict[str, Judged]:
+    """Metric -> its value an object, from a file of `caption_metrics.traditional`.
+
+    Raises ValueError, in a sentence, for a file of another form.
+    """
+    found = _read(path)
+    try:
+        rows, prompt = found["results"], found["inference_prompt"]
+        ids = [str(row["object_id"]) for row in rows]
+        return {
+            name: Judged(
+                ids,
+                np.array([row["scores"][name] for row in rows], np.float64) / 100,
+                0,
+                prompt,
+                found.get("made_by", {}),
+            )
+            for name in found["overall_scores"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} holds no caption metrics (lacking {error}); python -m train.evaluate RUN "
+            "--task caption writes them"
+        ) from None
+
+
 def _value(row: Mapping[str, Any], found: Mapping[str, Any]) -> float:
     """0 to 1; what is invalid in an open set or a caption counts by the rule of the file."""
     dropped = np.nan if found.get("made_by", {}).get("published_scoring", True) else 0.0

@@ -148,7 +148,7 @@ class Recipe:
     def finish(self, stage: str, query: Objects) -> None:
         """Measure, where the classes of the unseen objects are known, and write the checkpoint."""
         from train.checkpoint import save_model
-        from train.evaluate import classify
+        from train.classify import classify
         from train.frozen import target_all
 
         small = self.config.preset != "minigpt3d"

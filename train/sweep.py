@@ -7,38 +7,36 @@ lies in a folder of its own and an interrupted sweep goes on.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
+from train.ablation import Right, cka_gains, measure
 from train.cli import fail, read_config, run
-from train.config import STAGE2, TRAINED, Stage2Config, with_recipe
-from train.papers import ABLATIONS, FIGURE_4, SOURCE
-from train.record import read_record, write_record
+from train.config import STAGE2, Stage2Config, with_recipe
+from train.evaluate import EvaluateConfig
+from train.sweep_jobs import Job, jobs_of, train_all
 
 if TYPE_CHECKING:
     import xarray as xr
-    from rich.table import Table
 
-BASE = "default"
-WIDTH = 130
-QUESTIONS = ("I", "C", "average")
-"""The two published questions of classification, and their mean."""
+WIDTH = 150
+QUESTIONS = {"classify": ("I", "C"), "caption": ("caption",)}
+"""What `train.evaluate` asks for each task, as the papers' tables call it."""
+
+JUDGE = "exact words for a closed set of classes, else sentence embeddings"
+"""What `train.evaluate` has by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Train stage 2 with one setting varied at a time, and print the table of accuracies."""
+    """Train stage 2 with one setting varied at a time, ask every model, print the tables."""
 
     over: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A setting of stage 2 and its values, as align_layer=8,12,16; may be given several times."""
@@ -48,283 +46,120 @@ class SweepConfig:
     """Folder of the runs and of the results."""
     jobs: int = 1
     """Runs at a time; where there are GPUs, each has one to itself."""
+    finished: bool = False
+    """Train nothing: the tables of the runs that are finished."""
+    ask: str = "run"
+    """Objects that every model is asked about: the query objects of its run, or whole test sets
+    under --data-root, as modelnet,objaverse."""
+    task: Literal["classify", "caption"] = "classify"
+    """Classes, asked for in two ways, or captions; this and what follows as in train.evaluate."""
+    limit: int = 0
+    judge: str = ""
+    judge_model: str = ""
 
     def __post_init__(self):
         if not all(seed.strip().isdigit() for seed in self.seeds.split(",")):
             raise ValueError(f"--seeds {self.seeds!r}: numbers such as 0,1,2")
         if self.jobs < 1:
             raise ValueError(f"--jobs {self.jobs}: 1 or more")
+        if wrong := [one for one in self.sets if one not in ("run", "modelnet", "objaverse")]:
+            raise ValueError(f"--ask {wrong[0]!r}: run, or a list of modelnet and objaverse")
+        self.asking(Path(), ("aligned",), "run", Path())  # refuses what evaluate refuses
 
     @property
     def seed_list(self) -> list[int]:
         """The seeds, each once."""
         return list(dict.fromkeys(int(seed) for seed in self.seeds.split(",")))
 
-
-class Setting(NamedTuple):
-    """One row of the table: what is varied and its value; neither for the default."""
-
-    name: str
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.value}" if self.name else BASE
-
     @property
-    def words(self) -> list[str]:
-        """As flags of stage 2."""
-        if not self.name:
-            return []
-        return [f"--{self.name.replace('_', '-')}", self.value.replace("+", ",")]
+    def sets(self) -> list[str]:
+        """What is asked about."""
+        return [one.strip() for one in self.ask.split(",")]
+
+    def _settings(self, data: str, data_root: Path) -> dict[str, Any]:
+        shared = {name: getattr(self, name) for name in ("task", "limit", "judge", "judge_model")}
+        return {"data": data, "data_root": data_root, **shared}
+
+    def asking(
+        self, folder: Path, variants: Sequence[str], data: str, data_root: Path
+    ) -> EvaluateConfig:
+        """How models of a run are asked about a set."""
+        settings = self._settings(data, data_root)
+        return EvaluateConfig(run=folder, variants=",".join(variants), **settings)
+
+    def words(self, data: str, data_root: Path) -> list[str]:
+        """The same for any run, as arguments of python -m train.evaluate."""
+        given = {name: value for name, value in self._settings(data, data_root).items() if value}
+        flags = [[f"--{name.replace('_', '-')}", str(value)] for name, value in given.items()]
+        return [word for flag in flags for word in flag]
 
 
-def settings(over: Sequence[str], base: Stage2Config) -> list[Setting]:
-    """The default, then every other value. Raises ValueError for what stage 2 does not have."""
-    found = [Setting("", "")]
-    known = {field.name for field in fields(Stage2Config)} - {"seed", "out", "config", "dry_run"}
-    for part in over:
-        name, _, values = part.partition("=")
-        name = name.strip().replace("-", "_")
-        if name not in known or not values:
-            raise ValueError(
-                f"--over {part!r}: a setting of python -m train.stage2 and its values, such as "
-                "align_layer=8,12,16"
-            )
-        wanted = (Setting(name, value.strip()) for value in values.split(","))
-        now = str(getattr(base, name))
-        found += [one for one in wanted if one.value.replace("+", ",") != now]
-    return list(dict.fromkeys(found))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of stage 2."""
-
-    setting: Setting
-    seed: int
-    folder: Path
-    words: list[str]
-    """Its command line."""
-
-    def finished(self) -> bool:
-        return read_record(self.folder).get("status") == "complete"
-
-
-def jobs_of(config: SweepConfig, rest: list[str]) -> list[Job]:
-    """All runs, those of the default first. A wrong flag or value ends the program with code 2."""
-    base = read_config(STAGE2, arguments=rest, recipe=with_recipe)
-    jobs = []
-    for setting in settings(config.over, base):
-        for seed in config.seed_list:
-            folder = config.out / f"{setting}-seed{seed}".replace("/", "_")
-            own = ["--seed", str(seed), "--out", str(folder)]
-            words = [*rest, *setting.words, *own]
-            read_config(STAGE2, arguments=words, recipe=with_recipe)
-            jobs.append(Job(setting, seed, folder, words))
-    return jobs
-
-
-def train_all(jobs: Sequence[Job], at_once: int) -> None:
-    """Run what is not finished: the defaults, then the others, which begin with what is shared."""
-    gpus: Queue[int | None] = Queue()
-    for place in range(at_once):
-        gpus.put(place if at_once > 1 else None)
-    defaults = {job.seed: job for job in jobs if not job.setting.name}
-
-    def train(job: Job) -> None:
-        if job.finished():
-            return
-        if job.setting.name:
-            _share(defaults[job.seed], job)
-        gpu = gpus.get()
-        try:
-            _train(job, gpu)
-        finally:
-            gpus.put(gpu)
-
-    for first in (True, False):
-        with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(train, [job for job in jobs if (not job.setting.name) == first]))
-
-
-def _train(job: Job, gpu: int | None) -> None:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = job.folder.parent / f"{job.folder.name}.log"
-    print(f"train {job.folder.name}, see {log}", flush=True)
-    own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-    with log.open("a") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "train.stage2", *job.words],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=os.environ | own,
-        )
-    if done.returncode:
-        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
-        raise ChildProcessError(f"{job.folder.name} failed ({last}); its log is {log}")
-
-
-def _share(default: Job, job: Job) -> None:
-    """Begin with the default's frozen front and, where only the alignment differs, its baseline.
-
-    Stage 2 looks at the keys of both: what does not fit is computed again.
-    """
-    if job.folder.exists():
-        return
-    fresh = job.folder.with_name(f".{job.folder.name}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    write_record(fresh, {})  # marks a run of ours that has not begun
-    shutil.copytree(default.folder / "cache", fresh / "cache")
-    if job.setting.name.startswith("align_"):
-        kept = Path("checkpoints") / "baseline"
-        shutil.copytree(default.folder / kept, fresh / kept)
-    fresh.rename(job.folder)
-
-
-def over_seeds(values: Sequence[np.ndarray], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean with its interval, over objects and seeds. values : (objects,) of each seed.
-
-    The mean's variance is that of objects alone or, where seeds scatter more, their own; the
-    degrees of freedom of Student's t then fall towards those of the seeds (Satterthwaite 1946).
-    One seed says nothing of others: its interval is over objects.
-    """
-    from scipy.special import stdtrit
-
-    means = np.array([one.mean() for one in values])
-    objects = np.mean([one.var(ddof=1) / len(one) for one in values])
-    seeds, freedom = len(means), np.inf
-    variance = objects
-    if seeds > 1:
-        variance = max(objects, means.var(ddof=1))
-        beyond = variance - objects
-        freedom = (seeds - 1) * (variance / beyond) ** 2 if beyond > 0 else np.inf
-    half = stdtrit(min(freedom, 1e6), (1 + level) / 2) * np.sqrt(variance / seeds)
-    return float(means.mean()), float(means.mean() - half), float(means.mean() + half)
-
-
-def measure(jobs: Sequence[Job]) -> xr.Dataset:
-    """Ask the models of every run the two questions and put the answers together.
-
-    mean, low, high (setting, question) of the aligned model, and of its difference from the
-    default's aligned model on the same objects (`difference_`); `by_seed` (setting, question,
-    seed). Row "baseline" is the model without alignment of the default.
-    """
-    import xarray as xr
-
-    hits = {}
-    for job in jobs:
-        found = ask(job.folder)
-        hits[str(job.setting), job.seed] = found["aligned"]
-        if not job.setting.name:
-            hits["baseline", job.seed] = found["baseline"]
-    names = list(dict.fromkeys(["baseline", *(str(job.setting) for job in jobs)]))
-    seeds = list(dict.fromkeys(job.seed for job in jobs))
-    cells, gaps, by_seed = (np.empty((len(names), len(QUESTIONS), n)) for n in (3, 3, len(seeds)))
-    for row, name in enumerate(names):
-        for at in range(len(QUESTIONS)):
-            own = [hits[name, seed][at] for seed in seeds]
-            pairs = [a - hits[BASE, seed][at] for a, seed in zip(own, seeds, strict=True)]
-            cells[row, at], gaps[row, at] = over_seeds(own), over_seeds(pairs)
-            by_seed[row, at] = [one.mean() for one in own]
-    dims = ("setting", "question")
-    parts: dict[str, Any] = {
-        part: (dims, cells[..., at]) for at, part in enumerate(("mean", "low", "high"))
-    }
-    parts |= {
-        f"difference_{part}": (dims, gaps[..., at])
-        for at, part in enumerate(("mean", "low", "high"))
-    }
-    parts["by_seed"] = ((*dims, "seed"), by_seed)
-    # As objects they are stored as text of any length, which zarr's format has a name for.
-    words = {"setting": names, "question": list(QUESTIONS)}
-    coords = {name: np.array(texts, object) for name, texts in words.items()} | {"seed": seeds}
-    objects = len(next(iter(hits.values()))[0])
-    return xr.Dataset(parts, coords, attrs={"objects": objects, "long_name": "share right"})
-
-
-def ask(folder: Path) -> dict[str, np.ndarray]:
-    """Of baseline and aligned, right or wrong an object, (questions, objects)."""
-    from train.evaluate import EvaluateConfig, evaluate
+def ask(config: SweepConfig, job: Job, data_root: Path) -> dict[str, Right]:
+    """Model -> set -> (questions, objects), 0 to 1; what was asked before is read from the run."""
+    from train.evaluate import evaluate
     from train.results import read_judged
 
-    paths = evaluate(EvaluateConfig(run=folder, variants=",".join(TRAINED), judge="exact"))
-    found = {}
-    for variant in TRAINED:
-        both = [read_judged(path).values for path in paths if path.parent.name == variant]
-        found[variant] = np.array([*both, np.mean(both, axis=0)])
-    return found
+    found: dict[str, dict[str, np.ndarray]] = {variant: {} for variant in job.variants}
+    for data in config.sets:
+        asked = config.asking(job.folder, job.variants, data, data_root)
+        paths = evaluate(asked, say=lambda sentence: None)
+        for variant, sets in found.items():
+            own = [read_judged(path).values for path in paths if path.parent.name == variant]
+            sets[data] = np.array(own)
+    return dict(found)
 
 
-def table(results: xr.Dataset) -> Table:
-    """A row a setting: accuracies, difference from the default, and what the paper prints."""
-    from rich.table import Table
+def results_of(config: SweepConfig, jobs: Sequence[Job], base: Stage2Config) -> xr.Dataset:
+    """The answers of all finished runs put together, with what a reader of them must know."""
+    from train.start import model_sizes
 
-    seeds, objects = results.sizes["seed"], results.attrs["objects"]
-    shown = Table(
-        title=f"Aligned model, % right [95 % interval], {seeds} seeds of {objects} objects",
-        title_justify="left",
-        caption=f"Published: ModelNet40 I, C, Objaverse I, C ({SOURCE}); other data and size.",
-    )
-    shown.add_column("setting")
-    for question in QUESTIONS:
-        shown.add_column(question, justify="right")
-    shown.add_column("average - default", justify="right")
-    shown.add_column("published")
-    for name in results.setting.values.astype(str):
-        row = results.sel(setting=name)
-        cells = [_cell(row.sel(question=question), "", ".1f") for question in QUESTIONS]
-        gap = "" if name == BASE else _cell(row.sel(question="average"), "difference_", "+.1f")
-        shown.add_row(name, *cells, gap, published(name))
-    return shown
-
-
-def published(setting: str) -> str:
-    """The paper's figures for a setting, where it has that row."""
-    name, _, value = setting.partition("=")
-    if name == "baseline":
-        name, value = "align_weight", "0.0"
-    if name == "data_fraction":
-        found = FIGURE_4.get(value, ())
-        return f"caption score, aligned and baseline: {found}" if found else ""
-    row = ABLATIONS.get(name, {}).get(value.replace("+", ","), ())
-    return ", ".join(map(str, row))
-
-
-def _cell(row: xr.Dataset, prefix: str, form: str) -> str:
-    mean, low, high = (100 * float(row[f"{prefix}{part}"]) for part in ("mean", "low", "high"))
-    return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def figure(results: xr.Dataset):
-    """A point a setting with its interval, the average over both questions, as plotly Figure."""
-    import plotly.graph_objects as go
-
-    row = results.sel(question="average")
-    mean, low, high = (100 * row[part].values for part in ("mean", "low", "high"))
-    bars = {"array": high - mean, "arrayminus": mean - low}
-    shown = go.Figure()
-    shown.add_scatter(x=row.setting.values, y=mean, error_y=bars, mode="markers")
-    return shown.update_layout(
-        xaxis_title="setting", yaxis_title="% right [95 % interval], higher is better"
-    )
+    answers: dict[str, dict[int, Right]] = {}
+    folders: dict[str, list[Path]] = {}
+    done = [job for job in jobs if job.finished]
+    if not any(not job.setting.name for job in done):
+        raise ValueError(f"{config.out}: no run of the default is finished")
+    for job in done:
+        folders.setdefault(str(job.setting), []).append(job.folder)
+        for variant, right in ask(config, job, base.data_root).items():
+            row = str(job.setting) if variant == "aligned" else job.setting.baseline
+            answers.setdefault(row, {})[job.seed] = right
+    baselines = {str(job.setting): job.setting.baseline for job in done}
+    results = measure(answers, baselines, QUESTIONS[config.task])
+    results = results.merge(cka_gains(folders), join="left", combine_attrs="override")
+    names = sorted({job.setting.name for job in done} - {""})
+    results.attrs["defaults"] = {name: str(getattr(base, name)) for name in names}
+    results.attrs["phi3"] = model_sizes(base).llm_type == "phi-3"
+    results.attrs["task"] = config.task
+    results.attrs["judge"] = config.judge_model or config.judge or JUDGE
+    results.attrs["missing"] = [job.folder.name for job in jobs if not job.finished]
+    results.attrs["command"] = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
+    return results
 
 
 def main(arguments: tuple[SweepConfig, list[str]]) -> None:
-    """Train, ask, print the table and keep it with its figure."""
+    """Train, ask, print the tables and keep them with their figure."""
     from rich.console import Console
 
+    from train.ablation_page import draw, markdown, printed
+
     config, rest = arguments
-    jobs = jobs_of(config, rest)
-    print(f"{len(jobs)} runs, {sum(job.finished() for job in jobs)} of them finished: {config.out}")
-    train_all(jobs, config.jobs)
-    results = measure(jobs)
-    results.to_zarr(config.out / "sweep.zarr", mode="w", consolidated=False)
-    figure(results).write_html(config.out / "sweep.html")
+    base = read_config(STAGE2, arguments=rest, recipe=with_recipe)
+    jobs = jobs_of(config.over, config.seed_list, config.out, base, rest)
+    print(f"{len(jobs)} runs, {sum(job.finished for job in jobs)} of them finished: {config.out}")
+    if not config.finished:
+        asking = [config.words(data, base.data_root) for data in config.sets]
+        train_all(jobs, asking, config.jobs)
+    results = results_of(config, jobs, base)
+    stem = "ablations" if config.task == "classify" else f"ablations-{config.task}"
+    results.to_zarr(config.out / f"{stem}.zarr", mode="w", consolidated=False)
+    draw(results, config.out / f"{stem}.png")
+    (config.out / f"{stem}.md").write_text(markdown(results, f"{stem}.png"))
     console = Console()
     if console.width < WIDTH:  # a narrow terminal may fold lines, but no number is cut off
         console = Console(width=WIDTH)
-    console.print(table(results))
-    print(f"table and figure are in {config.out}: sweep.zarr, sweep.html")
+    for one in printed(results):
+        console.print(one, highlight=False, soft_wrap=isinstance(one, str))
+    print(f"results are in {config.out}: {stem}.md, {stem}.png, {stem}.zarr")
 
 
 def cli(arguments: list[str] | None = None) -> None:

@@ -30,6 +30,9 @@ POWER = 0.8
 PUBLISHED_GAIN = 0.0208
 """PointAlign's mean gain over MiniGPT-3D in Table 1, all four accuracies."""
 WIDTH = 120
+TRADITIONAL = "traditional"
+"""End of the name of a file of caption metrics."""
+OVERLAP = ("bleu-", "rouge-", "meteor")
 BESIDE = ("PointLLM-7B", "MiniGPT-3D", "PointAlign")
 """Published rows that are printed; train.papers has them all."""
 
@@ -117,26 +120,38 @@ def smallest_gain(discordant: float, objects: int, power: float = POWER) -> floa
 
 
 class Column(NamedTuple):
-    """One question about one set to one judge, and what each model got, by its name."""
+    """One question about one set to one judge, and what each model got, by its name; or one metric
+    of captions."""
 
     name: str
     judge: str
     caption: bool
     models: dict[str, Judged]
 
+    @property
+    def printed(self) -> bool:
+        """Whether it is in the tables: BLEU, ROUGE-L and METEOR, which PointLLM's authors advise
+        against, are kept in tables.json alone."""
+        return not self.judge.startswith(OVERLAP)
+
 
 def columns(folder: Path) -> list[Column]:
-    """All that was judged under the folder of an evaluation, (data, question, judge) each.
+    """All that was judged or measured under the folder of an evaluation, (data, question, judge or
+    metric of captions) each.
 
     Raises FileNotFoundError where nothing was.
     """
-    from train.results import read_judged
+    from train.results import read_judged, read_metrics
 
     found: dict[tuple[str, str], dict[str, Judged]] = defaultdict(dict)
-    for path in sorted(folder.glob("*/*_evaluated_*.json")):
+    paths = sorted(folder.glob("*/*_evaluated_*.json"))
+    for path in sorted(paths, key=lambda one: one.stem.endswith(TRADITIONAL)):
         stem, _, judge = path.stem.partition("_evaluated_")
-        if judge != "traditional":
+        if judge != TRADITIONAL:
             found[stem, judge][path.parent.name] = read_judged(path)
+            continue
+        for metric, judged in read_metrics(path).items():
+            found[stem, metric][path.parent.name] = judged
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no judged answers: run python -m train.evaluate {folder.parent} first"
@@ -195,14 +210,15 @@ def main(config: TablesConfig) -> None:
         console = Console(width=WIDTH)
     kept = []
     for number, caption in ((1, False), (2, True)):
-        if some := [column for column in found if column.caption == caption]:
+        if some := [one for one in found if one.printed and one.caption == caption]:
             console.print(_table(number, some))
     for column in found:
         result = compare(column)
         cells = {name: cell(judged, column.caption) for name, judged in column.models.items()}
         kept.append({"column": column.name, "judge": column.judge, "cells": cells})
         if result is not None:
-            console.print(f"• {_sentence(column, result)}", highlight=False, soft_wrap=True)
+            if column.printed:
+                console.print(f"• {_sentence(column, result)}", highlight=False, soft_wrap=True)
             kept[-1]["aligned against baseline"] = _plain(result)
     path = folder / "tables.json"
     path.write_text(json.dumps({"published": SOURCE, "columns": kept}, indent=1) + "\n")
@@ -219,7 +235,8 @@ def _table(number: int, some: list[Column]) -> Table:
     table.add_column("model")
     for column in some:
         data, _, question = column.name.rpartition("_")
-        table.add_column(f"{data.replace('_', ' ')}\n{question}\n{column.judge}", justify="right")
+        judge = column.judge.replace("_similarity (", "\n(")
+        table.add_column(f"{data.replace('_', ' ')}\n{question}\n{judge}", justify="right")
     heads = "ModelNet40 I, C,\nObjaverse I, C" if number == 1 else "judge, SBERT, SimCSE"
     table.add_column(f"published\n{heads}", justify="right")
     for name in dict.fromkeys(name for column in some for name in column.models):

@@ -1,0 +1,1 @@
+"""One source of clouds and captions a file: embedded shapes, ModelNet, Objaverse."""
