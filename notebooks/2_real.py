@@ -133,13 +133,14 @@ pd.DataFrame(
 # ## Seeds
 #
 # An interval over objects is for these two trained models. Other seeds draw other objects and
-# another order of training. `which_alignment.csv` holds trainings of the same recipe with several
-# seeds (notebook 5 has the commands): here the main job, a line a seed.
+# another order of training. `which_alignment.csv` holds whole trainings of the same recipe with
+# several seeds (notebook 5 has the commands): here the default, a line a seed.
 
 # %%
 table = pd.read_csv("which_alignment.csv")
 table["variant"] = "seed " + table.seed.astype(str)
-by_seed = table[table.way == "the main job"].set_index(["variant", "layer"]).to_xarray()
+whole = table[(table.setting == "default") & (table.steps == table.steps.max())]
+by_seed = whole.set_index(["variant", "layer"]).to_xarray()
 about = {
     "drift": ("Drift", "aligned − baseline   (lower is closer)"),
     "cka": ("CKA to the target", "aligned − baseline   (higher is closer)"),

@@ -1,63 +1,48 @@
-"""Train one nano model for each way to align and each seed: python -m notebooks.which_alignment
+"""Collect what aligned and baseline differ by in runs of a sweep: for notebook 5.
 
-Every run is `python -m train.stage2` with flags of its own; what aligned and baseline differ by is
-read from its sweep and collected in which_alignment.csv, which notebook 5 shows. A run that is
-already finished is not trained again, so more seeds or ways can be added later.
+    python -m train.sweep --over align_layer=8,24 --seeds 0,1 --out runs/sweep
+    python -m notebooks.which_alignment runs/sweep
+
+reads the finished runs of one folder or several and writes which_alignment.csv beside this file: a
+row a setting, seed and layer. More runs can be added to a folder, and this be said again.
 """
 
 import argparse
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 import store
 
-WAYS = {
-    "layer 16, weight 0.1, cosine": [],
-    "positions of the release": ["--align-positions", "release"],
-    "layer 8": ["--align-layer", "8"],
-    "weight 1": ["--align-weight", "1"],
-    "loss contrastive": ["--align-loss", "contrastive"],
-    "target: projector": ["--align-target", "projector"],
-    "layer 24": ["--align-layer", "24"],
-    "projector of 1 layer": ["--align-projector-layers", "1"],
-}
-SCALE = ["--train-per-class", "4", "--gallery-per-class", "6", "--query-per-class", "4"]
 SCORES = ("knn", "cka", "drift_centred")
 PARTS = {"": "mean", "_low": "low", "_high": "high", "_p_adjusted": "p_adjusted"}
+TABLE = Path(__file__).with_name("which_alignment.csv")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/which"), help="folder of the runs")
-    parser.add_argument("--data-root", default="data", help="folder of the data")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--also", type=Path, nargs="*", default=[], help="runs of the main job")
-    asked = parser.parse_args()
-    table = Path(__file__).with_name("which_alignment.csv")
-    rows = []
-    for out in asked.also:
-        config = json.loads((out / "run.json").read_text())["config"]
-        same = {"seed": config["seed"], "steps": config["steps"]}
-        rows.append(differences(out).assign(way="the main job", **same))
-    for way, flags in WAYS.items():
-        for seed in asked.seeds:
-            out = asked.out / f"{re.sub('[^a-z0-9.]+', '-', way)}-{seed}"
-            if not finished(out):
-                command = [sys.executable, "-m", "train.stage2", *flags, *SCALE]
-                command += ["--capture-layers", "8,16,24,32", "--seed", str(seed)]
-                command += ["--steps", str(asked.steps), "--data-root", asked.data_root]
-                subprocess.run([*command, "--out", str(out)], check=True)
-            rows.append(differences(out).assign(way=way, seed=seed, steps=asked.steps))
-            pd.concat(rows).to_csv(table, index=False, float_format="%.6g")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m notebooks.which_alignment", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folders", type=Path, nargs="+", help="--out of python -m train.sweep")
+    parser.add_argument("--table", type=Path, default=TABLE, help="the table to write")
+    asked = parser.parse_args(arguments)
+    rows = [
+        differences(run, run.name.rpartition("-seed")[0])
+        for folder in asked.folders
+        for run in sorted(folder.glob("*-seed*"))
+        if finished(run)
+    ]
+    if not rows:
+        parser.error(f"no finished run in {', '.join(map(str, asked.folders))}")
+    pd.concat(rows).to_csv(asked.table, index=False, float_format="%.6g")
+    print(f"{len(rows)} runs: {asked.table}")
 
 
 def finished(folder: Path) -> bool:
+    """Whether it is a run whose sweep over the layers was kept."""
+    if not folder.is_dir():
+        return False
     try:
         store.open_run(folder).probes("sweep")
     except store.StoreError:
@@ -65,16 +50,20 @@ def finished(folder: Path) -> bool:
     return True
 
 
-def differences(folder: Path) -> pd.DataFrame:
-    """Aligned less baseline of accuracy (K = 10), CKA and drift: a row a layer."""
-    sweep = store.open_run(folder).probes("sweep").sel(comparison="aligned - baseline", k=10)
+def differences(folder: Path, setting: str) -> pd.DataFrame:
+    """Aligned less baseline of accuracy (largest K), CKA and drift: a row a layer."""
+    found = store.open_run(folder).probes("sweep")
+    pair = found.sel(comparison="aligned - baseline").isel(k=-1)
     columns = {
-        f"{score.removesuffix('_centred')}_{part}": sweep[f"{score}_difference{ending}"].to_series()
+        f"{score.removesuffix('_centred')}_{part}": pair[f"{score}_difference{ending}"].to_series()
         for score in SCORES
         for ending, part in PARTS.items()
     }
-    table = pd.DataFrame(columns).reset_index()
-    return table.assign(query_objects=sweep.attrs["query_objects"])
+    config = json.loads((folder / "run.json").read_text())["config"]
+    about = {"setting": setting, "seed": config["seed"], "steps": config["steps"]}
+    about |= {"trained_on": found.attrs["classes"] * config["train_per_class"]}
+    about |= {"query_objects": found.attrs["query_objects"], "k": int(pair.k)}
+    return pd.DataFrame(columns).reset_index().assign(**about)
 
 
 if __name__ == "__main__":

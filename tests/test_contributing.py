@@ -1,20 +1,18 @@
-"""CONTRIBUTING.md: its examples run as they stand, and the commands of all guides exist."""
+"""CONTRIBUTING.md: its examples run as they stand, its map is true, its reference can be built."""
 
+import ast
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from tests.test_readme import COMMANDS, ROOT
-from tests.test_readme import test_every_flag_in_a_command_is_known_to_its_help as flags_are_known
+from tests.commands import ROOT, shown
 
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES = dict(re.findall(r"## Add a ([a-z ]+)\n.*?```python\n(.*?)```", GUIDE, flags=re.DOTALL))
-NOTEBOOKS = [path.read_text() for path in sorted((ROOT / "notebooks").glob("[0-9]_*.py"))]
-CALLS = re.findall(
-    r"python\s(?:#\s)?-m\s(?:#\s)?((?:train|probe|store|notebooks)[^\n&|#`]*)",
-    "\n".join([GUIDE, *NOTEBOOKS]),
-)
 
 
 def test_there_is_an_example_of_a_probe_a_host_and_a_data_set_under_60_lines():
@@ -48,16 +46,37 @@ def test_the_norms_of_the_probe_are_those_of_the_stored_tokens(tmp_path, monkeyp
     assert found.norm_low < found.norm_mean < found.norm_high
 
 
-@pytest.mark.parametrize("module", sorted({call.split()[0] for call in CALLS}))
-def test_every_flag_of_the_guide_and_the_notebooks_is_known(module):
-    """One call of --help a module; what the README says too is tested there."""
-    said = {flag for call in COMMANDS for flag in call.split() if call.split()[0] == module}
-    flags = {word for call in CALLS if call.split()[0] == module for word in call.split()}
-    new = sorted(flag for flag in flags - said if flag.startswith("--"))
-    if new:
-        flags_are_known(" ".join([module, *new]))
-
-
 def test_the_files_and_folders_that_the_guide_names_are_there():
     named = re.findall(r"`((?:tests|probe|train|store|dashboards|notebooks)/[\w/.]*)`", GUIDE)
     assert named and all((ROOT / name).exists() for name in named), named
+
+
+def test_every_module_says_what_it_is():
+    files = [f for package in ("store", "probe", "train") for f in (ROOT / package).rglob("*.py")]
+    silent = [
+        str(file.relative_to(ROOT))
+        for file in files
+        if file.read_text().strip() and not ast.get_docstring(ast.parse(file.read_text()))
+    ]
+    assert not silent
+
+
+def test_the_reference_is_built_and_its_links_lead_somewhere(tmp_path):
+    """By the guide's own command; nothing that a reader opens is fetched from a network."""
+    pytest.importorskip("pdoc")
+    command = next(one for one in shown()["CONTRIBUTING.md"] if one.startswith("pdoc "))
+    assert "-o build/reference" in command
+    words = shlex.split(command.replace("-o build/reference", f"-o {tmp_path}"))
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {page: page.read_text() for page in tmp_path.rglob("*.html")}
+    assert tmp_path / "probe" / "knn.html" in pages and len(pages) > 80
+    for page, text in pages.items():
+        assert not re.search(r'(src="https?:|<link[^>]+https?:|@import|url\(["\']?https?:)', text)
+        body = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+        for link in re.findall(r'href="([^"]+)"', body):
+            file = link.partition("#")[0]
+            if file and not link.startswith(("http", "data:")):
+                assert (page.parent / file).resolve() in pages, f"{page}: {link}"
