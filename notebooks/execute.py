@@ -5,6 +5,7 @@ from the folder of the notebooks and writes NAME.ipynb beside it, with its figur
 anything that changes from one run to the next (times, machine, counts).
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def executed(name: str, folder: Path = HERE) -> NotebookNode:
     client = NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}
     )
-    return stripped(client.execute())
+    # A program that started this one may have chosen where figures go: streamlit does.
+    kernel = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    return stripped(client.execute(env=kernel))
 
 
 def stripped(notebook: NotebookNode) -> NotebookNode:

@@ -75,6 +75,7 @@ def depth_figure(results: xr.Dataset) -> go.Figure:
     """
     panels, gaps = _panels(results), _gaps(results)
     rows = 2 if gaps else 1
+    height = 350 * rows + 110
     figure = make_subplots(
         rows,
         len(panels),
@@ -91,11 +92,12 @@ def depth_figure(results: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title=LAYER, title_font_size=12, **ticks(results))
     return figure.update_yaxes(title_font_size=12).update_layout(
         template="plotly_white",
-        title=_headline(results),
-        height=350 * rows + 130,
-        legend=BELOW,
+        title={"text": _headline(results), "y": 1 - 12 / height, "yanchor": "top"},
+        height=height,
+        # On a small screen the second row is out of sight, and so would be a legend below it.
+        legend=BELOW | {"y": 1 - 40 / height, "yanchor": "top"},
         font={"size": 13, "color": INK},
-        margin={"t": 90, "b": 120},
+        margin={"t": 130, "b": 60},
     )
 
 

@@ -25,7 +25,7 @@ NEEDS_RUN = ("train.evaluate", "train.explain", "train.tables")
 NOT_OURS = ("pytest",)
 ARGUMENTS = {
     "export": ["RUN", "part.npz"],
-    "merge": ["both", "RUN", "runs/demo-shapes"],
+    "merge": ["both", "RUN", "RUN2"],
     "prune": ["RUN", "--layers", "8"],
 }
 
@@ -87,7 +87,8 @@ def test_a_command_on_a_run_does_its_work_on_the_run_that_ships(
 ):
     shutil.unpack_archive(ROOT / "dashboards" / "demo" / "shapes.zip", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    shutil.copytree("runs/demo-shapes", "RUN")
+    for name in ("RUN", "RUN2"):
+        shutil.copytree("runs/demo-shapes", name)
     words = shlex.split(command)[2:]
     whole = ARGUMENTS.get(words[1], [])
     if len(words) - 2 < len(whole):  # named without all its arguments, as the name of the command

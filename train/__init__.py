@@ -1,1 +1,1 @@
-"""Data, models, recipes and the capture: what makes a run, as `python -m train.NAME`."""
+"""Data, models, recipes and the capture: what makes a run."""

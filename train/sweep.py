@@ -132,7 +132,8 @@ def results_of(config: SweepConfig, jobs: Sequence[Job], base: Stage2Config) -> 
     results.attrs["task"] = config.task
     results.attrs["judge"] = config.judge_model or config.judge or JUDGE
     results.attrs["missing"] = [job.folder.name for job in jobs if not job.finished]
-    results.attrs["command"] = shlex.join(["python", "-m", "train.sweep", *sys.argv[1:]])
+    words = [word for word in sys.argv[1:] if word != "--finished"]
+    results.attrs["command"] = shlex.join(["python", "-m", "train.sweep", *words])
     return results
 
 

@@ -109,7 +109,7 @@ def everything(path: Path, results: xr.Dataset, measures: list[str]) -> None:
     """Panels of all scores, what they show in words, and a table a measure."""
     figure = depth_figure(results)
     st.text(figure.layout.title.text)
-    figure.update_layout(title=None, margin_t=60)
+    figure.update_layout(title=None, margin_t=95)
     alt = "All scores by layer, a line a model with its interval"
     show.plot(figure, "depth", alt=alt, on_select="rerun")
     st.text(HINT)
