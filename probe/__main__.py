@@ -12,6 +12,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from probe.cli import exit_code
+
 # probes with results of their own, beside the sweep
 BESIDE = ("maps", "objects", "reconstruction", "steps")
 
@@ -151,18 +153,10 @@ def numbers(text: str, flag: str) -> list[int]:
 
 def cli() -> int:
     arguments = sys.argv[1:]
-    from store import StoreError
-
-    try:
-        if arguments[:1] == ["report"]:
-            name = "python -m probe report"
-            report(tyro.cli(ReportConfig, prog=name, args=arguments[1:]))
-        else:
-            main(tyro.cli(ProbeConfig, prog="python -m probe", args=arguments))
-    except (StoreError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if arguments[:1] == ["report"]:
+        name = "python -m probe report"
+        return exit_code(lambda: report(tyro.cli(ReportConfig, prog=name, args=arguments[1:])))
+    return exit_code(lambda: main(tyro.cli(ProbeConfig, prog="python -m probe", args=arguments)))
 
 
 if __name__ == "__main__":

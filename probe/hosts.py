@@ -18,6 +18,8 @@ import tyro
 import xarray as xr
 from tyro.conf import Positional
 
+from probe.cli import exit_code
+
 SCORES = {
     "knn": "accuracy of {k} neighbours in %   (higher is better)",
     "cka": "debiased CKA to its own target   (higher is closer)",
@@ -172,14 +174,9 @@ def save_picture(values: pd.DataFrame, path: Path, k: int) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
-    from store import StoreError
-
-    try:
-        main(tyro.cli(HostsConfig, prog="python -m probe.hosts", args=arguments))
-    except (StoreError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(
+        lambda: main(tyro.cli(HostsConfig, prog="python -m probe.hosts", args=arguments))
+    )
 
 
 if __name__ == "__main__":

@@ -1,56 +1,86 @@
-"""Begin a run with what another one captured already: what two models share is captured once."""
+"""New runs that begin with what others captured already."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from store.reader import open_run
-from store.writer import create_run
+from store.reader import Run, open_run
+from store.writer import RunWriter, create_run
 
 
-def begin_like(run: str | Path, out: str | Path, *, without: Collection[str]) -> None:
-    """A store in the folder `out` as in `run`, in which these variants are still to be captured.
+def begin_like(path: str | Path, out: str | Path, *, without: Collection[str]) -> None:
+    """A store in the folder `out` as in the run at `path`, with these variants still to capture.
 
-    It is laid out as that of `run` and not complete; `create_run` with the same plan and `resume`
-    goes on with it. Results of probes are not copied. Raises StoreError where there is no store,
-    ValueError where `run` is not complete or lacks one of the variants.
+    It is laid out as that of the run and not complete; `create_run` with the same plan and
+    `resume` goes on with it. Results of probes are not copied. Interrupted, the same call goes on.
+    Raises StoreError where there is no store, ValueError where the run is not complete or lacks
+    one of the variants.
     """
-    old = open_run(run)
-    if not old.complete:
-        raise ValueError(f"{old.name} is not complete: only complete runs are copied")
-    if absent := [name for name in without if name not in old.variants]:
-        raise ValueError(f"{old.name} has no variant {absent[0]!r}: it has {old.variants}")
-    attrs, table = old.attrs, old.samples()
+    run = open_complete(path)
+    if absent := [name for name in without if name not in run.variants]:
+        raise ValueError(f"{run.name} has no variant {absent[0]!r}: it has {run.variants}")
+    steps = {name: run.steps(name) for name in run.variants}
+    writer = begin(run, out, layers=run.layers, steps=steps, provenance=run.attrs["provenance"])
+    for name in run.variants:
+        if name not in without:
+            copy_states(writer, name, run, name)
+    writer.close()
+
+
+def open_complete(path: str | Path) -> Run:
+    """Open a run that is whole. Raises ValueError where it is not complete."""
+    run = open_run(path)
+    if not run.complete:
+        raise ValueError(f"{run.name} is not complete: only complete runs are copied")
+    return run
+
+
+def begin(
+    like: Run,
+    out: str | Path,
+    *,
+    layers: list[int],
+    steps: Mapping[str, list[int]],
+    provenance: dict[str, Any],
+) -> RunWriter:
+    """A run with the samples, targets and patches of `like`, whose states are still to come.
+
+    `steps` names the variants, each with its steps or an empty list.
+    """
+    attrs, table = like.attrs, like.samples()
     columns = {"sample": "id"}
     writer = create_run(
         out,
         samples={columns.get(str(n), str(n)): table[n].values for n in table.variables},
-        layers=old.layers,
-        variants=old.variants,
+        layers=layers,
+        variants=list(steps),
         tokens=attrs["tokens"],
         dim=attrs["dim"],
         target_dim=attrs["target_dim"],
-        points=None if attrs["points"] is None else old.points().values,
+        points=None if attrs["points"] is None else like.points().values,
         patches=attrs.get("patches"),
-        steps={name: old.steps(name) for name in old.variants if old.steps(name)} or None,
+        steps={name: own for name, own in steps.items() if own},
         dtype=attrs["dtype"],
-        provenance=json.loads(json.dumps(attrs["provenance"])),
+        provenance=json.loads(json.dumps(provenance)),
+        resume=True,
     )
     for rows in writer.pending("target"):
-        writer.append_target(rows, old.target()[rows].values)
+        writer.append_target(rows, like.target()[rows].values)
     if attrs.get("patches"):
-        attention = old.attention()
+        attention = like.attention()
         for rows in writer.pending("attention"):
             weights, centres = (attention[name][rows].values for name in ("weights", "centres"))
             writer.append_attention(rows, weights, centres)
-    for name in old.variants:
-        if name in without:
-            continue
-        states, steps = old.hidden(name), old.steps(name)
-        for step in steps or (None,):
-            one = states if step is None else states.sel(step=step)
-            for rows in writer.pending(name, step=step):
-                writer.append(name, rows, one.isel(sample=rows).values, step=step)
-    writer.close()
+    return writer
+
+
+def copy_states(writer: RunWriter, name: str, run: Run, variant: str) -> None:
+    """Write to `name` what `run` holds of `variant`, in the layers and steps of the writer."""
+    states = run.hidden(variant).sel(layer=writer.attrs["layers"])
+    for step in writer.attrs.get("steps", {}).get(name) or (None,):
+        one = states if step is None else states.sel(step=step)
+        for rows in writer.pending(name, step=step):
+            writer.append(name, rows, one.isel(sample=rows).values, step=step)

@@ -1,6 +1,5 @@
 """New runs out of old ones: joined, or with less in them. Nothing that is there is changed."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from store.begin import begin, copy_states, open_complete
 from store.layout import seal
 from store.lock import lock
 from store.place import Place
 from store.reader import Run, open_run
 from store.schema import STORE, StoreError
-from store.writer import RunWriter, create_run
 
 SAME = ("samples", "layers", "tokens", "dim", "target_dim", "dtype", "points", "patches", "digests")
 
@@ -26,7 +25,7 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     states, else each gets the name of its run as a suffix (aligned_seed0, aligned_seed1).
     Interrupted, the same call goes on. Raises ValueError naming what differs between the runs.
     """
-    opened = [_complete(run) for run in runs]
+    opened = [open_complete(run) for run in runs]
     first = opened[0]
     for other in opened[1:]:
         for key in SAME:
@@ -55,7 +54,7 @@ def prune(
     """
     place = Place(path)
     _finish_swap(place)
-    run = _complete(path)
+    run = open_complete(path)
     if absent := [layer for layer in layers if layer not in run.layers]:
         raise StoreError(f"{run.name} has no layer {absent[0]}")
     if absent := [s for s in steps if all(s not in run.steps(v) for v in run.variants)]:
@@ -95,13 +94,6 @@ def _finish_swap(place: Place) -> None:
     if (place.local / STORE).exists() and old.exists():
         shutil.rmtree(old)
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _complete(path: str | Path) -> Run:
-    run = open_run(path)
-    if not run.complete:
-        raise ValueError(f"{run.name} is not complete: only complete runs are copied")
-    return run
 
 
 def _different(first: Run, other: Run, key: str) -> str:
@@ -151,44 +143,9 @@ def _copy(
     provenance: dict[str, Any],
 ) -> Run:
     """A new run with the samples of `like` and variants from several; goes on where it stopped."""
-    attrs, table = like.attrs, like.samples()
-    columns = {"sample": "id"}
-    samples = {columns.get(str(n), str(n)): table[n].values for n in table.variables}
-    own = {
-        name: steps.get(name) or run.steps(variant)
-        for name, (run, variant) in sources.items()
-        if run.steps(variant)
-    }
-    writer = create_run(
-        out,
-        samples=samples,
-        layers=layers,
-        variants=list(sources),
-        tokens=attrs["tokens"],
-        dim=attrs["dim"],
-        target_dim=attrs["target_dim"],
-        points=None if attrs["points"] is None else like.points().values,
-        patches=attrs.get("patches"),
-        steps=own,
-        dtype=attrs["dtype"],
-        provenance=json.loads(json.dumps(provenance)),
-        resume=True,
-    )
-    for rows in writer.pending("target"):
-        writer.append_target(rows, like.target()[rows].values)
-    if attrs.get("patches"):
-        attention = like.attention()
-        for rows in writer.pending("attention"):
-            weights, centres = (attention[n][rows].values for n in ("weights", "centres"))
-            writer.append_attention(rows, weights, centres)
+    own = {name: steps.get(name) or run.steps(variant) for name, (run, variant) in sources.items()}
+    writer = begin(like, out, layers=layers, steps=own, provenance=provenance)
     for name, (run, variant) in sources.items():
-        states = run.hidden(variant).sel(layer=layers)
-        for step in own.get(name, [None]):
-            _copy_states(writer, name, states if step is None else states.sel(step=step), step)
+        copy_states(writer, name, run, variant)
     writer.finish()
     return open_run(out)
-
-
-def _copy_states(writer: RunWriter, name: str, states: Any, step: int | None) -> None:
-    for rows in writer.pending(name, step=step):
-        writer.append(name, rows, states.isel(sample=rows).values, step=step)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from train.captured import sample_table, shown_points
 from train.config import CaptureConfig
 from train.data.load import load_data
 from train.data.objects import DataSet
+from train.hosts import FROZEN, Host
 from train.hosts.minigpt3d import MiniGPTHost, like_stage2
 from train.progress import track
 from train.provenance import provenance
@@ -32,60 +32,6 @@ from train.verify import Proofs
 
 FREE = ("out", "store", "config", "threads", "data_root")
 """Settings that may differ when a stopped capture goes on: they don't change its numbers."""
-FROZEN = ("target", "weights", "centres")
-"""What a host gives of each object beside its states, with the samples first."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """What is stored at one place of a model."""
-
-    layers: list[int]
-    tokens: int
-    dim: int
-
-
-class Host(Protocol):
-    """A system whose states are captured; `train.hosts` holds one a file.
-
-    Made from the settings alone, so that a wrong call ends before anything heavy is read.
-    """
-
-    def load(self, data: DataSet, device: torch.device) -> None:
-        """Read the model."""
-
-    @property
-    def variants(self) -> list[str]:
-        """Names of its models in the store."""
-
-    @property
-    def sites(self) -> dict[str, Site]:
-        """Where it is captured: `resid`, which lies in the run itself, before all others."""
-
-    @property
-    def target_dim(self) -> int: ...
-
-    @property
-    def patches(self) -> int | None:
-        """Patches of a cloud, where it is known which of them each token reads."""
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """Digests of what the model was read from."""
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What else a reader of the store should know."""
-
-    def model_of(self, variant: str) -> AbstractContextManager[Any]:
-        """Inside the `with`, the model has the weights of this variant."""
-
-    def prove(self, rows: np.ndarray) -> Proofs:
-        """Verify the capture on some objects; CaptureError where it fails."""
-
-    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor]:
-        """Of some objects: site -> (layers, samples, tokens, dim), and what is in `FROZEN`; the
-        sites have equally many tokens, and so has the target."""
 
 
 def capture(config: CaptureConfig) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from train.cli import read_config, run
 from train.pointbind_files import GALLERY, read_decoder, read_gallery
-from train.retrieve import Space, draw, name_of, nearest, query_parts
+from train.retrieve import QueryConfig, Space, draw, name_of, nearest, query_parts
 
 if TYPE_CHECKING:  # a call for --help doesn't wait for torch
     import numpy as np
@@ -23,18 +23,9 @@ KINDS = (".npy", ".ply")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(QueryConfig):
     """Draw the cloud that stands where a query stands in the joint space."""
 
-    config: Path | None = None
-    """YAML file of these settings; flags on the command line win over it."""
-    run: Path = Path("runs/pointbind-shapes-seed0")
-    """Folder that python -m train.pointbind wrote."""
-    query: str = ""
-    """A text, or a file: .npy of a cloud (points, 3 or 6); an image (.png, .jpg) where the frozen
-    space is CLIP's, SigLIP's or ImageBind's; a 16 kHz sound (.wav) where it is ImageBind's."""
-    add: tuple[str, ...] = ()
-    """More of the same, added to the query."""
     out: Path = Path("generated.npy")
     """The cloud, (points, 3) or with colours (points, 6): .npy or .ply."""
     picture: Path | None = None

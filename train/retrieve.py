@@ -27,8 +27,8 @@ FILES = (".npy", ".wav", *IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieveConfig:
-    """Find the clouds of a gallery that are nearest to a query."""
+class QueryConfig:
+    """A query: something in the joint space, or the sum of several."""
 
     config: Path | None = None
     """YAML file of these settings; flags on the command line win over it."""
@@ -39,6 +39,12 @@ class RetrieveConfig:
     space is CLIP's, SigLIP's or ImageBind's; a 16 kHz sound (.wav) where it is ImageBind's."""
     add: tuple[str, ...] = ()
     """More of the same, added to the query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveConfig(QueryConfig):
+    """Find the clouds of a gallery that are nearest to a query."""
+
     classes: tuple[str, ...] = ()
     """Name the query by these instead of looking in the gallery."""
     index: Path | None = None

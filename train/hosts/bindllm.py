@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from train.capture import capture_hidden_states, short_forward
 from train.captured import clouds
 from train.config import CaptureConfig, parse_layers
 from train.data.objects import DataSet
+from train.hosts import Site
 from train.models.bindllm import PointLLM
 from train.prompts import bos_id, encode_ids
 from train.verify import CaptureError, Proofs, verify_capture
-
-if TYPE_CHECKING:
-    from train.capture_job import Site
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -116,7 +114,7 @@ class Told(nn.Module):
 
 
 class BindLLMHost:
-    """See `train.capture_job.Host`. What enters lies in a run of its own, OUT/injected."""
+    """See `train.hosts.Host`. What enters lies in a run of its own, OUT/injected."""
 
     def __init__(self, config: CaptureConfig):
         from train.hosts import bindllm_files
@@ -156,8 +154,6 @@ class BindLLMHost:
 
     @property
     def sites(self) -> dict[str, Site]:
-        from train.capture_job import Site
-
         tokens = len(self.ids) if self.config.pool == "none" else 1
         width = self.model.config.hidden_size
         own = {site: Site(self.layers, tokens, width) for site in self.config.site_list}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,12 @@ from train.captured import clouds
 from train.checkpoint import read_tensors, sha256
 from train.config import CaptureConfig, Stage2Config, parse_layers
 from train.data.objects import DataSet
-from train.hosts import causal
+from train.hosts import Site, causal
 from train.models.llm import set_attention
 from train.models.minigpt3d import MiniGPT3D
 from train.prompts import Batch, bos_id, collate, encode_conversation, prefix
 from train.start import load_start, model_sizes
 from train.verify import Proofs, verify_capture
-
-if TYPE_CHECKING:
-    from train.capture_job import Site
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START = "stage1"
@@ -40,13 +37,13 @@ START = "stage1"
 
 
 class MiniGPTHost:
-    """See `train.capture_job.Host`."""
+    """See `train.hosts.Host`."""
 
     def __init__(self, config: CaptureConfig):
         self.config = config
-        self.sizes = model_sizes(like_stage2(config))
+        self.own = self.sizes = model_sizes(like_stage2(config))
         if config.llm:
-            self.sizes = replace(self.sizes, **causal.sizes(config.llm))
+            self.sizes = replace(self.own, **causal.sizes(config.llm))
         self.layers = parse_layers(config.layers, self.sizes.llm_depth)
         for folder in config.trained:
             _trained_file(folder)
@@ -58,15 +55,14 @@ class MiniGPTHost:
     def load(self, data: DataSet, device: torch.device) -> None:
         config, self.data, self.device = self.config, data, device
         dtype = DTYPES[config.precision]
-        own = model_sizes(like_stage2(config))
-        begin = load_start(like_stage2(config), own, dtype)
+        begin = load_start(like_stage2(config), self.own, dtype)
         self.model, self.tokenizer, self.hashes = begin.model, begin.tokenizer, begin.hashes
         if config.llm:
             self.model.llm, self.tokenizer = causal.load(config.llm, dtype)
             self.hashes |= causal.hashes(config.llm, config.llm_map)
-            shown = clouds(data, np.arange(min(causal.MEASURED, len(data.gallery))), own.points)
+            rows = np.arange(min(causal.MEASURED, len(data.gallery)))
             with torch.no_grad():
-                target = self.model.encode(shown)
+                target = self.model.encode(clouds(data, rows, self.own.points))
             self.model.projector, said = causal.fitted(  # type: ignore[assignment]
                 self.model, target, config.llm_map, config.seed
             )
@@ -83,8 +79,6 @@ class MiniGPTHost:
 
     @property
     def sites(self) -> dict[str, Site]:
-        from train.capture_job import Site
-
         tokens = self.sizes.queries if self.config.pool == "none" else 1
         return {
             site: Site(self._layers(site), tokens, self.sizes.llm_width)
