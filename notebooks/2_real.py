@@ -45,7 +45,7 @@ pair[[f"drift_centred_difference{part}" for part in parts]].to_dataframe().drop(
 )
 
 # %% [markdown]
-# Accuracy is right or wrong, object by object, so McNemar's exact test applies too: only objects
+# Accuracy is right or wrong, object by object, so McNemar's test applies too: only objects
 # that one model gets right and the other wrong bear on it. Here on the objects whose states the run
 # holds, at its deepest layer.
 

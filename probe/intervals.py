@@ -92,11 +92,14 @@ def paired_difference(
     return Difference(mean, low, high, p, p_adjusted)
 
 
-def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
-    """Exact two-sided p that two models are right equally often. Both (samples,) of bool.
+def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray, *, exact: bool = False) -> float:
+    """Two-sided p that two models are right equally often. Both (samples,) of bool.
 
     Only objects that one gets right and the other wrong bear on it: under equality each is a
-    fair coin (McNemar 1947).
+    fair coin (McNemar 1947). The mid-p counts half of the chance of the very count that was found,
+    and keeps its level; the exact one never exceeds it, at the price of power: it calls 3 pairs of
+    equal models in 100 different where 5 are asked for (Fagerland, Lydersen & Laake 2013,
+    doi:10.1186/1471-2288-13-91).
     """
     from scipy.special import bdtr
 
@@ -104,9 +107,13 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
     if hits_a.shape != hits_b.shape or hits_a.ndim != 1:
         raise ValueError(f"hits {hits_a.shape} and {hits_b.shape} are not paired")
     only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
-    if only_a + only_b == 0:
+    differ, fewer = only_a + only_b, min(only_a, only_b)
+    if differ == 0:
         return 1.0
-    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    as_many = float(bdtr(fewer, differ, 0.5))
+    if exact:
+        return min(1.0, 2 * as_many)
+    return as_many + (float(bdtr(fewer - 1, differ, 0.5)) if fewer else 0.0)
 
 
 def group_jackknife(value: np.ndarray, left_out: np.ndarray, level: float = 0.95) -> Interval:

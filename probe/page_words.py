@@ -22,7 +22,7 @@ WORDS = {
 METHODS = {  # by a variable that shows that it was measured
     "knn_mean": "Accuracy: share of query objects whose class wins the vote of the K gallery "
     "objects with the nearest mean token, by cosine. Intervals: Wilson 1927. Differences: "
-    "McNemar's exact test, adjusted over the layers by random sign flips (Westfall & Young 1993). "
+    "McNemar's mid-p test, adjusted over the layers by random sign flips (Westfall & Young 1993). "
     "Control: labels shuffled.",
     "cka_mean": "CKA to the target: debiased linear CKA of mean tokens (Kornblith et al. 2019; "
     "Song et al. 2012), 1 for equal arrangements, 0 for unrelated ones whatever the width. "

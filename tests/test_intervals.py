@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from probe.intervals import adjust_normal, bootstrap, mcnemar, paired_difference, wilson
 
@@ -18,8 +18,18 @@ def test_mcnemar_equals_the_binomial_test_of_the_objects_that_differ():
     rng = np.random.default_rng(0)
     a, b = rng.random(300) < 0.7, rng.random(300) < 0.6
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    assert mcnemar(a, b) == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
-    assert mcnemar(a, a) == 1
+    exact = mcnemar(a, b, exact=True)
+    assert exact == pytest.approx(binomtest(only_a, only_a + only_b).pvalue)
+    # the mid-p leaves out half of the chance of what was found, at either end
+    own = binom.pmf(only_a, only_a + only_b, 0.5)
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(exact - own)
+    assert mcnemar(a, a) == mcnemar(a, a, exact=True) == 1
+
+
+def test_mcnemar_of_one_object_that_differs_and_of_as_many_either_way():
+    one, none = np.array([True, False, False]), np.zeros(3, bool)
+    assert mcnemar(one, none, exact=True) == 1 and mcnemar(one, none) == 0.5
+    assert mcnemar(one, one[::-1]) == 1 == mcnemar(one, one[::-1], exact=True)
 
 
 def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says():

@@ -65,7 +65,7 @@ def paired(a: np.ndarray, b: np.ndarray) -> Paired:
     Raises ValueError where they are not of the same objects, or of fewer than two.
     """
     hits_a, hits_b = np.asarray(a) > 0.5, np.asarray(b) > 0.5
-    p = mcnemar(hits_a, hits_b)
+    p = mcnemar(hits_a, hits_b, exact=True)
     only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
     n, both = len(hits_a), int((hits_a & hits_b).sum())
     gap, share = (only_a - only_b) / (n + 2), (only_a + only_b + 1) / (n + 2)
