@@ -3,6 +3,7 @@
 from store.integrity import verify_run
 from store.lock import Locked
 from store.reader import Run, UnfinishedRunWarning, open_run
+from store.remote import Unreachable
 from store.schema import StoreError
 from store.writer import NonFiniteWarning, RunWriter, create_run, resume_run
 
@@ -13,6 +14,7 @@ __all__ = [
     "RunWriter",
     "StoreError",
     "UnfinishedRunWarning",
+    "Unreachable",
     "create_run",
     "open_run",
     "resume_run",

@@ -32,6 +32,8 @@ def ls(folder: Positional[str] = "runs") -> int:
             print(repr(open_run(run.name))[1:-1])
         except StoreError as error:
             print(error)
+    if not runs and not place.exists():
+        return _wrong(f"{folder} is no folder or bucket")
     if not runs:
         print(f"{folder} holds no runs")
     return 0
@@ -162,6 +164,7 @@ def _wrong(message: str) -> int:
 
 def main() -> int:
     from store.lock import Locked
+    from store.remote import Unreachable
 
     commands: dict[str, Callable[..., int]] = {
         "ls": ls,
@@ -177,6 +180,9 @@ def main() -> int:
         )
     except (ValueError, FileNotFoundError, FileExistsError, Locked) as error:
         return _wrong(str(error))
+    except Unreachable as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from store.place import Place
+from store.remote import Unreachable
 
 LEASE = 60.0  # seconds after which a silent holder on another machine counts as dead
 RENEW = 15.0  # seconds between two signs of life
@@ -93,7 +94,8 @@ class Lease:
                 self._over.set()
                 del self.held[f"{self._run.name}/{self._key}"]
                 if not self._taken_by:
-                    self._run.remove(self._key)
+                    with suppress(Unreachable):  # then it ends with this process
+                        self._run.remove(self._key)
 
     def _take(self) -> None:
         try:
@@ -101,7 +103,7 @@ class Lease:
             return
         except FileExistsError:
             holder = _read(self._run.read(self._key))
-        if not _gone(holder):
+        if not _gone(holder) and holder.get("token") != _token():  # ours: it could not be removed
             raise Locked(_sentence(self._run, holder))
         mine = _me()
         self._run.write(self._key, [mine])

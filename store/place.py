@@ -9,6 +9,8 @@ from typing import Any
 
 import zarr.storage
 
+from store.remote import Remote, RemoteStore, reaching
+
 PARTIAL = ".partial"
 MAKING = ".making"  # lies in a bucket while an empty store is uploaded to it
 AT_A_TIME = 16  # files that are waited for together
@@ -22,6 +24,7 @@ class Place:
     A file is written whole or not at all: on a disk beside its name, then renamed; on an object
     store by one upload, which is atomic there. Options of a file system (an endpoint,
     credentials) come from fsspec's configuration or the environment, as for every fsspec program.
+    What can't be reached there raises `store.remote.Unreachable`.
     """
 
     def __init__(self, path: str | PurePath):
@@ -34,9 +37,11 @@ class Place:
             import fsspec
 
             try:
-                self._fs, self._root = fsspec.core.url_to_fs(text.rstrip("/"), **OPTIONS)
+                with reaching(text):
+                    fs, self._root = fsspec.core.url_to_fs(text.rstrip("/"), **OPTIONS)
             except (ImportError, ValueError) as error:
                 raise ValueError(f"{text} cannot be opened: {error}") from error
+            self._fs = Remote(fs, text)
             self.path = PurePosixPath(text)
         self.name = text
 
@@ -60,8 +65,15 @@ class Place:
         if self.local:
             return {key: self.read(key) for key in keys if (self.local / key).is_file()}
         full = {self._key(key).strip("/"): key for key in keys}
-        found = self._fs.cat(list(full), on_error="omit") if full else {}  # all at once
-        return {full[str(name).strip("/")]: content for name, content in found.items()}
+        found = self._fs.cat(list(full), on_error="return") if full else {}  # all at once
+        contents = {}
+        for name, content in found.items():
+            if isinstance(content, bytes):
+                contents[full[str(name).strip("/")]] = content
+            elif not isinstance(content, FileNotFoundError):
+                with reaching(self.name):
+                    raise content
+        return contents
 
     def write(self, key: str, pieces: Iterable[Any], owner: str = "") -> None:
         """Put bytes-like `pieces`, one after the other, in place of what `key` held.
@@ -143,11 +155,11 @@ class Place:
             return sum((self.local / key).stat().st_size for key in self.keys())
         return self._fs.du(self._root)
 
-    def zarr(self) -> zarr.storage.LocalStore | zarr.storage.FsspecStore:
+    def zarr(self) -> zarr.storage.LocalStore | RemoteStore:
         """The same files as a store that zarr and xarray read from."""
         if self.local:
             return zarr.storage.LocalStore(self.local, read_only=True)
-        return zarr.storage.FsspecStore.from_url(self.name, OPTIONS, read_only=True)
+        return RemoteStore.from_url(self.name, OPTIONS, read_only=True)
 
     def adopt(self, folder: Path) -> None:
         """Make what is in a local folder the content of this place, seen whole or not at all.

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import fsspec
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import xarray as xr
 
 import store
+from store.__main__ import main as command
 from store.lock import LEASE, Lease
 from store.place import Place
 from tests.test_store import ROOT, SAMPLES, contents, fill, plan, states, targets
@@ -31,7 +33,7 @@ def server():
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "2",
+        "AWS_MAX_ATTEMPTS": "1",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
@@ -86,12 +88,12 @@ def test_a_run_behind_a_url_has_the_bytes_of_one_on_a_disk(place, on_disk):
     assert store.verify_run(url) == []
 
 
-def test_a_small_run_in_a_bucket_goes_on_where_it_was_cut(bucket):
+def test_a_small_run_in_a_bucket_goes_on_where_it_was_cut(bucket, monkeypatch):
     url, small = f"{bucket}/small", plan(points=None, variants=["stage1"])
     store.create_run(url, **small).close()
     writer = store.resume_run(url, **small)
     with pytest.raises(store.Locked, match=f"written by process {os.getpid()}"):
-        lock_of_another(url)
+        lock_of_another(url, monkeypatch)
     for rows in writer.pending("target"):
         writer.append_target(rows, targets()[rows])
         writer.append("stage1", rows, states()[:, rows])
@@ -100,11 +102,13 @@ def test_a_small_run_in_a_bucket_goes_on_where_it_was_cut(bucket):
     assert store.verify_run(url) == []
 
 
-def lock_of_another(url):
+def lock_of_another(url, monkeypatch):
     """What a second process would get that asks for the lock of this one."""
     lease = Lease.__new__(Lease)
     lease._run, lease._key = Place(url), ".writer-0.lock"
-    lease._take()
+    with monkeypatch.context() as patch:
+        patch.setattr("store.lock._DRAWN", "another")
+        lease._take()
 
 
 def test_an_interrupted_run_behind_a_url_goes_on(place, on_disk):
@@ -199,25 +203,88 @@ def test_a_capture_to_s3_that_is_killed_goes_on_to_the_same_bytes(bucket, on_dis
     assert remote_contents(url) == on_disk
 
 
+@contextmanager
+def network_lost(server):
+    """Inside, nothing answers at the server's address; afterwards it does, with what it had."""
+    host, port = server.get_host_and_port()
+    server.stop()
+    try:
+        yield
+    finally:
+        server._ip_address, server._port = host, port
+        server.start()
+
+
 @pytest.mark.slow
 def test_a_capture_to_s3_goes_on_when_the_network_is_back(server, bucket, on_disk):
-    from botocore.exceptions import BotoCoreError
-
     url = f"{bucket}/lost"
-    host, port = server.get_host_and_port()
     writer = store.create_run(url, **plan())
     for rows in writer.pending("target"):
         writer.append_target(rows, targets()[rows])
     writer.append("stage1", slice(0, 128), states()[:, :128])
-    server.stop()
-    with pytest.raises(BotoCoreError, match="Could not connect"):
+    with network_lost(server), pytest.raises(store.Unreachable, match="Could not connect"):
         fill(writer)
-    server._ip_address, server._port = host, port
-    server.start()
     assert writer.done("stage1") == 128
     fill(writer)
     assert remote_contents(url) == on_disk
     assert store.verify_run(url) == []
+
+
+def said(capsys, monkeypatch, *words):
+    """Code and last line of `python -m store`."""
+    monkeypatch.setattr("sys.argv", ["store", *words])
+    capsys.readouterr()
+    return command(), capsys.readouterr().err.strip()
+
+
+def test_a_network_that_is_away_is_one_sentence(server, bucket, capsys, monkeypatch):
+    url, small = f"{bucket}/away", plan(points=None, variants=["stage1"])
+    writer = store.create_run(url, **small)
+    states_there = store.open_run(url).hidden
+    writer.append("stage1", slice(0, 128), states()[:, :128])
+    with pytest.warns(store.UnfinishedRunWarning):
+        lazy = states_there("stage1")
+    with network_lost(server):
+        sentence = f"{url}.* can't be reached .*Could not connect.*: check the network.* goes on"
+        for call in (
+            lambda: store.open_run(url),
+            lambda: store.verify_run(url),
+            lambda: store.resume_run(url, **small),
+            lambda: store.create_run(f"{url}2", **small),
+            lambda: writer.append("stage1", slice(128, 256), states()[:, 128:256]),
+            lambda: lazy[0].values,
+        ):
+            with pytest.raises(store.Unreachable, match=sentence):
+                call()
+        writer.close()  # says nothing: its lock ends with this process
+        for words in (["info", url], ["verify", url], ["ls", bucket]):
+            code, line = said(capsys, monkeypatch, *words)
+            assert code == 1 and "can't be reached" in line and len(line.splitlines()) == 1
+    writer = store.resume_run(url, **small)
+    assert writer.done("stage1") == 128
+    writer.close()
+
+
+def test_a_bucket_that_is_not_there_is_named(server, capsys, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"s3://nowhere/run can't be written .*bucket"):
+        store.create_run("s3://nowhere/run", **plan(points=None))
+    assert said(capsys, monkeypatch, "ls", "s3://nowhere") == (
+        2,
+        "s3://nowhere is no folder or bucket",
+    )
+    code, line = said(capsys, monkeypatch, "info", "s3://nowhere/run")
+    assert code == 2 and "s3://nowhere/run is no run" in line
+
+
+def test_credentials_that_are_missing_are_one_sentence(server, capsys, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "_cache", {})  # as in a new process
+    code, line = said(capsys, monkeypatch, "info", "s3://runs/run")
+    assert code == 1 and line.startswith("s3://runs/run") and "Unable to locate credentials" in line
+    assert len(line.splitlines()) == 1
 
 
 def sign(url, **about):
