@@ -1,9 +1,19 @@
 """Layer lists and command lines."""
 
+from dataclasses import replace
+
 import pytest
 
 from train.cli import read_config
-from train.config import MODELS, STAGE2, Stage2Config, parse_layers, with_recipe
+from train.config import (
+    MODELS,
+    STAGE1,
+    STAGE2,
+    CaptureConfig,
+    Stage2Config,
+    parse_layers,
+    with_recipe,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +78,14 @@ def test_a_wrong_call_ends_with_code_2_and_names_the_flag(arguments, said, capsy
     assert stop.value.code == 2
     written = capsys.readouterr()
     assert said in written.out + written.err
+
+
+@pytest.mark.parametrize("presets", [STAGE1, STAGE2, {"nano": CaptureConfig()}])
+def test_flags_are_of_the_config_and_nothing_of_a_preset_is_lost(presets):
+    preset = presets["nano"]
+    assert read_config(presets, arguments=[]) == preset
+    assert type(read_config(presets, arguments=[])) is type(preset)
+    assert read_config(presets, arguments=["--seed", "4"]) == replace(preset, seed=4)
 
 
 def test_an_unknown_key_in_a_config_file_ends_with_code_2(tmp_path, capsys):

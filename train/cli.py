@@ -48,10 +48,17 @@ def read_config(
     preset = presets.get(early.preset or named.preset or default, presets[default])
     if recipe and (asked := early.recipe or named.recipe):
         preset = recipe(preset, asked)
+    kind = type(preset)
+    # What the flags say is checked here, for a sentence; tyro would draw a box around it.
+    own = {"__post_init__": lambda _: None, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    unchecked: Any = type(kind.__name__, (kind,), own)
+    said = tyro.cli(
+        unchecked, prog=_program(), default=unchecked(**vars(preset)), args=[*from_file, *words]
+    )
     try:
-        return tyro.cli(type(preset), prog=_program(), default=preset, args=[*from_file, *words])
+        return kind(**vars(said))
     except ValueError as error:
-        fail(str(error), 2)
+        fail(_sentence(error), 2)
 
 
 def _program() -> str | None:

@@ -1,14 +1,39 @@
-"""What a run is made of: layer lists, model sizes and the presets that are instances of them."""
+"""What a run is made of: layer lists, and the settings of the recipes with their presets.
+
+The sizes of the models are in `train.sizes`, the settings of a capture in `train.capture_config`;
+all have their names here too.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from train.capture_config import CaptureConfig
+from train.sizes import MODELS, NANO, SHIPPED, SMALL, ModelConfig, read_sizes
+
+__all__ = [
+    "MODELS",
+    "NANO",
+    "RECIPES",
+    "SHIPPED",
+    "SMALL",
+    "STAGE1",
+    "STAGE2",
+    "TRAINED",
+    "VARIANTS",
+    "CaptureConfig",
+    "ModelConfig",
+    "Stage1Config",
+    "Stage2Config",
+    "parse_layers",
+    "read_sizes",
+    "with_recipe",
+]
 
 
 def parse_layers(text: str, depth: int) -> list[int]:
@@ -62,130 +87,6 @@ def _bad_layers(text: str, item: str, depth: int, why: str) -> ValueError:
         f"layers {text!r}: bad item {item!r}, {why}; this model has layers 0 (what enters block 1) "
         f"to {depth}, written like 4,8,...,{depth} or all"
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Sizes of a MiniGPT-3D; the defaults are the published ones (Tang et al. 2024)."""
-
-    points: int = 8192
-    """Points of a cloud, each xyz and rgb."""
-    encoder_width: int = 384
-    encoder_depth: int = 12
-    encoder_heads: int = 6
-    groups: int = 512
-    """Patches of the cloud, found by farthest-point sampling."""
-    group_size: int = 32
-    """Points of a patch."""
-    patch_width: int = 256
-    """Width of a patch's embedding inside the mini-PointNet."""
-    mlp_width: int = 768
-    """Hidden width between the encoder and the Q-Former."""
-    qformer_input: int = 1408
-    qformer_width: int = 768
-    qformer_depth: int = 12
-    qformer_heads: int = 12
-    qformer_ffn: int = 3072
-    qformer_lora_rank: int = 8
-    """Its alpha is twice the rank, as published."""
-    qformer_lora_dropout: float = 0.1
-    queries: int = 32
-    """Point tokens of an object."""
-    projector_width: int = 4096
-    llm_width: int = 2560
-    llm_depth: int = 32
-    llm_heads: int = 32
-    llm_ffn: int = 10240
-    llm_rotary: float = 0.4
-    """Share of each head's dimensions that rotary embedding turns."""
-    llm_lora_rank: int = 64
-    llm_lora_alpha: int = 16
-    llm_lora_dropout: float = 0.05
-    llm_dropout: float = 0.1
-    llm_branch_scale: float = 1.0
-    """First value of the norm on each attention output; below 1, random blocks stay quiet."""
-    llm_activation: Literal["gelu_pytorch_tanh", "gelu_new"] = "gelu_pytorch_tanh"
-    """Phi-2's gelu in one kernel, which keeps far less for the backward pass; or step by step."""
-    llm_context: int = 2048
-    vocabulary: int = 51200
-    llm_type: Literal["phi-2", "phi-3", "llama"] = "phi-2"
-    """Phi-2 as MiniGPT-3D changes it, or the stock class of transformers for Phi-3 or Llama."""
-    llm_settings: dict[str, Any] = field(default_factory=dict)
-    """A stock LLM's own config.json, where it was read from a folder; wins over the sizes here."""
-    experts: int = 0
-    """Query experts, 8 in the published stage IV; 0 for a model without them."""
-    router: Literal["sparse", "soft", "constant"] = "sparse"
-    """How the experts are weighed: the two likeliest, all by probability, or all alike."""
-    router_width: int = 256
-
-
-NANO = ModelConfig(
-    encoder_width=96,
-    encoder_depth=4,
-    encoder_heads=4,
-    groups=64,
-    patch_width=64,
-    mlp_width=192,
-    qformer_input=128,
-    qformer_width=96,
-    qformer_depth=4,
-    qformer_heads=4,
-    qformer_ffn=192,
-    queries=32,
-    projector_width=192,
-    llm_width=96,
-    llm_heads=6,
-    llm_ffn=192,
-    llm_rotary=0.5,
-    llm_activation="gelu_new",  # the shipped checkpoint was trained with its rounding
-    llm_lora_rank=8,
-    llm_lora_alpha=8,
-    # No dropout: on a CPU drawing it is a fifth of a step, and the small model does not overfit.
-    llm_lora_dropout=0.0,
-    llm_dropout=0.0,
-    llm_branch_scale=0.2,
-    llm_context=512,
-    vocabulary=1024,
-)
-
-SMALL = ModelConfig(
-    encoder_width=384,
-    encoder_depth=6,
-    groups=256,
-    mlp_width=512,
-    qformer_input=512,
-    qformer_width=512,
-    qformer_depth=6,
-    qformer_heads=8,
-    qformer_ffn=1536,
-    projector_width=1024,
-    llm_width=448,
-    llm_heads=8,
-    llm_ffn=1344,
-    llm_rotary=0.5,
-    llm_lora_rank=32,
-    llm_branch_scale=0.2,
-    llm_context=1024,
-    vocabulary=4096,
-)
-
-
-def read_sizes(path: Path) -> ModelConfig:
-    """The sizes in the config.json of a checkpoint; ValueError where it holds something else."""
-    try:
-        sizes = replace(ModelConfig(), **json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a model's sizes: {error}") from None
-    for each in fields(ModelConfig):
-        value, usual = getattr(sizes, each.name), getattr(ModelConfig(), each.name)
-        if not isinstance(value, int | float if isinstance(usual, float) else type(usual)):
-            raise ValueError(f"{path} does not hold a model's sizes: {each.name} is {value!r}")
-    return sizes
-
-
-SHIPPED = Path(__file__).parent / "checkpoints" / "nano-stage1"
-"""The checkpoint that comes with the project."""
-MODELS = {"nano": NANO, "small": SMALL, "minigpt3d": ModelConfig()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -542,99 +443,3 @@ def with_recipe(preset: Stage2Config, recipe: str) -> Stage2Config:
     if recipe == "paper":
         settings["floor_rate"] = preset.learning_rate / 3
     return replace(preset, **settings, recipe=recipe) if settings else preset  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureConfig:
-    """Capture the layers of a model for the objects of a data set: a run to probe and to look at.
-
-    Objects, model and layers make a run; a stopped one goes on with the same command.
-    """
-
-    config: Path | None = None
-    """YAML file of these settings; flags on the command line win over it."""
-    checkpoint: Path = SHIPPED
-    """Folder of a checkpoint of ours (default: the nano one that ships with the project)."""
-    weights: Path | None = None
-    """Folder of the published weights instead."""
-    host: Literal["minigpt3d", "bindllm"] = "minigpt3d"
-    """MiniGPT-3D, or Point-LLM: --checkpoint is then a folder of python -m train.pointllm, and
-    --weights one of its published files."""
-    llm: Path | None = None
-    """Folder of any causal language model of transformers (config.json, safetensors,
-    tokenizer.json) to put in the place of the checkpoint's: its point tokens enter there."""
-    llm_map: Path | None = None
-    """With --llm: safetensors file of the linear map from our projector's width to the LLM's;
-    default: none where they are equal, else one drawn with the seed that keeps angles."""
-    trained: tuple[Path, ...] = ()
-    """Folders of what stage 2 trained from it (RUN/checkpoints/aligned), to capture as well."""
-    question: str = "What is this?"
-    """Asked before the caption, where the tokens of an answer are captured; of Point-LLM always."""
-    cache: bool = False
-    """Point-LLM: draw the cloud's vector to its neighbours by the visual cache."""
-    layers: str = "all"
-    """Layers to capture: all, 4,8,...,32 or 0-8,16; 0 is what enters block 1."""
-    sites: str = "resid"
-    """Where: a list of resid (the stream), attn and mlp (what a block's branches add to it, each
-    in a run of its own, OUT/attn and OUT/mlp)."""
-    tokens: Literal["point", "answer", "all"] = "point"
-    """The point tokens; or those of the caption as an answer, or of the whole conversation."""
-    pool: Literal["none", "mean"] = "none"
-    """Every token, or their mean; answers are of many lengths and need the mean."""
-    data: Literal["shapes", "modelnet", "objaverse"] = "shapes"
-    """Embedded shapes, ModelNet in any of its formats, or Objaverse as PointLLM published it."""
-    data_root: Path = Path("data")
-    """Folder of the data; `shapes` is made there, once."""
-    out: Path | None = None
-    """Folder of the run (default runs/capture-DATA-seedSEED)."""
-    store: str | None = None
-    """Where the states go instead: a folder, or any fsspec URL such as s3://bucket/run."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Of the stored states."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the LLM's matrices while it runs: no is float32."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention of the LLM: torch's fused one, or the plain one."""
-    batch_size: int = 0
-    """Objects that pass through together; 0 for a whole chunk of the store."""
-    seed: int = 0
-    """Of the data."""
-    train_per_class: int = 32
-    """Training objects of the shapes, which are not captured but part of the set's making."""
-    gallery_per_class: int = 20
-    """Objects of each class among which neighbours are looked up; 0 for all there are."""
-    query_per_class: int = 10
-    """Unseen objects of each class that are looked up; 0 for all there are."""
-    skip_missing: bool = False
-    """Leave out conversations whose cloud is missing, instead of stopping with their ids."""
-    threads: int = 0
-    """CPU threads; 0 lets torch choose."""
-
-    def __post_init__(self):
-        known = ("resid", "attn", "mlp")
-        if wrong := [site for site in self.site_list if site not in known]:
-            raise ValueError(f"--sites {self.sites!r}: {wrong[0]!r} is none of {', '.join(known)}")
-        if "resid" not in self.site_list:
-            raise ValueError(f"--sites {self.sites!r}: resid is always among them")
-        if self.tokens != "point" and self.pool == "none":
-            raise ValueError(f"--tokens {self.tokens} are of many lengths: add --pool mean")
-        if self.batch_size < 0:
-            raise ValueError(f"--batch-size {self.batch_size}: 0 or more")
-        if self.llm_map and not self.llm:
-            raise ValueError("--llm-map goes with --llm, the model that it leads to")
-        if self.llm and self.trained:
-            raise ValueError("--llm and --trained: what stage 2 trained belongs to the other LLM")
-        if self.cache and self.host != "bindllm":
-            raise ValueError("--cache goes with --host bindllm: MiniGPT-3D has no visual cache")
-        if self.host == "bindllm" and (self.llm or self.trained or self.tokens != "point"):
-            raise ValueError("--host bindllm takes no --llm, --trained or --tokens: see its help")
-
-    @property
-    def site_list(self) -> list[str]:
-        """The sites, each once."""
-        return list(dict.fromkeys(site.strip() for site in self.sites.split(",")))
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is written."""
-        return self.out or Path("runs") / f"capture-{self.data}-seed{self.seed}"
