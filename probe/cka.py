@@ -19,6 +19,7 @@ from probe.hsic import (
     finite,
     gram,
     gram_rows,
+    gram_sums,
     moments,
     norm2,
     rows_of,
@@ -211,15 +212,17 @@ def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[Rows, Rows, Rows]
 
 
 def _sums(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[int, Sums, Sums, Sums]:
-    x, y = np.asarray(x), np.asarray(y)
-    if kernel == "linear" and x.ndim == y.ndim == 2 and not _wide(x, y):
-        # without the rows, which only the jackknife needs, and as precise as what was given
-        kind = np.promote_types(np.result_type(x, y), np.float32).type
-        x, y = _both(x, y, kind)
-        xy, xx, yy = (sums_of(*moments(a, b)) for a, b in ((x, y), (x, x), (y, y)))
-    else:
-        xy, xx, yy = (rows.sums() for rows in _pairs(x, y, kernel))
-    return len(x), xy, xx, yy
+    """Without the rows, which only the jackknife needs, and as precise as what was given."""
+    if kernel != "linear":
+        across, own_x, own_y = (rows.sums() for rows in _pairs(x, y, kernel))
+        return len(x), across, own_x, own_y
+    kind = np.promote_types(np.result_type(np.asarray(x), np.asarray(y)), np.float32).type
+    x, y = _both(x, y, kind)
+    if _wide(x, y):
+        x, y = x @ x.T, y @ y.T
+        return len(x), gram_sums(x, y), gram_sums(x, x), gram_sums(y, y)
+    across, own_x, own_y = (sums_of(*moments(a, b)) for a, b in ((x, y), (x, x), (y, y)))
+    return len(x), across, own_x, own_y
 
 
 def _with_left_out(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[float, np.ndarray]:

@@ -117,6 +117,14 @@ def gram_rows(x: np.ndarray, y: np.ndarray) -> Rows:
     return Rows(np.einsum("st,st->s", x, y), row_x, row_y, x @ row_y, y @ row_x)
 
 
+def gram_sums(x: np.ndarray, y: np.ndarray) -> Sums:
+    """From Gram matrices, in float64 whatever they hold."""
+    own = [np.einsum("ss->s", one).astype(np.float64) for one in (x, y)]
+    rows = [one.sum(axis=1, dtype=np.float64) - d for one, d in zip((x, y), own, strict=True)]
+    inner = np.einsum("st,st->s", x, y, dtype=np.float64).sum() - own[0] @ own[1]
+    return Sums(inner, rows[0].sum(), rows[1].sum(), rows[0] @ rows[1])
+
+
 def gram(x: np.ndarray, kernel: str = "linear") -> np.ndarray:
     """Kernel matrix (samples, samples) of features; rbf with their median distance as width."""
     if kernel not in KERNELS:

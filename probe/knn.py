@@ -80,9 +80,9 @@ def knn_predict(
 def vote(labels: np.ndarray) -> np.ndarray:
     """Most frequent label of each row, the smaller one of equals. labels : (samples, k)."""
     names, codes = np.unique(labels, return_inverse=True)
-    counts = np.zeros((len(labels), len(names)), np.int32)
-    np.add.at(counts, (np.arange(len(labels))[:, None], codes.reshape(labels.shape)), 1)
-    return names[counts.argmax(axis=1)]
+    cells = codes.reshape(labels.shape) + len(names) * np.arange(len(labels))[:, None]
+    counts = np.bincount(cells.ravel(), minlength=len(labels) * len(names))
+    return names[counts.reshape(len(labels), len(names)).argmax(axis=1)]
 
 
 def nearest(

@@ -15,7 +15,7 @@ from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
 
 BLOCK_BYTES = 2**28
-PAIRS_AT_ONCE = 2**14
+PAIRS_AT_ONCE = 2**12
 ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 
@@ -75,11 +75,13 @@ def cka_pairs(states: list[np.ndarray], level: float = 0.95) -> PairCka:
 def cka_pairs_null(
     states: list[np.ndarray], permutations: int = 200, *, seed: int = 0
 ) -> np.ndarray:
-    """Largest debiased CKA over all pairs with the objects of one in random order, (permutations,).
+    """Largest debiased CKA of all pairs of two sets, the objects of one in random order.
 
-    The maximum over a table of layers is above 0 by chance alone; this says by how much. Each
-    order is dealt once, and gathered from the pairs of objects of all centred Gram matrices, which
-    lie side by side in memory.
+    states : two or more, as for `cka_pairs`. The maximum over a table of layers is above 0 by
+    chance alone; this says by how much, (permutations,). Each order is dealt once, and gathered
+    from the pairs of objects of all centred Gram matrices, which lie side by side in memory. With
+    i before j, set j in that order beside set i is one draw; set i in it beside set j is the next:
+    that is set j in the order turned back.
     """
     n, rng = len(states[0]), np.random.default_rng(seed)
     first, second = np.triu_indices(n, 1)
@@ -89,16 +91,18 @@ def cka_pairs_null(
     for at, x in enumerate(states):
         centred = u_centred(gram(features(x, f"set {at}")))
         values[:, at] = centred[first, second] * (np.sqrt(2) / np.linalg.norm(centred))
-    largest = np.empty(permutations)
-    for at in range(permutations):
+    starts = range(0, len(first), PAIRS_AT_ONCE)
+    still = [np.ascontiguousarray(values[start : start + PAIRS_AT_ONCE].T) for start in starts]
+    above = np.triu_indices(len(states), 1)
+    largest = []
+    for _ in range(-(-permutations // 2)):
         order = rng.permutation(n)
-        dealt = place[order[first], order[second]]
+        dealt = place.take(order, 0).take(order, 1)[first, second]
         found = np.zeros((len(states), len(states)))
-        for start in range(0, len(dealt), PAIRS_AT_ONCE):
-            block = slice(start, start + PAIRS_AT_ONCE)
-            found += values[block].T @ values[dealt[block]]
-        largest[at] = found.max()
-    return largest
+        for start, block in zip(starts, still, strict=True):
+            found += block @ values.take(dealt[start : start + PAIRS_AT_ONCE], 0)
+        largest += [found[above].max(), found.T[above].max()]
+    return np.array(largest[:permutations])
 
 
 def pair_difference(

@@ -46,6 +46,14 @@ def test_debiased_cka_equals_the_formula(samples, x_dim, y_dim):
     assert cka(x, y) == pytest.approx(direct(x, y), abs=1e-12)
 
 
+@pytest.mark.parametrize(("samples", "x_dim", "y_dim"), [(400, 60, 40), (300, 900, 700)])
+def test_float32_features_give_the_value_to_their_own_precision(samples, x_dim, y_dim):
+    given = [(one + 30).astype(np.float32) for one in pair(samples, x_dim, y_dim)]
+    wanted = direct(*(one.astype(np.float64) - one.mean(axis=0, dtype=float) for one in given))
+    assert cka(*given) == pytest.approx(wanted, abs=1e-6)
+    assert cka(*(one.astype(np.float64) for one in given)) == pytest.approx(wanted, abs=1e-12)
+
+
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
 @settings(max_examples=30, deadline=None)
 def test_cka_does_not_see_rotation_scale_shift_or_order(seed, scale, shift):

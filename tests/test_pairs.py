@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
 from probe.cka import cka, cka_difference, cka_interval, cka_null
 from probe.intervals import group_jackknife
@@ -36,14 +37,23 @@ def test_a_difference_of_pairs_is_the_paired_one(states):
     assert (mean[0], low[0], high[0]) == pytest.approx((alone.mean, alone.low, alone.high))
 
 
-def test_the_null_of_one_pair_is_that_of_the_plain_permutations(states):
+def test_the_null_is_the_largest_of_all_pairs_in_each_order_and_its_reverse(states, monkeypatch):
+    monkeypatch.setattr("probe.pairs.PAIRS_AT_ONCE", 1000)  # several blocks
+    ours, rng, theirs = cka_pairs_null(states, 5, seed=1), np.random.default_rng(1), []
+    for _ in range(3):
+        order = rng.permutation(90)
+        for dealt in (order, np.argsort(order)):
+            pairs = [(i, j) for j in range(4) for i in range(j)]
+            theirs.append(max(cka(states[i], states[j][dealt]) for i, j in pairs))
+    np.testing.assert_allclose(ours, theirs[:5], atol=1e-6)  # sums in float32
+
+
+def test_the_null_of_one_pair_is_that_of_plain_permutations():
     rng = np.random.default_rng(1)
     noise = [rng.normal(size=(90, 6)) for _ in range(2)]
-    ours = cka_pairs_null(noise, 150, seed=1)
-    theirs = cka_null(*noise, permutations=150, seed=2)
-    # ours is the largest of xx, xy, yx and yy in one order: above one pair's, near its tail
-    assert np.quantile(theirs, 0.5) < np.quantile(ours, 0.5) < theirs.max()
-    assert cka_pairs(noise).mean[0, 1] < ours.max()
+    ours = cka_pairs_null(noise, 400, seed=1)
+    theirs = cka_null(*noise, permutations=400, seed=2)
+    assert ks_2samp(ours, theirs).pvalue > 0.01
 
 
 def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):

@@ -15,7 +15,7 @@ CKA, one pair        debiased, of 10,000 objects x 2560 in float32 (ckatorch goe
 CKA, all pairs       values with jackknife bands and 1,000 permutations of all pairs of layers,
                      against a loop over calls of the packages, a call for each pair (ckatorch) or
                      for all pairs at once (pytorch-cka), each object left out and each order of
-                     the objects. Small in full; at a run's size the calls are counted and timed.
+                     the objects. Smaller in full; at a run's size the calls are counted and timed.
 CKA of a stream      100,000 objects in bounded memory, where two Gram matrices take 160 GB
 UMAP                 a layer of 2560 dims: ours is given cosine distances from one product
 """
@@ -27,6 +27,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def main() -> None:
         for samples, dim in [(80, 16)] if quick else [(600, 256), (2468, 2560), (10_000, 2560)]:
             bench_pair(rounds, samples, dim)
     if "pairs" in asked:
-        bench_pairs_in_full(rounds)
+        bench_pairs_in_full(rounds, *((4, 60, 16, 50) if quick else (9, 200, 64, 200)))
         bench_pairs(rounds, *((4, 80, 16) if quick else (36, 600, 256)))
     if "umap" in asked:
         bench_umap(1, *((100, 64) if quick else (1000, 2560)))
@@ -148,20 +149,39 @@ def bench_stream(samples: int, dim: int = 256, batch: int = 2000) -> None:
     )
 
 
-def call_of(name: str) -> Callable[[list, list], np.ndarray] | None:
-    """CKA of each of the first with each of the second, tensors, by a package; None without it."""
+class Peer(NamedTuple):
+    """CKA of two tensors; and of each of the first list with all later ones of the second."""
+
+    pair: Callable[[torch.Tensor, torch.Tensor], float]
+    pairs: Callable[[list, list], np.ndarray]
+
+
+def peer(name: str) -> Peer | None:
+    """The estimators of a package; None without it."""
     if importlib.util.find_spec(PACKAGES[name]) is None:
         print(f"{name} is not installed: no comparison with it")
         return None
     if name == "ckatorch":
         from ckatorch import cka_base
 
-        return lambda first, second: np.array(
-            [[float(cka_base(x, y, unbiased=True)) for y in second] for x in first]
+        def pair(x: torch.Tensor, y: torch.Tensor) -> float:
+            return float(cka_base(x, y, unbiased=True))
+
+        return Peer(
+            pair,
+            lambda a, b: np.array([pair(a[i], b[j]) for i, j in zip(*upper(len(a)), strict=True)]),
         )
     from cka import cka_from_features
 
-    return lambda first, second: cka_from_features(first, second).numpy()
+    return Peer(
+        lambda x, y: float(cka_from_features([x], [y])[0, 0]),
+        lambda a, b: cka_from_features(a, b).numpy()[upper(len(a))],
+    )
+
+
+def upper(sets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of two sets, each once."""
+    return np.triu_indices(sets, 1)
 
 
 def layers(sets: int, samples: int, dim: int, kind: type = np.float64) -> list[np.ndarray]:
@@ -175,35 +195,37 @@ def bench_pair(rounds: int, samples: int, dim: int) -> None:
     x, y = layers(2, samples, dim, np.float32)
     tensors = torch.from_numpy(x), torch.from_numpy(y)
     for name in PACKAGES:
-        if (call := call_of(name)) is None:
+        if (package := peer(name)) is None:
             continue
 
-        def theirs(call: Callable = call) -> float:
-            return float(call([tensors[0]], [tensors[1]])[0, 0])
+        def theirs(package: Peer = package) -> float:
+            return package.pair(*tensors)
 
         np.testing.assert_allclose(theirs(), cka(x, y), atol=1e-6 if name == "ckatorch" else 1e-3)
         title = f"CKA, one pair, {samples} x {dim} float32, {name}"
         say(title, rounds, lambda: cka(x, y), theirs)
 
 
-def bench_pairs_in_full(rounds: int, sets: int = 4, samples: int = 60, dim: int = 16) -> None:
+def bench_pairs_in_full(rounds: int, sets: int, samples: int, dim: int, permutations: int) -> None:
     """Everything is run on both sides, nothing counted up: bands and the permutation null."""
-    states, permutations = layers(sets, samples, dim), 50
+    states, (first, second) = layers(sets, samples, dim), upper(sets)
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        return cka_pairs(states).left_out, cka_pairs_null(states, permutations)
+        left_out = cka_pairs(states).left_out[:, first, second]
+        return left_out, cka_pairs_null(states, permutations)
 
     for name in PACKAGES:
-        if (call := call_of(name)) is None:
+        if (package := peer(name)) is None:
             continue
 
-        def theirs(call: Callable = call) -> tuple[np.ndarray, np.ndarray]:
+        def theirs(call: Callable = package.pairs) -> tuple[np.ndarray, np.ndarray]:
             tensors = [torch.from_numpy(x) for x in states]
             keep = [np.arange(samples) != one for one in range(samples)]
             out = [call(one, one) for one in ([x[rows] for x in tensors] for rows in keep)]
             rng = np.random.default_rng(0)
-            orders = [rng.permutation(samples) for _ in range(permutations)]
-            null = [call(tensors, [x[order] for x in tensors]).max() for order in orders]
+            orders = [rng.permutation(samples) for _ in range(permutations // 2)]
+            both = [one for order in orders for one in (order, np.argsort(order))]
+            null = [call(tensors, [x[order] for x in tensors]).max() for order in both]
             return np.array(out), np.array(null)
 
         for mine, other in zip(ours(), theirs(), strict=True):
@@ -222,17 +244,17 @@ def bench_pairs(rounds: int, sets: int, samples: int, dim: int) -> None:
         cka_pairs_null(states, PERMUTATIONS)
 
     for name in PACKAGES:
-        if (call := call_of(name)) is None:
+        if (package := peer(name)) is None:
             continue
-        one = tensors[:1] if name == "ckatorch" else tensors
-        couples = sets * (sets - 1) // 2 if name == "ckatorch" else 1
+        some = tensors[:2] if name == "ckatorch" else tensors
+        couples = len(upper(sets)[0]) if name == "ckatorch" else 1
         calls = couples * (samples + PERMUTATIONS)
         title = f"CKA, all pairs of {sets} layers, {samples} x {dim}, bands and {PERMUTATIONS} "
         say(
             f"{title}permutations, {calls} calls of {name}",
             rounds,
             ours,
-            lambda call=call, one=one: call(one, one if len(one) > 1 else tensors[1:2]),
+            lambda call=package.pairs, some=some: call(some, some),
             calls,
         )
 
