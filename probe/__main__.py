@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from probe.cli import exit_code
 
 # probes with results of their own, beside the sweep
-BESIDE = ("maps", "objects", "reconstruction", "steps")
+BESIDE = ("alignment", "maps", "objects", "reconstruction", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,9 @@ class ProbeConfig:
     """Captured layers to probe: all, or a list as 0,8,16."""
     probes: str = "knn,drift,dimension"
     """What to measure: knn, drift, dimension, linear, geometry, variants, similarity; and maps,
-    reconstruction, steps (CKA and drift during training) and objects (neighbours and drift of every
-    object, for the dashboard), which are kept beside the sweep."""
+    reconstruction, steps (CKA and drift during training), alignment (drift through the trained
+    projector: circular for the aligned model, undefined for the others) and objects (neighbours
+    and drift of every object, for the dashboard), which are kept beside the sweep."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -117,21 +118,24 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
 
 
 def _beside(name: str, run, layers: list[int], seed: int) -> None:
+    from probe import alignment as through
+    from probe import steps as training
     from probe.maps import maps
     from probe.objects import objects
     from probe.reconstruction import reconstruction
     from probe.report import print_beside, progress_bar
-    from probe.steps import findings, steps
 
     make: dict[str, Callable] = {"maps": maps, "objects": objects}
-    make |= {"reconstruction": reconstruction, "steps": steps}
+    make |= {"reconstruction": reconstruction, "steps": training.steps}
+    make |= {"alignment": through.alignment}
+    said = {"steps": training.findings, "alignment": through.findings}
     if name == "objects":
         layers = run.layers  # a page asks for any of them
     with progress_bar() as show:
         results = make[name](run, layers, seed=seed, progress=show)
     run.write_probe(name, results)
     print_beside(name, results)
-    for sentence in findings(results) if name == "steps" else ():
+    for sentence in said[name](results) if name in said else ():
         print(f"• {sentence}")
 
 

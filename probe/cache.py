@@ -13,8 +13,8 @@ import xarray as xr
 from store import Run
 
 MEASURES = (
-    *("cells", "cka", "controls", "dimension", "drift", "geometry", "hsic", "intervals"),
-    *("knn", "linear", "outliers", "pairs", "similarity", "variants"),
+    *("cells", "cka", "controls", "dimension", "drift", "geometry", "hsic", "hubness"),
+    *("intervals", "knn", "linear", "outliers", "pairs", "similarity", "variants"),
 )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from probe import cka, controls, dimension, geometry, knn, outliers
+from probe import cka, controls, dimension, geometry, hubness, knn, outliers
 from probe.drift import Drift, drift_parts
 from probe.linear import linear_probe
 from probe.variants import knn_protocols, knn_variants
@@ -18,6 +18,7 @@ from probe.variants import knn_protocols, knn_variants
 SHUFFLES = 10
 FEW = 3  # shuffles of what hardly differs between them
 LEVEL = 0.95
+TARGET, ENCODER = ("target", 0), ("encoder", 0)  # places of what the layers are read against
 Cell = dict[str, np.ndarray]
 
 
@@ -31,6 +32,7 @@ class Objects(NamedTuple):
     copies: int
     target: np.ndarray  # (samples, tokens, target_dim)
     groups: np.ndarray  # (samples,), one number for copies of an object
+    encoder: np.ndarray | None = None  # (samples, encoder_dim), where it was captured
     properties: xr.Dataset | None = None  # (sample,) each
 
 
@@ -44,7 +46,8 @@ class Settings(NamedTuple):
 def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """`hits` (k, queries), `shuffled` (k,), and `named` (queries,): the label of the largest k.
 
-    `hits_without` and `named_without` leave massive tokens out of the mean.
+    `hits_without` leaves massive tokens out of the mean. `hubness` (k,) of the gallery objects
+    found, and `hubness_left_out` (k, groups).
     """
     asked = data.labels[data.query]
     found = _neighbours(data, tokens.mean(axis=1, dtype=np.float64), max(ask.k))
@@ -52,7 +55,10 @@ def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     dealt = controls.shuffled_labels(data.labels[data.gallery], shuffles=SHUFFLES, seed=ask.seed)
     shuffled = [np.mean([knn.vote(one[found[:, :k]]) == asked for one in dealt]) for k in ask.k]
     named = [knn.vote(near[:, :k]) for k in ask.k]
+    hubs = [hubness.hubness(found[:, :k], len(data.gallery), seed=ask.seed) for k in ask.k]
     cell = {
+        "hubness": np.stack([one.value for one in hubs]),
+        "hubness_left_out": np.stack([one.left_out for one in hubs]),
         "hits": np.stack(named) == asked,
         "shuffled": np.array(shuffled),
         "named": named[-1],
@@ -66,15 +72,21 @@ def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 
 def drift_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
-    """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,)."""
+    """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,).
+
+    `encoder_cka` and its `_left_out` the same with the encoder's output, where that is there.
+    """
     pooled, target = (x[data.query].mean(axis=1, dtype=np.float64) for x in (tokens, data.target))
     alike = cka.cka_interval(pooled, target)
     parts = drift_parts(
         tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
     )
+    likeness = {"cka": alike}
+    if data.encoder is not None:
+        likeness["encoder_cka"] = cka.cka_interval(pooled, data.encoder[data.query])
     return {
-        "cka": np.array([alike.mean, alike.low, alike.high]),
-        "cka_left_out": alike.left_out,
+        **{key: np.array([one.mean, one.low, one.high]) for key, one in likeness.items()},
+        **{f"{key}_left_out": one.left_out for key, one in likeness.items()},
         **{name: part for name, part in zip(Drift._fields, parts, strict=True)},
     }
 

@@ -10,14 +10,24 @@ from plotly.subplots import make_subplots
 from probe.findings import JUDGED, SIGNIFICANT, judged
 from probe.pixels import canvas, legend, png
 from probe.plots_cloud import VIEW
-from probe.plots_curves import ALIKE, DIMENSION, REBUILT, curves, curves_figure, curves_png
+from probe.plots_curves import (
+    ALIKE,
+    DIMENSION,
+    REBUILT,
+    SEEDS,
+    curves,
+    curves_figure,
+    curves_png,
+    gaps,
+)
 from probe.plots_maps import CLASS_COLOURS, CLASS_SHAPES, REST
 from probe.plots_style import INK, LAYER, MARKERS, colour, some
 from probe.plots_style import shape as shape_of
 from probe.plots_training import STEPS
 
-__all__ = ["ALIKE", "DIMENSION", "REBUILT", "cka_png", "clouds_png", "confusion_figure"]
-__all__ += ["confusion_png", "curves", "curves_figure", "curves_png", "maps_figure", "maps_png"]
+__all__ = ["ALIKE", "DIMENSION", "REBUILT", "SEEDS", "cka_png", "clouds_png"]
+__all__ += ["confusion_figure", "confusion_png", "curves", "curves_figure", "curves_png", "gaps"]
+__all__ += ["maps_figure", "maps_png"]
 __all__ += ["steps_png", "verdict_png", "ways_png"]
 
 POOLED = {  # poolings as a reader calls them

@@ -10,8 +10,10 @@ from probe.findings_more import (
     compare_likenesses,
     compare_ways,
     during_training,
+    hubness,
     likenesses,
     noise,
+    of_encoder,
     outliers,
     space,
 )
@@ -34,6 +36,7 @@ __all__ = ["JUDGED", "MAIN", "SIGNIFICANT", "judged", "verdict_cell", "verdict_n
 COURSES = {  # measures whose course over depth is told: name, factor, decimals, control
     "knn": ("accuracy (K = {k})", 100, 1, "shuffled labels"),
     "cka": ("CKA to the target", 1, 3, ""),
+    "encoder_cka": ("CKA to the encoder's output", 1, 3, ""),
     "drift_centred": ("drift", 1, 3, "unrelated objects"),
     "linear": ("linear read-out accuracy", 100, 1, "shuffled labels"),
     "chamfer": ("Chamfer distance of rebuilt clouds", 1, 4, "tokens of other objects"),
@@ -92,6 +95,10 @@ def by_alignment(results: xr.Dataset) -> list[str]:
 def controls(results: xr.Dataset) -> list[str]:
     """What the same measures give where there is nothing to find, and how exact they are."""
     said = []
+    if "knn_encoder_mean" in results:
+        said.append(of_encoder(results))
+    if "hubness_mean" in results:
+        said.append(hubness(results))
     if "knn_shuffled" in results:
         said.append(_check_shuffled(results))
     if "linear_shuffled" in results:

@@ -193,6 +193,38 @@ def blocks(results: xr.Dataset) -> str:
     )
 
 
+def of_encoder(results: xr.Dataset) -> str:
+    """What is there before the Q-Former: no model was trained toward it, nor reads it directly."""
+    k = int(results.k.values[-1])
+    measures = {"knn": f"accuracy (K = {k})", "linear": "linear read-out accuracy"}
+    said = []
+    for key, name in measures.items():
+        if f"{key}_encoder_mean" not in results:
+            continue
+        one = results.sel(k=k) if key == "knn" else results
+        four = [100 * float(one[f"{key}_encoder_{part}"]) for part in PARTS]
+        four.append(100 * float(one[f"{key}_target_mean"]))
+        said.append("{} {:.1f} [{:.1f}, {:.1f}] % (target: {:.1f})".format(name, *four))
+    if "encoder_cka_target_mean" in results:
+        three = (float(results[f"encoder_cka_target_{part}"]) for part in PARTS)
+        said.append("CKA to the target {:.3f} [{:.3f}, {:.3f}]".format(*three))
+    return f"The encoder's output, which the Q-Former reads: {'; '.join(said)}."
+
+
+def hubness(results: xr.Dataset) -> str:
+    """Whether a few gallery objects are everybody's neighbours at the deepest layer."""
+    one, last = results.isel(k=-1, layer=-1), int(results.layer.values[-1])
+    said = []
+    for name in one.variant.values.astype(str):
+        three = (float(one[f"hubness_{part}"].sel(variant=name)) for part in PARTS)
+        said.append("{} {:.2f} [{:.2f}, {:.2f}]".format(name, *three))
+    return (
+        f"Hubness at layer {last} (skewness of how often a gallery object is one of the "
+        f"{int(one.k)} neighbours; {float(one.hubness_random):.2f} at random, "
+        f"{float(one.hubness_target_mean):.2f} of the target): {', '.join(said)}."
+    )
+
+
 def noise(results: xr.Dataset) -> str:
     if "noise_cka_mean" not in results:
         return f"Noise floor: {results.attrs['noise_floor']}."

@@ -1,7 +1,7 @@
 """Geometry read-out: which properties of a cloud can a linear map of a layer still tell?
 
-`descriptors` measures clouds, `geometry_probe` reads those measures (or any other numbers, as the
-factors an object was made from) out of states, and `geometry_by_layer` does so for a whole run.
+`descriptors` measures clouds, `factors` is what a data set knows of their making; `geometry_probe`
+reads these, or any other numbers, out of states, and `geometry_by_layer` does so for a whole run.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ CELLS = 8  # along each side of the occupancy grid
 FLAT = 1e-6  # of the longest principal axis: thinner has no volume
 READ = 64  # objects read at a time
 AXES = ("x", "y", "z")
+FACTOR = "factor_"  # how columns of factors begin in a run's table of samples
 
 UNIT, SHARE = "as the coordinates", "share"
 ABOUT: dict[str, tuple[str, str, str, str]] = {  # long name, unit, range, source
@@ -98,6 +99,27 @@ def descriptors(points: Any, *, up: str = "z") -> xr.Dataset:
     if isinstance(points, xr.DataArray) and points.dims[0] in points.coords:
         results = results.assign_coords(sample=points[points.dims[0]].values)
     return results
+
+
+def factors(samples: xr.Dataset) -> xr.Dataset:
+    """What is known of how each object was made: one variable a factor, (sample,), in float64.
+
+    samples : table of a run; its columns `factor_NAME` are factors, as part counts, proportions or
+              an angle. One in words, as a kind of symmetry, becomes a variable a word, 1 where it
+              holds and 0 elsewhere.
+    """
+    found = xr.Dataset(coords={"sample": samples["sample"].values})
+    for name, values in samples.data_vars.items():
+        if not str(name).startswith(FACTOR):
+            continue
+        words = np.unique(values.values) if values.dtype.kind in "OUT" else [None]
+        for word in words:
+            numbers = values.values if word is None else values.values == word
+            key = str(name) if word is None else f"{name}_{word}"
+            said = key.removeprefix(FACTOR).replace("_", " ")
+            attrs = {"long_name": f"{said}, known from its making", "units": "1", "source": ""}
+            found[key] = ("sample", numbers.astype(np.float64), attrs)
+    return found
 
 
 def geometry_probe(
@@ -173,9 +195,9 @@ def geometry_by_layer(
 ) -> xr.Dataset:
     """Which property is lost where: R^2 over (variant, layer, property) of an open run.
 
-    values : properties of the run's samples, by sample id; the `descriptors` of its clouds by
-             default. Those constant over the gallery or the query are left out and named in
-             the attribute `constant`.
+    values : properties of the run's samples, by sample id; by default the `descriptors` of its
+             clouds and the `factors` of its table. Those constant over the gallery or the query
+             are left out and named in the attribute `constant`.
 
     Returns `geometry_mean`, `_low`, `_high` and `geometry_shuffled` (variant, layer, property),
     the same of the target as `geometry_target_*` (property), which is what a layer could at best

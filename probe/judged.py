@@ -10,6 +10,7 @@ JUDGED = {  # measures with a verdict: name, and whether they are shares
     "knn": ("accuracy", True),
     "linear": ("linear read-out accuracy", True),
     "cka": ("CKA to the target", False),
+    "encoder_cka": ("CKA to the encoder's output", False),
     "drift_centred": ("drift", False),
     "chamfer": ("Chamfer distance of rebuilt clouds", False),
 }

@@ -18,7 +18,8 @@ from probe.findings import by_alignment, controls, over_depth
 from probe.page_text import Picture, Section, Table, as_html, as_markdown
 from store import Run, StoreError
 
-BESIDE = ("reconstruction", "steps", "maps", "causal", "lens")  # probes kept beside the sweep
+BESIDE = ("seeds", "reconstruction", "steps", "alignment", "maps", "causal", "lens")
+"""Probes kept beside the sweep, in the order of their sections."""
 SETTING = ("preset", "data", "seed", "steps", "learning_rate", "batch_size", "precision", "stage1")
 
 
@@ -58,6 +59,7 @@ def _sections(run: Run, results: xr.Dataset) -> list[Section]:
         Section("Question", question, [glossary]),
         Section("What was found", over_depth(results), parts.verdicts(results)),
         Section("What alignment changes", by_alignment(results), []),
+        *([parts.over_seeds(others["seeds"])] if "seeds" in others else []),
         Section("Depth", [], parts.depth(results)),
         *parts.more(results),
     ]
@@ -67,6 +69,8 @@ def _sections(run: Run, results: xr.Dataset) -> list[Section]:
         found.append(parts.looking(others.get("causal"), others.get("lens")))
     if "steps" in others:
         found.append(parts.training(others["steps"]))
+    if "alignment" in others:
+        found.append(parts.through_alignment(others["alignment"]))
     if "maps" in others:
         found.append(parts.maps(others["maps"]))
     found += [
@@ -125,7 +129,10 @@ def _reproduce(
     asked = f" --probes {probes}" if probes else ""
     commands.append(f"python -m probe {name}{some}{asked} --k {k} --seed {results.attrs['seed']}")
     for key, found in others.items():
-        if key in ("causal", "lens"):
+        if key == "seeds":
+            beside = [shlex.quote(str(where.parent / one)) for one in found.run.values.astype(str)]
+            commands.append(f"python -m probe {' '.join(beside)}{some}{asked} --k {k}")
+        elif key in ("causal", "lens"):
             commands.append(f"python -m train.explain {name} --probes {key}")
         else:
             commands.append(f"python -m probe {name} --probes {key} --seed {found.attrs['seed']}")

@@ -11,13 +11,16 @@ from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES
+from probe.plots_style import REFERENCES
 
 PARTS = ("mean", "low", "high")
 SCORES = {  # key, title with its direction, scale, decimals
     "knn": ("Accuracy of {k} neighbours, in %, higher is better", 100, 1),
     "cka": ("Debiased CKA with the target, higher is closer", 1, 4),
+    "encoder_cka": ("Debiased CKA with the encoder's output, higher is closer", 1, 4),
     "drift_centred": ("Drift from the target (common part off), lower is closer", 1, 4),
     "linear": ("Accuracy of a linear read-out, in %, higher is better", 100, 1),
+    "hubness": ("Hubness of {k} neighbours: skewness of how often each is one", 1, 2),
     "chamfer": ("Chamfer distance of the rebuilt cloud, in mean radii, lower is closer", 1, 4),
     "f_score": ("F-score of the rebuilt cloud, higher is better", 1, 3),
 }
@@ -102,11 +105,14 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
         if f"{key}_{ending}" in results and "layer" in results[f"{key}_{ending}"].dims:
             control = f"{key}_{ending}"
             head.append(f"control: {words}")
-    if f"{key}_target_mean" in results:
-        three = [scale * float(results[f"{key}_target_{p}"]) for p in PARTS]
-        title += "; target: {:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*three, d=digits)
-    if key == "cka":
+    for ending, (name, _) in REFERENCES.items():
+        if f"{key}_{ending}_mean" in results:
+            three = [scale * float(results[f"{key}_{ending}_{p}"]) for p in PARTS]
+            title += "; {}: {:.{d}f} [{:.{d}f}, {:.{d}f}]".format(name, *three, d=digits)
+    if key in ("cka", "encoder_cka"):
         title += "; unrelated objects: 0"
+    if key == "hubness":
+        title += f"; neighbours at random: {float(results.hubness_random):.2f}"
     compared = f"{key}_difference" in results and MAIN in results.comparison.values
     if compared:
         head += ["aligned − baseline", "p, all layers"]
@@ -173,10 +179,11 @@ def more(results: xr.Dataset) -> list[Section]:
 def _properties(results: xr.Dataset) -> Table:
     names = results.variant.values.astype(str).tolist()
     ends = results.layer.values[[0, -1]]
+    known = {e: name for e, (name, _) in REFERENCES.items() if f"geometry_{e}_mean" in results}
     rows = []
     for key in results.property.values.astype(str):
         one = results.sel(property=key)
-        cells = [key, f"{float(one.geometry_target_mean):.2f}"]
+        cells = [key, *(f"{float(one[f'geometry_{ending}_mean']):.2f}" for ending in known)]
         for name in names:
             start, end, low, high = (
                 float(one[f"geometry_{part}"].sel(variant=name, layer=at))
@@ -186,7 +193,7 @@ def _properties(results: xr.Dataset) -> Table:
             cells.append(f"{start:.2f} → {end:.2f} [{low:.2f}, {high:.2f}]; fall: {fall}")
         rows.append(cells)
     title = f"R² of properties, layer {ends[0]} → {ends[1]}, higher is better, and where it falls"
-    return Table(title, ["property", "target", *names], rows)
+    return Table(title, ["property", *known.values(), *names], rows)
 
 
 def _classes(results: xr.Dataset) -> Section:
@@ -207,6 +214,24 @@ def _classes(results: xr.Dataset) -> Section:
     png, live = (draw(results, name) for draw in (figures.confusion_png, figures.confusion_figure))
     sentence = worst + ", ".join(said) + few
     return Section("Classes", [sentence], [Picture("confusion", caption, png, live)])
+
+
+def over_seeds(results: xr.Dataset) -> Section:
+    """What holds over several trainings of the same recipe, with intervals over seeds."""
+    from probe import seeds
+
+    one = results.isel(k=-1) if "k" in results.dims else results
+    about = {
+        key: (title.format(k=int(one.k)), axis) for key, (title, axis) in figures.SEEDS.items()
+    }
+    panels, below = figures.curves(one, about), figures.gaps(one, about)
+    caption = (
+        f"Means over {results.attrs['seeds']} runs under other seeds; bars are 95 % intervals over "
+        "seeds and objects."
+    )
+    live = figures.curves_figure(panels, results, below)
+    picture = Picture("seeds", caption, figures.curves_png(panels), live)
+    return Section("Over seeds", seeds.findings(results), [picture, *tables(results, SCORES)])
 
 
 def rebuilt(results: xr.Dataset) -> Section:
@@ -233,6 +258,23 @@ def training(results: xr.Dataset) -> Section:
         for score in ("cka", "drift_centred")
     ]
     return Section("During training", findings(results), parts)
+
+
+def through_alignment(results: xr.Dataset) -> Section:
+    """The trained projector's own number, told to be circular."""
+    from probe import alignment
+
+    shown = [
+        score_table(
+            results.sel(trained=trained),
+            "through_alignment",
+            f"1 − cosine to the target through the projector trained behind layer {trained}",
+            1,
+            4,
+        )
+        for trained in results.trained.values.tolist()
+    ]
+    return Section("Through the alignment projector", alignment.findings(results), shown)
 
 
 def maps(results: xr.Dataset) -> Section:

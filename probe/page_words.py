@@ -15,6 +15,7 @@ MODELS = {
 WORDS = {
     "point tokens": "the positions of the language model's sequence that hold the encoded cloud",
     "layer L": "their states behind block L, before any final norm; 0 is what enters block 1",
+    "encoder's output": "what the frozen point encoder makes of a cloud, which the Q-Former reads",
     "target": "the frozen Q-Former's tokens of the same object, which alignment pulls toward",
     "gallery, query": "objects that are looked up among, and that are asked about; never the same",
     "beyond noise": "p under 0.05 over all captured layers at once, paired by object",
@@ -27,6 +28,10 @@ METHODS = {  # by a variable that shows that it was measured
     "cka_mean": "CKA to the target: debiased linear CKA of mean tokens (Kornblith et al. 2019; "
     "Song et al. 2012), 1 for equal arrangements, 0 for unrelated ones whatever the width. "
     "Intervals and differences: jackknife over objects.",
+    "encoder_cka_mean": "CKA to the encoder's output: the same with what the point encoder makes "
+    "of a cloud, class token and largest value over patches; no model was trained toward it.",
+    "hubness_mean": "Hubness: skewness of how many query objects have a gallery object among their "
+    "K neighbours (Radovanovic et al. 2010). Intervals: delete-a-group jackknife over queries.",
     "drift_mean": "Drift: 1 - cosine between a token, mapped to the target's space by a ridge "
     "regression that is fitted on gallery objects alike for every layer and model, and its "
     "target, less the mean token of each position. Intervals: percentile bootstrap over objects; "
@@ -41,8 +46,8 @@ METHODS = {  # by a variable that shows that it was measured
     "penalty chosen there by cross-validation. Control: fitted to shuffled labels (Hewitt & Liang "
     "2019).",
     "geometry_mean": "Geometry read-out: measures of each cloud (extents, shape of its covariance, "
-    "curvature, volumes, symmetries) read from the mean token by a ridge regression fitted on the "
-    "gallery; R² on query objects.",
+    "curvature, volumes, symmetries) and, where they are known, factors of its making, read "
+    "from the mean token by a ridge regression fitted on the gallery; R² on query objects.",
     "procrustes_mean": "Other likenesses: Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "
     "2018). Intervals: delete-a-group jackknife. Control: the target's objects in random order.",
@@ -51,6 +56,9 @@ BESIDE = {  # by the probe that was kept
     "reconstruction": "Rebuilt clouds: one small decoder a layer and model, the same start and "
     "steps for all, fitted on gallery objects and judged on query objects by Chamfer distance and "
     "F-score. Control: fitted with the clouds dealt out among the objects.",
+    "alignment": "Through the alignment projector: 1 - cosine between the target and a point token "
+    "that the projector trained with the aligned model has mapped. Control: targets of other "
+    "objects.",
     "steps": "During training: CKA and drift as above, of models captured while they trained.",
     "causal": "Causal tests: point tokens are replaced or hidden from the text at a layer and all "
     "behind it (Vig et al. 2020; Geva et al. 2023); the change is in the log probability of the "

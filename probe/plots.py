@@ -28,6 +28,7 @@ from probe.plots_style import (
     INK,
     INK_ON_DARK,
     LAYER,
+    REFERENCES,
     SHAPES,
     colour,
     on_dark,
@@ -216,7 +217,11 @@ def _panel(results: xr.Dataset, score: str, k: int | None = None) -> Panel:
         mean, low, high = (100 * part.sel(k=k) for part in (mean, low, high))
         shuffled = results.knn_shuffled.sel(k=k).mean("variant").values
         lines = [
-            Line("target", flat * 100 * float(results.knn_target_mean.sel(k=k)), "dash"),
+            *(
+                Line(name, flat * 100 * float(results[f"knn_{ending}_mean"].sel(k=k)), dash)
+                for ending, (name, dash) in REFERENCES.items()
+                if f"knn_{ending}_mean" in results
+            ),
             Line("shuffled labels", 100 * shuffled, "dot"),
             Line("chance", flat * 100 * results.attrs["chance"], "solid"),
         ]

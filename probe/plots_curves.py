@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from probe.pixels import canvas, legend, png
 from probe.plots_panels import Gap, Line, Panel, add_gap, add_panel, draw_panel, gap_of
-from probe.plots_style import BELOW, INK, LAYER, ticks
+from probe.plots_style import BELOW, INK, LAYER, REFERENCES, ticks
 from probe.published_figures import beside_knn
 from probe.report import MAIN
 
@@ -41,15 +41,25 @@ LINEAR: About = {
         "Selectivity: less shuffled labels",
         "points of accuracy   (0 = learnt by heart)",
     ),
+    "linear_compression": (
+        "Class, coded online (MDL)",
+        "times shorter than unread   (higher is easier to read)",
+    ),
 }
 GEOMETRY: About = {
     "geometry": ("R² of a linear read-out", "R²   (higher is better, 1 = told exactly)"),
     "selectivity": ("Selectivity: less shuffled values", "R²   (0 = learnt by heart)"),
 }
+SEEDS: About = {  # what runs under other seeds are put together in
+    "knn": ("Accuracy of {k} neighbours", "accuracy in %   (higher is better)"),
+    "cka": ("CKA with the target", "debiased CKA   (higher is closer)"),
+    "drift_centred": ("Drift from the target", "1 − cosine   (lower is closer)"),
+    "linear": LINEAR["linear"],
+}
 LOO: About = {
     "knn_loo": ("Each test object against the rest, K = {k}", "accuracy in %   (higher is better)")
 }
-SHARES = ("linear", "linear_selectivity", "knn_loo")  # in [0, 1], drawn in %
+SHARES = ("knn", "linear", "linear_selectivity", "knn_loo")  # in [0, 1], drawn in %
 OF_TESTS = "A tenth of the test objects against the rest, K = {k}"
 
 
@@ -62,7 +72,7 @@ def curves(results: xr.Dataset, about: About) -> list[Panel]:
         scale = 100 if key in SHARES else 1
         mean, low, high = (scale * results[f"{key}_{part}"] for part in ("mean", "low", "high"))
         lines = []
-        for ending, name, dash in (("target", "target", "dash"), ("shuffled", "shuffled", "dot")):
+        for ending, (name, dash) in (REFERENCES | {"shuffled": ("shuffled", "dot")}).items():
             control = results.get(f"{key}_{ending}_mean", results.get(f"{key}_{ending}"))
             if control is not None and not control.isnull().any():
                 flat = control.mean([d for d in control.dims if d != "layer"])
@@ -101,6 +111,21 @@ def overview(swept: xr.Dataset, rebuilt: xr.Dataset | None) -> tuple[list[Panel]
         parts.append((swept.sel(property=best), {"geometry": (title, GEOMETRY["geometry"][1])}))
     panels = [panel for results, about in parts for panel in curves(results, about)]
     return panels, [gap for results, about in parts for gap in gaps(results, about)]
+
+
+def with_code(results: xr.Dataset) -> xr.Dataset:
+    """A sweep with its online code as a measure of `LINEAR`: one number a layer, no interval.
+
+    The code's length tells how cheaply a class is read, where accuracy only tells whether.
+    """
+    if "linear_compression" not in results:
+        return results
+    code, none = results.linear_compression, results.linear_compression * np.nan
+    ends = {"linear_compression_low": none, "linear_compression_high": none}
+    for ending in REFERENCES:
+        if f"linear_{ending}_compression" in results:
+            ends[f"linear_compression_{ending}"] = results[f"linear_{ending}_compression"]
+    return results.assign(ends, linear_compression_mean=code)
 
 
 def of_property(results: xr.Dataset, name: str) -> xr.Dataset:

@@ -218,6 +218,7 @@ def draw_panel(axis: Any, panel: Panel, handles: dict[str, Any]) -> None:
     """One panel on a matplotlib axis; the first mark of each name goes to the legend."""
     layers = panel.mean.layer.values
     dashes = {"dash": (0, (6, 3)), "dot": (0, (1, 2)), "solid": "-", "dashdot": "-."}
+    dashes |= {"longdash": (0, (12, 3))}
     for line in inside(panel):
         style = {"color": INK, "linewidth": 1.1, "linestyle": dashes[line.dash]}
         (mark,) = axis.plot(layers, line.values, zorder=1, **style)

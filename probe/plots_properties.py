@@ -9,7 +9,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from probe.geometry import ABOUT
-from probe.plots_style import INK, LAYER
+from probe.plots_style import INK, LAYER, REFERENCES
 from probe.report import MAIN, SIGNIFICANT
 
 ROW = 21  # pixels of a property
@@ -22,7 +22,7 @@ def property_title(name: str) -> str:
 
 
 def properties_figure(results: xr.Dataset, *, selective: bool = False) -> go.Figure:
-    """R² of every property by layer: a heat map a model, and a column of the target beside them.
+    """R² of every property by layer: a heat map a model; beside them the target and the encoder.
 
     results : a sweep with "geometry". The property that the target tells best stands on top.
     selective : less the R² of values that were shuffled before the fit, instead of plain R²
@@ -30,11 +30,13 @@ def properties_figure(results: xr.Dataset, *, selective: bool = False) -> go.Fig
     shown = results.sortby("geometry_target_mean")
     variants = results.variant.values.astype(str).tolist()
     wide = results.sizes["layer"]
+    known = [ending for ending in REFERENCES if f"geometry_{ending}_mean" in results]
+    narrow = max(1.0, wide / 5) * len(known)
     figure = make_subplots(
         1,
         len(variants) + 1,
-        subplot_titles=[*variants, "target"],
-        column_widths=[*[wide] * len(variants), max(1.0, wide / 5)],
+        subplot_titles=[*variants, ""],
+        column_widths=[*[wide] * len(variants), narrow],
         horizontal_spacing=0.015,
         shared_yaxes=True,
     )
@@ -48,11 +50,12 @@ def properties_figure(results: xr.Dataset, *, selective: bool = False) -> go.Fig
             figure, names, one.layer.values.astype(str), mean - control * selective, bounds, column
         )
     if not selective:
-        ends = [shown[f"geometry_target_{part}"].values[:, None] for part in ("low", "high")]
-        best = shown.geometry_target_mean.values[:, None]
-        _add(
-            figure, names, ["target"], best, [*ends, np.full_like(best, np.nan)], len(variants) + 1
+        best, *ends = (
+            np.stack([shown[f"geometry_{ending}_{part}"].values for ending in known], axis=1)
+            for part in ("mean", "low", "high")
         )
+        bounds = [*ends, np.full_like(best, np.nan)]
+        _add(figure, names, known, best, bounds, len(variants) + 1)
     what = "R² less that of shuffled values" if selective else "R² (1 = told exactly)"
     bar = {"title": {"text": what, "side": "right"}, "thickness": 14}
     figure.update_xaxes(type="category", showgrid=False, tickangle=0, title_font_size=12)

@@ -21,6 +21,8 @@ DODGE = 0.12  # of the step between layers, so that error bars stand beside each
 INK = "#333333"
 INK_ON_DARK = "#DDDDDD"
 LAYER = "layer (0 = what enters block 1)"
+REFERENCES = {"target": ("target", "dash"), "encoder": ("encoder's output", "longdash")}
+"""Ending of a key to the name and the line of what the layers are read against."""
 BELOW = {"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor": "center"}
 """Where a legend stands: under all panels, in the middle."""
 

@@ -22,6 +22,8 @@ from probe.findings import (
 
 __all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
 WIDTH = 120  # columns that no table exceeds
+PARTS = ("mean", "low", "high")
+REFERENCES = {"target": "target", "encoder": "encoder's output"}  # read out as the layers are
 
 
 def print_table(results: xr.Dataset, console: Console | None = None) -> None:
@@ -95,14 +97,18 @@ def _shift_cell(row: xr.Dataset, score: str) -> str:
 
 
 def _linear_table(results: xr.Dataset) -> Table:
-    target, low, high = (
-        100 * float(results[f"linear_target_{part}"]) for part in ("mean", "low", "high")
-    )
-    title = (
-        "Accuracy in % of a linear read-out, higher is better "
-        f"(target: {target:.1f} [{low:.1f}, {high:.1f}])"
-    )
+    title = f"Accuracy in % of a linear read-out, higher is better ({_against(results, 'linear')})"
     return _layer_table(results, "linear", title, scale=100, digits=1)
+
+
+def _against(results: xr.Dataset, key: str) -> str:
+    """In %, with its interval, what a read-out of the target and of the encoder's output gives."""
+    said = []
+    for ending, name in REFERENCES.items():
+        if f"{key}_{ending}_mean" in results:
+            three = [100 * float(results[f"{key}_{ending}_{part}"]) for part in PARTS]
+            said.append("{} {:.1f} [{:.1f}, {:.1f}]".format(name, *three))
+    return ", ".join(said)
 
 
 def _geometry_table(results: xr.Dataset) -> Table:
@@ -114,12 +120,14 @@ def _geometry_table(results: xr.Dataset) -> Table:
     )
     table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
     table.add_column("property", no_wrap=True)
-    for column in ("target", *results.variant.values.astype(str)):
+    known = [ending for ending in REFERENCES if f"geometry_{ending}_mean" in results]
+    for column in (*known, *results.variant.values.astype(str)):
         table.add_column(column, justify="right")
     for name in results.property.values.astype(str):
         row = results.sel(property=name)
-        cells = [_geometry_cell(row.sel(variant=variant)) for variant in row.variant.values]
-        table.add_row(name, _two_digits(float(row.geometry_target_mean)), *cells)
+        cells = [_two_digits(float(row[f"geometry_{ending}_mean"])) for ending in known]
+        cells += [_geometry_cell(row.sel(variant=variant)) for variant in row.variant.values]
+        table.add_row(name, *cells)
     return table
 
 
@@ -137,13 +145,8 @@ def _two_digits(value: float) -> str:
 
 
 def _knn_table(results: xr.Dataset, k: int) -> Table:
-    target, low, high = (
-        100 * float(results[f"knn_target_{part}"].sel(k=k)) for part in ("mean", "low", "high")
-    )
-    title = (
-        f"Accuracy in %, K = {k}, higher is better (target: {target:.1f} [{low:.1f}, {high:.1f}])"
-    )
     at_k = results.sel(k=k)
+    title = f"Accuracy in %, K = {k}, higher is better ({_against(at_k, 'knn')})"
     return _layer_table(at_k, "knn", title, scale=100, digits=1)
 
 
@@ -209,7 +212,7 @@ def _footnote(results: xr.Dataset) -> str:
 
 
 def print_beside(name: str, results: xr.Dataset, console: Console | None = None) -> None:
-    """The results of a probe beside the sweep: maps, objects, steps or reconstruction."""
+    """The results of a probe beside the sweep, by its name."""
     console = console or Console()
     if name == "objects":
         count = {dim: results.sizes[dim] for dim in ("sample", "layer", "model")}
@@ -219,6 +222,12 @@ def print_beside(name: str, results: xr.Dataset, console: Console | None = None)
     if name == "maps":
         for method in results.method.values.astype(str):
             _show(console, _maps_table(results, method))
+        return
+    if name == "alignment":
+        for trained in results.trained.values.tolist():
+            title = f"1 − cosine to the target through the projector trained behind layer {trained}"
+            one = results.sel(trained=trained)
+            _show(console, _score_table(one, "through_alignment", f"{title}, circular"))
         return
     if name == "steps":
         for table in _steps_tables(results):

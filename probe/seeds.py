@@ -13,14 +13,21 @@ import numpy as np
 import xarray as xr
 
 from probe import cka, sweep
-from probe.assemble import HIGHER, LOWER, assemble
+from probe.assemble import assemble
 from probe.cells import LEVEL
 from probe.intervals import holm
+from probe.sheet import HIGHER, LOWER
 from store import Run
 
 SCORES = {  # probe, part of its cells, long name and direction
     "knn": ("knn", "hits", "k-nearest-neighbour accuracy", HIGHER),
     "cka": ("drift", "cka_left_out", "debiased linear CKA with the target", "higher is closer"),
+    "encoder_cka": (
+        "drift",
+        "encoder_cka_left_out",
+        "debiased linear CKA with the encoder's output",
+        "higher is closer",
+    ),
     "drift": ("drift", "plain", "drift from the target, 1 - cosine through a ridge map", LOWER),
     "drift_centred": (
         "drift",
@@ -99,12 +106,13 @@ def over_runs(
 ) -> xr.Dataset:
     """Scores of several runs under other seeds, with 95 % intervals over seeds and objects.
 
-    `knn_*` (variant, k, layer), `cka_*`, `drift_*`, `drift_centred_*`, `linear_*` (variant, layer)
-    as far as their probes are asked for: `_mean`, `_low`, `_high`, and `_by_run` (run, ...). Paired
-    by run and object against the baseline: `*_difference`, `_low`, `_high`, `_p` and, by Holm over
-    the layers, `_p_adjusted` (comparison, ...). Of the verdicts `*_fall_by_run` (run, variant, ...)
-    and `*_shift_by_run` (run, comparison, ...), with mean, low and high over seeds where all runs
-    have one. The attribute `shared` says whether all runs ask about the same objects.
+    `knn_*` (variant, k, layer), `cka_*`, `encoder_cka_*`, `drift_*`, `drift_centred_*`, `linear_*`
+    (variant, layer) as far as their probes are asked for and all runs have what they need: `_mean`,
+    `_low`, `_high`, and `_by_run` (run, ...). Paired by run and object against the baseline:
+    `*_difference`, `_low`, `_high`, `_p` and, by Holm over the layers, `_p_adjusted`
+    (comparison, ...). Of the verdicts `*_fall_by_run` (run, variant, ...) and `*_shift_by_run`
+    (run, comparison, ...), with mean, low and high over seeds where all runs have one. The
+    attribute `shared` says whether all runs ask about the same objects.
 
     Each run's own sweep is kept in it. Raises ValueError for runs that lack a model, a layer or a
     class of the first, or of which one is given twice.
@@ -135,7 +143,7 @@ def over_runs(
     models = [(variants.index(name), variants.index(sweep.REFERENCE)) for name in others]
     if others:
         results = results.assign_coords(comparison=[f"{name} - baseline" for name in others])
-    for key in scores[0]:
+    for key in [key for key in scores[0] if all(key in one for one in scores)]:
         _put(results, key, [one[key] for one in scores], models, shared)
         _put_verdict(results, key, own)
     return results
@@ -184,12 +192,12 @@ def _scores(found: sweep.Found) -> dict[str, np.ndarray]:
     """Scores object by object, (variants, [k], layers, queries)."""
     scores = {}
     for key, (probe, part, _, _) in SCORES.items():
-        if probe not in found.cells:
+        cells = found.cells.get(probe, {})
+        if not cells or part not in cells[found.variants[0], found.layers[0]]:
             continue
-        cells = found.cells[probe]
         values = np.array([[cells[v, at][part] for at in found.layers] for v in found.variants])
-        if key == "cka":
-            whole = [[cells[v, at]["cka"][0] for at in found.layers] for v in found.variants]
+        if key in ("cka", "encoder_cka"):
+            whole = [[cells[v, at][key][0] for at in found.layers] for v in found.variants]
             values = cka.own_parts(np.array(whole), values)
         scores[key] = values.swapaxes(1, 2) if key == "knn" else values
     return scores

@@ -8,6 +8,7 @@ import xarray as xr
 from probe import intervals, verdict
 from probe.cells import LEVEL, Cell, Objects, Settings
 
+HIGHER, LOWER = "higher is better", "lower is closer"
 DEPTH = "a layer, inf where it is beyond the deepest"
 
 

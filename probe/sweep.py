@@ -10,13 +10,14 @@ import xarray as xr
 
 from probe import cache, geometry, splits
 from probe.assemble import assemble
-from probe.cells import CELLS, Cell, Objects, Settings
+from probe.cells import CELLS, ENCODER, TARGET, Cell, Objects, Settings
 from store import Run
 
 PROBES = ("knn", "drift", "dimension")  # unless asked for more
 ALL_PROBES = tuple(CELLS)
 REFERENCE = "baseline"  # what the other models are compared with
-TARGET = "target"  # a cell of its own: what the layers are read against
+TOLD = ("knn", "linear", "geometry")  # probes of what can be told from states
+VOTES = ("knn", "variants")  # probes that ask k neighbours
 Progress = Callable[[int, int, str], None]
 Place = tuple[str, int]  # variant, layer
 
@@ -46,7 +47,8 @@ def sweep(
                RSA, mutual k-NN, SVCCA and PWCCA with the target)
     layers, variants : those of the run by default
     properties : what "geometry" is to read, (sample,) variables by sample id; by default the
-               descriptors of the run's clouds
+               descriptors of the run's clouds, and the factors they were made from where the run
+               has such (columns `factor_NAME` of its samples)
     again    : a second capture of the same objects (other points, another augmentation): the
                noise floor is measured between the two
     dask     : address of a dask scheduler that layers are spread over; its workers read the run
@@ -55,9 +57,13 @@ def sweep(
     progress : called with (steps done, steps in all, what is next)
 
     Accuracies are `knn_mean`, `_low`, `_high` (variant, layer, k), beside `knn_shuffled` (labels
-    dealt out anew), `knn_target_*` (k) and the attribute `chance`; then `cka_*`, `drift_*` and
+    dealt out anew), `knn_target_*` (k), the attribute `chance` and `hubness_*` (variant, layer, k);
+    then `cka_*`, `drift_*` and
     `drift_centred_*` (variant, layer), with `*_random` for pairs of unrelated objects, and
-    `token_drift_*` (variant, layer, token), the centred one token by token. Against
+    `token_drift_*` (variant, layer, token), the centred one token by token. Where the run holds
+    the output of its encoder, `knn_encoder_*`, `linear_encoder_*` and `geometry_encoder_*` are of
+    it, and `encoder_cka_*` (variant, layer) is the CKA with it, which no model was trained toward.
+    Against
     the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
     layers at once, `_p_adjusted` (comparison, layer). Each variable names its direction.
     Verdicts (`probe.verdict`), of the target as reference or, for cka and drift, of the
@@ -125,9 +131,10 @@ def cells_of(
         "known": cache.digest(*data[:-1]),
     }
     cells: dict[str, dict[Place, Cell]] = {probe: {} for probe in probes}
-    for step, (place, found) in enumerate(_spread(run, [*places, (TARGET, 0)], data, rest, dask)):
+    against = [TARGET] if data.encoder is None else [TARGET, ENCODER]
+    for step, (place, found) in enumerate(_spread(run, [*places, *against], data, rest, dask)):
         if progress:
-            progress(step, len(places), "{}, layer {}".format(*place))
+            progress(min(step, len(places)), len(places), "{}, layer {}".format(*place))
         for probe, cell in found.items():
             cells[probe][place] = cell
     if progress:
@@ -150,23 +157,25 @@ def measure(
     known : hash of the objects, part of what a cell in `folder` is named by
     """
     variant, layer = place
-    if variant == TARGET:
+    if place == TARGET:
         # CKA and drift of the target from itself say nothing
         probes, stored = [name for name in probes if name != "drift"], data.target
+    elif place == ENCODER:
+        assert data.encoder is not None
+        probes, stored = [name for name in probes if name in TOLD], data.encoder[:, None]
     else:
         stored = run.final(variant).sel(layer=layer)[: data.samples].values
     tokens = stored.astype(np.float32, copy=False)
-    key = cache.digest(stored, known, ask) if folder else ""
-    keys = {probe: key for probe in probes}
-    if folder and "geometry" in keys:
-        keys["geometry"] = cache.digest(key, data.properties)
+    key = cache.digest(stored, known, ask.seed) if folder else ""
+    own = {**dict.fromkeys(VOTES, ask.k), "geometry": data.properties}  # what no other hangs on
+    keys = {probe: cache.digest(key, own[probe]) if probe in own else key for probe in probes}
     try:
         return {
             probe: cache.kept(folder, probe, keys[probe], partial(CELLS[probe], data, tokens, ask))
             for probe in probes
         }
     except ValueError as error:
-        where = TARGET if variant == TARGET else f"{variant}, layer {layer}"
+        where = variant if place in (TARGET, ENCODER) else f"{variant}, layer {layer}"
         raise ValueError(f"{where}: {error}") from None
 
 
@@ -222,7 +231,8 @@ def _wanted(
 
 def read_objects(run: Run, variants: Sequence[str]) -> Objects:
     """The objects all models have, the gallery without copies of query objects."""
-    samples = min(run.done(name) for name in [*variants, "target"])
+    front = ["target", "encoder"] if run.attrs.get("encoder_dim") else ["target"]
+    samples = min(run.done(name) for name in [*variants, *front])
     if samples == 0:
         raise ValueError(f"{run.path} has no sample that all of {', '.join(variants)} have")
     table = run.samples().isel(sample=slice(samples))
@@ -232,15 +242,19 @@ def read_objects(run: Run, variants: Sequence[str]) -> Objects:
     kept = splits.without_copies(gallery, query, groups)
     target = run.target()[:samples].values.astype(np.float32)
     copies = len(gallery) - len(kept)
-    return Objects(samples, table.label.values, kept, query, copies, target, groups)
+    encoder = run.encoder()[:samples].values.astype(np.float32) if len(front) > 1 else None
+    return Objects(samples, table.label.values, kept, query, copies, target, groups, encoder)
 
 
 def _properties(run: Run, data: Objects, given: xr.Dataset | None) -> xr.Dataset:
     """What there is to read of each object; properties that do not vary are only named."""
+    samples = run.samples().isel(sample=slice(data.samples))
     if given is None:
-        table = geometry.descriptors(run.points()[: data.samples])
+        table = geometry.factors(samples)
+        if run.attrs["points"] is not None or not table.data_vars:
+            table = geometry.descriptors(run.points()[: data.samples]).merge(table)
     else:
-        ids = run.samples()["sample"].values[: data.samples]
+        ids = samples["sample"].values
         if len(absent := np.setdiff1d(ids, given["sample"].values)):
             raise ValueError(f"properties lack {len(absent)} of the run's samples, as {absent[0]}")
         table = given.sel(sample=ids)

@@ -46,7 +46,7 @@ def begin(
     steps: Mapping[str, list[int]],
     provenance: dict[str, Any],
 ) -> RunWriter:
-    """A run with the samples, targets and patches of `like`, whose states are still to come.
+    """A run with all that `like` holds of its objects, whose states are still to come.
 
     `steps` names the variants, each with its steps or an empty list.
     """
@@ -61,6 +61,7 @@ def begin(
         dim=attrs["dim"],
         target_dim=attrs["target_dim"],
         points=None if attrs["points"] is None else like.points().values,
+        encoder_dim=attrs.get("encoder_dim"),
         patches=attrs.get("patches"),
         steps={name: own for name, own in steps.items() if own},
         dtype=attrs["dtype"],
@@ -69,6 +70,9 @@ def begin(
     )
     for rows in writer.pending("target"):
         writer.append_target(rows, like.target()[rows].values)
+    if attrs.get("encoder_dim"):
+        for rows in writer.pending("encoder"):
+            writer.append_encoder(rows, like.encoder()[rows].values)
     if attrs.get("patches"):
         attention = like.attention()
         for rows in writer.pending("attention"):

@@ -15,7 +15,10 @@ from store.place import Place
 from store.reader import Run, open_run
 from store.schema import STORE, StoreError
 
-SAME = ("samples", "layers", "tokens", "dim", "target_dim", "dtype", "points", "patches", "digests")
+SAME = (
+    *("samples", "layers", "tokens", "dim", "target_dim", "encoder_dim", "dtype", "points"),
+    *("patches", "digests"),
+)
 
 
 def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
@@ -34,6 +37,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
                 raise ValueError(f"cannot merge {other.name} with {first.name}: their {what}")
         if not _equal(first.target(), other.target()):
             raise ValueError(f"cannot merge {other.name} with {first.name}: their targets differ")
+        if first.attrs.get("encoder_dim") and not _equal(first.encoder(), other.encoder()):
+            raise ValueError(f"cannot merge {other.name} with {first.name}: their encoders differ")
     sources = _names(opened)
     about = [{"run": run.path.name, "provenance": run.attrs["provenance"]} for run in opened]
     taken = {name: [run.path.name, variant] for name, (run, variant) in sources.items()}

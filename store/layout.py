@@ -92,7 +92,7 @@ class Part:
 
 
 def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
-    """The arrays that a capture fills, by group: target, the variants, attention."""
+    """The arrays that a capture fills, by group: target, encoder, the variants, attention."""
     samples, tokens, chunk = attrs["samples"], attrs["tokens"], attrs["chunk"]
 
     def part(group, array, dims, sizes, dtype, meaning, steps=()):
@@ -103,6 +103,10 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
     sizes: tuple[int, ...] = (samples, tokens, attrs["target_dim"])
     dims: tuple[str, ...] = ("sample", "token", "target_dim")
     found = {"target": [part("target", "tokens", dims, sizes, attrs["dtype"], about)]}
+    if width := attrs.get("encoder_dim"):
+        about = "what the point encoder makes of each cloud, before the Q-Former reads it"
+        dims, sizes = ("sample", "encoder_dim"), (samples, width)
+        found["encoder"] = [part("encoder", "pooled", dims, sizes, attrs["dtype"], about)]
     for name in attrs["variants"]:
         about = "residual stream at the point tokens after each block, 0 = what enters block 1"
         dims = ("layer", "sample", "token", "dim")

@@ -104,6 +104,15 @@ class Run:
         """The frozen Q-Former's tokens (sample, token, target_dim): what drift is measured from."""
         return self._finished(self._parts["target"][0])
 
+    def encoder(self) -> xr.DataArray:
+        """What the point encoder makes of each cloud (sample, encoder_dim): the Q-Former's input.
+
+        Raises StoreError for a run without it, whose attribute `encoder_dim` is None or absent.
+        """
+        if "encoder" not in self._parts:
+            raise StoreError(f"{self.name} was captured without the output of its encoder")
+        return self._finished(self._parts["encoder"][0])
+
     def attention(self) -> xr.Dataset:
         """Which 3D patches each query token reads.
 

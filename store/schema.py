@@ -12,7 +12,7 @@ STORE = "activations.zarr"
 COLUMNS = ("id", "label", "class_name", "split", "caption")
 SPLITS = ("gallery", "query")
 DTYPES = ("float16", "bfloat16", "float32")
-RESERVED = ("points", "target", "probes", "attention")
+RESERVED = ("points", "target", "encoder", "probes", "attention")
 CHANNELS = ("x", "y", "z", "red", "green", "blue")
 CHUNK_BYTES = 4 * 2**20  # one layer of one shard; all layers of it are one file, one append
 MOST_SAMPLES = 128  # in a shard; bounds what an interrupted capture has to do again
@@ -90,6 +90,7 @@ def plan_attrs(
     dim: int,
     target_dim: int,
     points: np.ndarray | None,
+    encoder_dim: int | None,
     patches: int | None,
     steps: Sequence[int] | Mapping[str, Sequence[int]] | None,
     dtype: str,
@@ -109,6 +110,8 @@ def plan_attrs(
         raise ValueError(f"dtype {dtype!r}: must be {', '.join(DTYPES)}")
     if patches is not None and patches < 1:
         raise ValueError(f"patches={patches}: must be 1 or more, or None for no attention")
+    if encoder_dim is not None and encoder_dim < 1:
+        raise ValueError(f"encoder_dim={encoder_dim}: must be 1 or more, or None for no encoder")
     samples = len(table["id"])
     digests = {f"samples.{name}": digest(values) for name, values in table.items()}
     if points is not None:
@@ -125,6 +128,7 @@ def plan_attrs(
         "tokens": int(tokens),
         "dim": int(dim),
         "target_dim": int(target_dim),
+        "encoder_dim": None if encoder_dim is None else int(encoder_dim),
         "points": None if points is None else list(points.shape[1:]),
         "patches": None if patches is None else int(patches),
         "steps": plan_steps(steps, variants),

@@ -30,6 +30,7 @@ def create_run(
     dim: int,
     target_dim: int,
     points: np.ndarray | None = None,
+    encoder_dim: int | None = None,
     patches: int | None = None,
     steps: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     dtype: str = "float16",
@@ -44,6 +45,7 @@ def create_run(
     variants   : models that will be captured, as "stage1", "baseline", "aligned", "untrained"
     tokens, dim, target_dim : point tokens an object, their width, the width of its target
     points     : (samples, points, 6), xyz and rgb, or None
+    encoder_dim : width of what the point encoder makes of a cloud, when that is captured
     patches    : patches of a cloud, when it is captured which of them each token reads
     steps      : training steps captured of every variant, or {variant: steps} for some of them;
                  a variant without any is captured once
@@ -67,6 +69,7 @@ def create_run(
         dim=dim,
         target_dim=target_dim,
         points=points,
+        encoder_dim=encoder_dim,
         patches=patches,
         steps=steps,
         dtype=dtype,
@@ -106,7 +109,7 @@ def resume_run(path: str | PurePath, *, process: int = 0, **plan: Any) -> "RunWr
         return create_run(path, **plan, resume=True)
     table = schema.sample_columns(plan.pop("samples"))
     points = plan.pop("points", None)
-    defaults = {"patches": None, "steps": None, "dtype": "float16"}
+    defaults = {"encoder_dim": None, "patches": None, "steps": None, "dtype": "float16"}
     given = defaults | plan | {"provenance": plan.get("provenance") or {}}
     points = None if points is None else np.asarray(points, np.float32)
     return _resume(run, schema.plan_attrs(table, points=points, **given), process)
@@ -170,6 +173,10 @@ class RunWriter:
         """Write the targets of some samples. tokens : (samples, tokens, target_dim), finite."""
         self._append_frozen("target", rows, [tokens])
 
+    def append_encoder(self, rows: slice, pooled: np.ndarray) -> None:
+        """Write what the encoder makes of some clouds. pooled : (samples, encoder_dim), finite."""
+        self._append_frozen("encoder", rows, [pooled])
+
     def append_attention(self, rows: slice, weights: np.ndarray, centres: np.ndarray) -> None:
         """Write which 3D patches each query token reads.
 
@@ -186,7 +193,7 @@ class RunWriter:
         *,
         step: int | None = None,
     ) -> Iterator[slice]:
-        """Rows of a variant ("target", "attention") that are still missing, an append each.
+        """Rows of a variant ("target", "encoder", "attention") still missing, an append each.
 
         Of several processes each gets every `processes`-th append, finished ones counted, so
         that theirs never overlap.

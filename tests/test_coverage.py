@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from probe import intervals
-from probe.assemble import _adjust
 from probe.cka import cka, cka_difference, cka_interval
+from probe.sheet_states import _adjust
 
 RUNS = 4000
 OBJECTS = 300

@@ -6,10 +6,12 @@ from scipy import stats
 
 import store
 from probe.__main__ import ProbeConfig, main
+from probe.page import write_report
 from probe.seeds import over_runs, over_seeds
 
 SAMPLES, TOKENS, LAYERS = 60, 2, [0, 4]
 KEPT = {"baseline": 0.4, "aligned": 1.5}
+PARTS = ("mean", "low", "high")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,7 @@ def make(path, seed, variants=tuple(KEPT), classes=3):
         tokens=TOKENS,
         dim=6,
         target_dim=6,
+        encoder_dim=6,
     )
     hidden = {
         name: np.stack([3 * target, KEPT[name] * (1 + 0.05 * rng.normal()) * target])
@@ -47,6 +50,7 @@ def make(path, seed, variants=tuple(KEPT), classes=3):
     for start in range(0, SAMPLES, writer.chunk):
         rows = slice(start, min(start + writer.chunk, SAMPLES))
         writer.append_target(rows, target[rows])
+        writer.append_encoder(rows, target[rows].mean(axis=1))
         for name in variants:
             writer.append(name, rows, hidden[name][:, rows])
     writer.finish()
@@ -123,7 +127,7 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
     low, high = stats.t.interval(0.95, 2, np.mean(own), stats.sem(own))
     one = kept.sel(variant="aligned", k=5, layer=4)
     assert (float(one.knn_low), float(one.knn_high)) == pytest.approx((low, high))
-    for score in ("cka", "drift", "drift_centred"):
+    for score in ("cka", "encoder_cka", "drift", "drift_centred"):
         np.testing.assert_allclose(
             kept[f"{score}_by_run"].sel(run="seed1"),
             rest[0].probes("sweep")[f"{score}_mean"],
@@ -136,6 +140,12 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
         said.split()
     )
     assert "over 3 seeds" in said and "beyond seeds and objects at layer 4" in said
+    page, text = write_report(first)
+    assert 'id="over-seeds"' in page.read_text() and "figure-seeds" in page.read_text()
+    own = "{:.1f} \\[{:.1f}, {:.1f}\\]".format(*(100 * float(one[f"knn_{p}"]) for p in PARTS))
+    section = text.read_text().partition("## Over seeds")[2].partition("## Depth")[0]
+    assert "3 seeds (seed0, seed1, seed2)" in section and own in section
+    assert "python -m probe seed0 seed1 seed2 --probes knn,drift --k 5" in text.read_text()
 
 
 def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):

@@ -120,7 +120,8 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
 
 def states(folder):
     run = open_run(folder)
-    return {name: run.hidden(name).values.tobytes() for name in run.variants}
+    hidden = {name: run.hidden(name).values.tobytes() for name in run.variants}
+    return hidden | {"encoder": run.encoder().values.tobytes()}
 
 
 def losses(folder):

@@ -28,12 +28,14 @@ PLAN: dict[str, Any] = {
     "dim": DIM,
     "target_dim": 4,
     "points": RNG.random((SAMPLES, 5, 6), np.float32),
+    "encoder_dim": 5,
     "patches": 7,
     "steps": STEPS,
     "dtype": "float32",
     "provenance": {"seed": 3, "hashes": {"query": "aa"}},
 }
 TARGET = RNG.random((SAMPLES, TOKENS, 4), np.float32)
+ENCODED = RNG.random((SAMPLES, 5), np.float32)
 WEIGHTS, CENTRES = RNG.random((SAMPLES, TOKENS, 7)), RNG.random((SAMPLES, 7, 3))
 
 
@@ -48,6 +50,7 @@ def run(tmp_path):
     writer = store.create_run(tmp_path / "run", **PLAN)
     for rows in writer.pending("target"):
         writer.append_target(rows, TARGET[rows])
+        writer.append_encoder(rows, ENCODED[rows])
     for rows in writer.pending("attention"):
         writer.append_attention(rows, WEIGHTS[rows], CENTRES[rows])
     for variant in STATES:
@@ -60,7 +63,7 @@ def test_only_what_was_left_out_is_still_to_capture(run, tmp_path, without):
     run.finish()
     begin_like(tmp_path / "run", tmp_path / "new", without=without)
     writer = store.create_run(tmp_path / "new", **PLAN, resume=True)
-    shared = {"baseline", "aligned", "target", "attention"} - set(without)
+    shared = {"baseline", "aligned", "target", "encoder", "attention"} - set(without)
     assert {name for name in shared if writer.done(name) == SAMPLES} == shared
     assert writer.done(without[0]) == 0
     with pytest.raises(ValueError, match="0 of 6 samples"):
@@ -71,6 +74,7 @@ def test_only_what_was_left_out_is_still_to_capture(run, tmp_path, without):
     for name in PLAN["variants"]:
         np.testing.assert_array_equal(new.hidden(name), old.hidden(name))
     np.testing.assert_array_equal(new.target(), old.target())
+    np.testing.assert_array_equal(new.encoder(), ENCODED)
     assert new.attention().identical(old.attention()) and new.samples().equals(old.samples())
     assert store.verify_run(tmp_path / "new") == []
 

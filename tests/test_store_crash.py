@@ -286,6 +286,7 @@ def every_kind(tmp_path_factory):
         dim=3,
         target_dim=3,
         points=np.random.default_rng(0).random((9, 5, 6)),
+        encoder_dim=5,
         patches=4,
         steps={"aligned": [10, 20]},
     )
@@ -293,6 +294,7 @@ def every_kind(tmp_path_factory):
     for rows in writer.pending("target"):
         count = rows.stop - rows.start
         writer.append_target(rows, rng.random((count, 2, 3)))
+        writer.append_encoder(rows, rng.random((count, 5)))
         writer.append_attention(rows, rng.random((count, 2, 4)), rng.random((count, 4, 3)))
         hidden = rng.random((2, count, 2, 3))
         hidden[0, 0, 0, 0] = np.nan

@@ -39,6 +39,7 @@ def make(path, variants, **changes):
         "dim": 3,
         "target_dim": 3,
         "steps": steps,
+        "encoder_dim": 5,
         "patches": 4,
         "points": np.ones((ROWS, 5, 6)),
         "provenance": {"seed": 1},
@@ -48,6 +49,7 @@ def make(path, variants, **changes):
         writer.append_target(rows, states(99)[0][rows])
         ones = np.ones((rows.stop - rows.start, 2, 4)), np.ones((rows.stop - rows.start, 4, 3))
         writer.append_attention(rows, *ones)
+        writer.append_encoder(rows, np.full((rows.stop - rows.start, 5), 0.5))
         for name, seed in variants.items():
             if type(seed) is tuple:
                 for at, step in enumerate(steps[name]):

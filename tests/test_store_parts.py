@@ -85,6 +85,28 @@ def test_a_run_without_attention_says_so(tmp_path):
         writer.append_attention(slice(0, 128), np.zeros((128, 4, 2)), np.zeros((128, 2, 3)))
 
 
+def test_the_encoders_output_comes_back_and_a_run_without_it_says_so(tmp_path):
+    pooled = np.random.default_rng(1).normal(size=(SAMPLES, 6)).astype(np.float16)
+    writer = store.create_run(tmp_path / "run", **plan(encoder_dim=6))
+    with pytest.raises(ValueError, match="a value is not finite"):
+        writer.append_encoder(slice(0, 128), np.full((128, 6), np.nan))
+    for rows in writer.pending("encoder"):
+        writer.append_encoder(rows, pooled[rows])
+    fill(writer)
+    run = store.open_run(tmp_path / "run")
+    assert run.encoder().dims == ("sample", "encoder_dim")
+    np.testing.assert_array_equal(run.encoder(), pooled)
+    np.testing.assert_array_equal(run.encoder().sel(sample="object-0250"), pooled[250])
+    assert store.verify_run(tmp_path / "run") == []
+    folder = tmp_path / "run" / "activations.zarr/encoder/pooled/c"
+    shard = next(file for file in folder.rglob("*") if file.is_file())
+    shard.write_bytes(shard.read_bytes()[:-9] + b"123456789")
+    assert any(said.startswith("encoder") for said in store.verify_run(tmp_path / "run"))
+    store.create_run(tmp_path / "without", **plan()).close()
+    with pytest.raises(store.StoreError, match="captured without the output of its encoder"):
+        store.open_run(tmp_path / "without").encoder()
+
+
 def test_bfloat16_is_kept_bit_for_bit(tmp_path):
     import torch
 

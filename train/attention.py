@@ -1,4 +1,4 @@
-"""Which patches of the cloud each query token reads, through all layers of the Q-Former."""
+"""What the frozen front sees: the encoder's readout, and the patches each query token reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from train.models.minigpt3d import MiniGPT3D
+from train.models.pointbert import readout
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Reading:
     """Attention maps in the order of the pass, (samples, heads, queries, queries or tokens)."""
     centres: Tensor | None = None
     """(samples, patches, 3), where the patches are."""
+    encoder: Tensor | None = None
+    """(samples, 2 * encoder width), what the encoder made of each cloud, as `pointbert.readout`."""
 
     def weights(self) -> Tensor:
         """(samples, queries, patches): how much each query token reads of each patch; rows sum
@@ -69,7 +72,11 @@ def read_attention(model: MiniGPT3D) -> Iterator[Reading]:
     def centres(_module, args):
         reading.centres = args[0].detach().float()
 
+    def encoded(_module, _args, tokens):
+        reading.encoder = readout(tokens.detach().float())
+
     with ExitStack() as stack:
+        stack.callback(model.point_encoder.register_forward_hook(encoded).remove)
         for module in model.qformer.modules():
             if isinstance(module, Blip2QFormerMultiHeadAttention):
                 stack.callback(module.register_forward_hook(step).remove)

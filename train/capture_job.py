@@ -128,6 +128,7 @@ class Job:
                 "tokens": site.tokens,
                 "dim": site.dim,
                 "points": shown if name == "resid" else None,
+                "encoder_dim": self.host.encoder_dim,
                 "patches": self.host.patches,
                 "provenance": {part: record[part] for part in ("hashes", "seed")}
                 | {"site": name}
@@ -151,7 +152,9 @@ class Job:
         writers : of sites whose stores have chunks of one size
         """
         share = self.state.process_index, self.state.num_processes
-        frozen = ("target", "attention") if self.host.patches else ("target",)
+        frozen = ["target"]
+        frozen += ["encoder"] if self.host.encoder_dim else []
+        frozen += ["attention"] if self.host.patches else []
         pending = {
             (site, name): {rows.start for rows in writer.pending(name, *share)}
             for site, writer in writers.items()
@@ -168,6 +171,8 @@ class Job:
                 }
                 if "target" in missing:
                     writer.append_target(rows, arrays["target"])
+                if "encoder" in missing:
+                    writer.append_encoder(rows, arrays["encoder"])
                 if "attention" in missing:
                     writer.append_attention(rows, arrays["weights"], arrays["centres"])
                 if variant in missing:

@@ -16,9 +16,16 @@ from train.frozen import kept_rows
 from train.models.minigpt3d import MiniGPT3D
 from train.progress import track
 
+WORDS = ("symmetry",)
+"""Factors in words that are geometry; the others are of class, colour and theme."""
+
 
 def sample_table(data: DataSet) -> dict[str, Any]:
-    """Column -> a value for each object, as `store.create_run` takes it."""
+    """Column -> a value for each object, as `store.create_run` takes it.
+
+    Factors that the data set knows of the making of its objects are columns `factor_NAME`: all
+    that are numbers, and those of `WORDS`.
+    """
     parts, names = (data.gallery, data.query), data.query.class_names
     labels = np.concatenate([objects.labels for objects in parts])
     return {
@@ -27,6 +34,11 @@ def sample_table(data: DataSet) -> dict[str, Any]:
         "class_name": [names[label] for label in labels],
         "split": ["gallery"] * len(data.gallery) + ["query"] * len(data.query),
         "caption": [caption for objects in parts for caption in objects.captions],
+        **{
+            f"factor_{name}": np.concatenate([objects.factors[name] for objects in parts])
+            for name, values in data.query.factors.items()
+            if values.dtype.kind in "iuf" or name in WORDS
+        },
     }
 
 
@@ -60,8 +72,9 @@ def clouds(data: DataSet, rows: np.ndarray, points: int) -> Tensor:
 
 
 @torch.no_grad()
-def store_attention(model: MiniGPT3D, data: DataSet, writer: RunWriter, points: int) -> None:
-    """Append which patches each query token reads, for the objects where it is not there yet."""
+def store_front(model: MiniGPT3D, data: DataSet, writer: RunWriter, points: int) -> None:
+    """Append what the encoder makes of the clouds and which patches each query token reads, for
+    the objects where it is not there yet."""
     device = next(model.parameters()).device
     pending = list(writer.pending("attention"))
     total = -(-writer.samples // writer.chunk)
@@ -69,6 +82,7 @@ def store_attention(model: MiniGPT3D, data: DataSet, writer: RunWriter, points: 
     for rows in bar:
         with read_attention(model) as reading:
             model.encode(clouds(data, np.arange(rows.start, rows.stop), points).to(device))
-        assert reading.centres is not None
+        assert reading.centres is not None and reading.encoder is not None
         weights = reading.weights().cpu().numpy()
+        writer.append_encoder(rows, reading.encoder.cpu().numpy())  # before, so both are pending
         writer.append_attention(rows, weights, reading.centres.cpu().numpy())

@@ -24,7 +24,7 @@ from train.alignment import Stage2Objective
 from train.batches import MIX, Batches, Drawn, check_lengths
 from train.budget import LENGTHS, MIB, lengths_of, store_bytes, training_memory
 from train.capture import capture_objects
-from train.captured import sample_table, shown_points, store_attention
+from train.captured import sample_table, shown_points, store_front
 from train.checkpoint import read_tensors, train_only, write_tensors
 from train.config import TRAINED, VARIANTS, ModelConfig, Stage2Config
 from train.data.load import load_data
@@ -211,7 +211,7 @@ class Stage2Run:
         for start in range(writer.done("target"), writer.samples, writer.chunk):
             rows = slice(start, min(start + writer.chunk, writer.samples))
             writer.append_target(rows, self.captured[rows].numpy())
-        store_attention(self.model, self.data, writer, self.sizes.points)
+        store_front(self.model, self.data, writer, self.sizes.points)
 
     def train(self, variant: str) -> None:
         """Train one of the two models from the weights of the start; its last state is kept."""
@@ -396,6 +396,7 @@ class Stage2Run:
             dim=self.sizes.llm_width,
             target_dim=self.sizes.qformer_width,
             points=shown_points(self.data),
+            encoder_dim=2 * self.sizes.encoder_width,
             patches=self.sizes.groups,
             steps={variant: list(steps) for variant in TRAINED} if steps else None,
             dtype=self.config.capture_dtype,

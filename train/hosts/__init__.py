@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from train.data.objects import DataSet
     from train.verify import Proofs
 
-FROZEN = ("target", "weights", "centres")
+FROZEN = ("target", "encoder", "weights", "centres")
 """What a host gives of each object beside its states, with the samples first."""
 
 
@@ -46,6 +46,10 @@ class Host(Protocol):
 
     @property
     def target_dim(self) -> int: ...
+
+    @property
+    def encoder_dim(self) -> int | None:
+        """Width of what its point encoder makes of a cloud, where it is captured."""
 
     @property
     def patches(self) -> int | None:

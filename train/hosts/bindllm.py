@@ -164,6 +164,10 @@ class BindLLMHost:
         return self.model.bind.image_bind_proj.in_features
 
     @property
+    def encoder_dim(self) -> None:
+        return None
+
+    @property
     def patches(self) -> None:
         return None
 

@@ -90,6 +90,10 @@ class MiniGPTHost:
         return self.sizes.qformer_width
 
     @property
+    def encoder_dim(self) -> int | None:
+        return 2 * self.sizes.encoder_width
+
+    @property
     def patches(self) -> int | None:
         return self.sizes.groups
 
@@ -176,12 +180,17 @@ class MiniGPTHost:
         }
 
     def _front(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Clouds through the frozen front: target, and which patches each token reads."""
+        """Clouds through the frozen front: `train.hosts.FROZEN`."""
         shown = clouds(self.data, rows, self.sizes.points).to(self.device)
         with read_attention(self.model) as reading:
             target = self.model.encode(shown)
-        assert reading.centres is not None
-        return {"target": target, "weights": reading.weights(), "centres": reading.centres}
+        assert reading.centres is not None and reading.encoder is not None
+        return {
+            "target": target,
+            "encoder": reading.encoder,
+            "weights": reading.weights(),
+            "centres": reading.centres,
+        }
 
     def _batch(self, rows: np.ndarray) -> Batch:
         """What stands around the point tokens: the prefix, or a whole question and answer."""

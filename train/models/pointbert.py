@@ -107,6 +107,15 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def readout(tokens: Tensor) -> Tensor:
+    """One vector a cloud: the class token, then the largest value over the patches.
+
+    tokens : (samples, 1 + groups, width). Returns (samples, 2 * width), what the published
+    classifier on this encoder reads (Yu et al. 2022, arXiv:2111.14819, and its code).
+    """
+    return torch.cat([tokens[:, 0], tokens[:, 1:].amax(dim=1)], dim=-1)
+
+
 class PatchEncoder(nn.Module):
     """Mini-PointNet: what a patch looks like, whatever the order of its points."""
 

@@ -1,0 +1,195 @@
+"""What the states are like, in the sheet: how close to their references, and of what shape."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe import cka, dimension, intervals, outliers, pairs
+from probe.cells import LEVEL, TARGET, Cell
+from probe.sheet import LOWER, Sheet
+
+CLOSER = "higher is closer"
+
+
+def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
+    _put_cka(sheet, cells, "cka", "debiased linear CKA with the target")
+    if sheet.data.encoder is not None:
+        text = "debiased linear CKA with the encoder's output"
+        _put_cka(sheet, cells, "encoder_cka", text)
+        own = sheet.data.target[sheet.data.query].mean(axis=1, dtype=np.float64)
+        alike = cka.cka_interval(own, sheet.data.encoder[sheet.data.query], level=LEVEL)
+        sheet.put_interval("encoder_cka_target", (), alike[:3], f"{text}, target", CLOSER)
+    plain = "drift from the target, 1 - cosine through a ridge map"
+    centred = "drift from the target, less what all objects share, 1 - cosine through a ridge map"
+    dims = ("variant", "layer")
+    for key, name, part, control in (
+        ("drift", plain, "plain", "random"),
+        ("drift_centred", centred, "centred", "centred_random"),
+    ):
+        values = sheet.stacked(cells, part)
+        random = sheet.stacked(cells, control).mean(axis=-1)
+        estimate = intervals.bootstrap(values, level=LEVEL, seed=sheet.seed)
+        sheet.put_interval(key, dims, estimate, name, LOWER)
+        text = f"{name}, pairs of unrelated objects"
+        sheet.put(f"{key}_random", dims, random, text, LOWER)
+        gaps = [
+            intervals.paired_difference(values[a], values[b], seed=sheet.seed)
+            for a, b in sheet.pairs
+        ]
+        if gaps:
+            where, text = ("comparison", "layer"), f"difference in {name}"
+            sheet.put_differences(f"{key}_difference", where, gaps, text)
+        against = f"layer {sheet.layers[0]}"
+        chance = -random[:, 0].mean()
+        sheet.put_verdict(key, (), -values, -values[:, :1], chance, name, against=against)
+    by_token = np.moveaxis(sheet.stacked(cells, "by_token"), -1, 2)  # (..., tokens, queries)
+    estimate = intervals.bootstrap(by_token, level=LEVEL, seed=sheet.seed)
+    sheet.results = sheet.results.assign_coords(token=np.arange(by_token.shape[2]))
+    sheet.put_interval("token_drift", (*dims, "token"), estimate, f"{centred}, by token", LOWER)
+
+
+def _put_cka(sheet: Sheet, cells: dict[Any, Cell], key: str, name: str) -> None:
+    values, left_out = (sheet.stacked(cells, part) for part in (key, f"{key}_left_out"))
+    estimate = intervals.Interval(*np.moveaxis(values, -1, 0))
+    sheet.put_interval(key, ("variant", "layer"), estimate, name, CLOSER)
+    gaps = []
+    for a, b in sheet.pairs:
+        each = zip(values[a, :, 0], left_out[a], values[b, :, 0], left_out[b], strict=True)
+        rows = [cka.difference_of(*one, LEVEL) for one in each]
+        mean, low, high, p = np.array([row[:4] for row in rows]).T
+        adjusted = _adjust(mean, np.stack([row.left_out for row in rows]), sheet.seed)
+        gaps.append(intervals.Difference(mean, low, high, p, np.maximum(p, adjusted)))
+    if gaps:
+        where = ("comparison", "layer")
+        sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
+    own = cka.own_parts(values[..., 0], left_out)
+    against = f"layer {sheet.layers[0]}"
+    sheet.put_verdict(key, (), own, own[:, :1], 0.0, name, against=against)
+
+
+def _adjust(mean: np.ndarray, left_out: np.ndarray, seed: int) -> np.ndarray:
+    """p over all layers at once, from how the layers' jackknife values move together."""
+    covariance = cka.jackknife_covariance(left_out)
+    error = np.sqrt(np.diag(covariance))
+    same = error == 0  # equal models: nothing to test
+    error[same] = 1
+    correlation = covariance / np.outer(error, error)
+    return intervals.adjust_normal(np.where(same, 0, mean / error), correlation, seed)
+
+
+NAMES = {
+    "two_nn": "intrinsic dimension, TwoNN",
+    "mle_dimension": f"intrinsic dimension, maximum likelihood of {dimension.NEAR} neighbours",
+    "effective_rank": "effective rank, exp of the entropy of the singular values",
+    "participation_ratio": "participation ratio of the covariance's eigenvalues",
+    "anisotropy": "anisotropy, mean cosine of two objects' mean tokens",
+    "procrustes": "Procrustes distance to the target",
+    "rsa": "RSA, rank correlation of distances with the target's",
+    "mutual_knn": "share of neighbours in common with the target",
+    "svcca": "SVCCA with the target, mean canonical correlation of 99 % of the variance",
+    "pwcca": "PWCCA with the target, canonical correlations weighted by the layer's variance",
+}
+MORE = {"anisotropy": "lower spreads the directions", "procrustes": LOWER}
+MORE |= {key: CLOSER for key in ("rsa", "mutual_knn", "svcca", "pwcca")}
+
+
+def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
+    dims = ("variant", "layer")
+    _put_jackknifed(sheet, cells, dimension.STATISTICS)
+    shuffled = sheet.stacked(cells, "shuffled")
+    for at, key in enumerate(dimension.STATISTICS):
+        text = f"{NAMES[key]}, each dimension dealt out on its own"
+        sheet.put(f"{key}_shuffled", dims, shuffled[..., at], text, "no direction but the axes")
+    if "diversity" in cells[TARGET]:
+        _put_diversity(sheet, cells)
+    tokens = sheet.stacked(cells, "massive")
+    sheet.results = sheet.results.assign_coords(
+        token=np.arange(tokens.shape[-1]), top=list(outliers.TOPS)
+    )
+    over = f"norm over {outliers.FACTOR:g} times the median"
+    text = f"share of the objects in which the token is massive, {over}"
+    sheet.put("massive_tokens", (*dims, "token"), tokens, text, "0 = none stands out")
+    text = "largest norm of a token, in medians"
+    sheet.put("largest_norm", dims, sheet.stacked(cells, "largest_norm"), text, "1 = all alike")
+    text = "share of the variance in the dimensions that vary most"
+    values = sheet.stacked(cells, "top_variance")
+    sheet.put("top_variance", (*dims, "top"), values, text, "near 1: a few dimensions decide")
+
+
+def _put_diversity(sheet: Sheet, cells: dict[Any, Cell]) -> None:
+    dims = ("variant", "layer")
+    name, values = (
+        "token diversity, mean 1 - cosine in an object",
+        sheet.stacked(cells, "diversity"),
+    )
+    estimate = intervals.bootstrap(values, level=LEVEL, seed=sheet.seed)
+    sheet.put_interval("token_diversity", dims, estimate, name, "0 = oversmoothed")
+    target = intervals.bootstrap(cells[TARGET]["diversity"], level=LEVEL, seed=sheet.seed)
+    sheet.put_interval("token_diversity_target", (), target, f"{name}, target", "")
+    gaps = [
+        intervals.paired_difference(values[a], values[b], seed=sheet.seed) for a, b in sheet.pairs
+    ]
+    if gaps:
+        where = ("comparison", "layer")
+        sheet.put_differences("token_diversity_difference", where, gaps, f"difference in {name}")
+
+
+def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]) -> None:
+    """Statistics of all query objects at once, with intervals from groups of them left out."""
+    values, left_out = (sheet.stacked(cells, part) for part in ("values", "left_out"))
+    for at, key in enumerate(names):
+        name, direction = NAMES[key], MORE.get(key, "higher fills more directions")
+        one, out = values[..., at], left_out[..., at, :]
+        estimate = intervals.group_jackknife(one, out, LEVEL)
+        sheet.put_interval(key, ("variant", "layer"), estimate, name, direction)
+        own = cells[TARGET]["values"][at], cells[TARGET]["left_out"][at]
+        if key in dimension.STATISTICS:
+            estimate = intervals.group_jackknife(*own, LEVEL)
+            sheet.put_interval(f"{key}_target", (), estimate, f"{name}, target", direction)
+        gaps = [
+            intervals.group_difference(one[a], out[a], one[b], out[b], LEVEL)
+            for a, b in sheet.pairs
+        ]
+        if gaps:
+            where = ("comparison", "layer")
+            sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
+
+
+def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
+    _put_jackknifed(sheet, cells, pairs.ALIKE)
+    shuffled = sheet.stacked(cells, "shuffled")
+    for at, key in enumerate(pairs.ALIKE):
+        text, direction = f"{NAMES[key]}, its objects shuffled", MORE[key]
+        sheet.put(f"{key}_shuffled", ("variant", "layer"), shuffled[..., at], text, direction)
+    queries = len(sheet.data.query)
+    floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
+    sheet.put("mutual_knn_floor", (), floor, f"{NAMES['mutual_knn']}, unrelated objects", "")
+    dims: tuple[str, ...] = ("variant", "layer")
+    rbf = np.moveaxis(sheet.stacked(cells, "rbf"), -1, 0)
+    sheet.put_interval("cka_rbf", dims, rbf, "debiased CKA with the target, RBF", CLOSER)
+    turned = intervals.bootstrap(
+        sheet.stacked(cells, "drift_procrustes"), level=LEVEL, seed=sheet.seed
+    )
+    text = "drift from the target, less what all objects share, through an orthogonal map"
+    sheet.put_interval("drift_procrustes", dims, turned, text, LOWER)
+    for key, part, text in (
+        ("cka_biased", "biased", "biased CKA with the target, to be read against its floor"),
+        ("cka_biased_floor", "floor", "biased CKA of unrelated states of these sizes"),
+        ("cka_null", "null", "debiased CKA with the target, 95th percentile of shuffled objects"),
+    ):
+        sheet.put(key, dims, sheet.stacked(cells, part), text, CLOSER)
+    places = [(v, at) for v in sheet.variants for at in sheet.layers]
+    states = [cells[place]["states"] for place in [*places, TARGET]]
+    found = pairs.cka_pairs(states, LEVEL)
+    sheet.results = sheet.results.assign_coords(
+        other_variant=sheet.variants, other_layer=sheet.layers
+    )
+    grid = (len(sheet.variants), len(sheet.layers))
+    dims = ("variant", "layer", "other_variant", "other_layer")
+    parts = [part[:-1, :-1].reshape(*grid, *grid) for part in found[:3]]
+    name = "debiased linear CKA of two layers"
+    sheet.put_interval("cka_layers", dims, parts, name, "higher is more alike")
+    null = pairs.cka_pairs_null(states, 100, seed=sheet.seed)
+    text = f"{name}, 95th percentile of the largest of all pairs with objects shuffled"
+    sheet.put("cka_layers_random", (), np.quantile(null, LEVEL), text, "chance")
