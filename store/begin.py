@@ -60,7 +60,7 @@ def begin(
         tokens=attrs["tokens"],
         dim=attrs["dim"],
         target_dim=attrs["target_dim"],
-        points=None if attrs["points"] is None else like.points().values,
+        points=None if attrs["points"] is None else like.points(),
         encoder_dim=attrs.get("encoder_dim"),
         patches=attrs.get("patches"),
         steps={name: own for name, own in steps.items() if own},

@@ -15,7 +15,7 @@ from store.place import Place
 from store.reader import Run, open_run
 from store.schema import STORE, StoreError
 
-SAME = (
+SAME: tuple[str, ...] = (
     *("samples", "layers", "tokens", "dim", "target_dim", "encoder_dim", "dtype", "points"),
     *("patches", "digests"),
 )

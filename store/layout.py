@@ -125,7 +125,7 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
 
 
 def lay_out(
-    run: Place, plan: dict[str, Any], table: dict[str, np.ndarray], points: np.ndarray | None
+    run: Place, plan: dict[str, Any], table: dict[str, np.ndarray], points: schema.Clouds | None
 ) -> None:
     """Make an empty store whole and only then give it its name; a failure leaves nothing."""
     if run.local is None:
@@ -144,7 +144,7 @@ def lay_out(
 
 
 def _fill_folder(
-    folder: Path, plan: dict[str, Any], table: dict[str, np.ndarray], points: np.ndarray | None
+    folder: Path, plan: dict[str, Any], table: dict[str, np.ndarray], points: schema.Clouds | None
 ) -> None:
     root: Any = zarr.create_group(folder, attributes=plan)
     for name, values in table.items():
@@ -163,7 +163,8 @@ def _fill_folder(
             attributes={"long_name": "coloured cloud of each sample", "units": "1"},
             config={"write_empty_chunks": True},  # so that an absent chunk is a lost one
         )
-        group["points"][:] = points
+        for rows, block in schema.cloud_blocks(points):
+            group["points"][rows] = block
     for name, arrays in parts(plan).items():
         _states(root.create_group(name), plan, arrays)
     root.create_group("probes")

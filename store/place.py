@@ -155,7 +155,7 @@ class Place:
             return sum((self.local / key).stat().st_size for key in self.keys())
         return self._fs.du(self._root)
 
-    def zarr(self) -> zarr.storage.LocalStore | RemoteStore:
+    def zarr(self) -> zarr.storage.LocalStore | zarr.storage.FsspecStore:
         """The same files as a store that zarr and xarray read from."""
         if self.local:
             return zarr.storage.LocalStore(self.local, read_only=True)

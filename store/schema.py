@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,13 +15,28 @@ DTYPES = ("float16", "bfloat16", "float32")
 RESERVED = ("points", "target", "encoder", "probes", "attention")
 CHANNELS = ("x", "y", "z", "red", "green", "blue")
 CHUNK_BYTES = 4 * 2**20  # one layer of one shard; all layers of it are one file, one append
+# Chosen by measurement for the two reads that matter, at 32 tokens of 2560 numbers and 9 layers
+# (tests/benchmarks/bench_store.py --sweep --samples 256 --rounds 5): times over those of one plain
+# file, from disk, one layer of all samples and one sample at all layers. Files of 1, 2, 4, 8, 16
+# MiB a layer: 0.91, 0.74, 0.70, 0.72, 0.91 and 0.09 to 0.10. Chunks of 128, 512, 2048 KiB: 0.70,
+# 0.73, 0.70 and 0.10, 0.14, 0.49.
 MOST_SAMPLES = 128  # in a shard; bounds what an interrupted capture has to do again
 INNER_BYTES = 128 * 2**10  # an inner chunk, the least that is read: see tests/benchmarks
+TEXT = np.dtypes.StringDType()
 SEALED = ("complete", "seal", "nonfinite")  # attributes that come later than the plan
 
 
 class StoreError(ValueError):
     """A store that cannot be read, or is asked for what it does not hold."""
+
+
+class Clouds(Protocol):
+    """(samples, points, 6): an array, or what gives parts of one when it is sliced by samples."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
 
 
 def stored_dtype(dtype: str) -> str:
@@ -60,12 +75,29 @@ def digest(values: np.ndarray) -> str:
     return content.hexdigest()
 
 
+def cloud_blocks(clouds: Clouds) -> Iterator[tuple[slice, np.ndarray]]:
+    """Clouds as float32, some samples at a time: all of a large set would fill the memory."""
+    samples = clouds.shape[0]
+    for start in range(0, samples, MOST_SAMPLES):
+        rows = slice(start, min(start + MOST_SAMPLES, samples))
+        yield rows, np.ascontiguousarray(clouds[rows], np.float32)
+
+
+def cloud_digest(clouds: Clouds) -> str:
+    """`digest` of them as one array."""
+    content = hashlib.sha256(repr(tuple(clouds.shape)).encode())
+    content.update(np.dtype(np.float32).str.encode())
+    for _, block in cloud_blocks(clouds):
+        content.update(block.data)
+    return content.hexdigest()
+
+
 def sample_columns(samples: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The table of samples as arrays (samples,): `COLUMNS`, then whatever else is given."""
     if missing := [name for name in COLUMNS if name not in samples]:
         raise ValueError(f"samples lack {', '.join(missing)}: they need {', '.join(COLUMNS)}")
-    table = {name: np.asarray(values) for name, values in samples.items()}
-    table["id"] = table["id"].astype(str)
+    table = {name: _column(values) for name, values in samples.items()}
+    table["id"] = table["id"].astype(TEXT)
     table["label"] = table["label"].astype(np.int64)
     count = len(table["id"])
     for name, values in table.items():
@@ -76,9 +108,16 @@ def sample_columns(samples: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if len(np.unique(table["id"])) < count:
         names, counts = np.unique(table["id"], return_counts=True)
         raise ValueError(f"sample id {names[counts.argmax()]} occurs {counts.max()} times")
-    if wrong := sorted(set(table["split"].astype(str)) - set(SPLITS)):
+    if wrong := sorted(set(map(str, table["split"])) - set(SPLITS)):
         raise ValueError(f"split {wrong[0]!r}: samples are in {' or '.join(SPLITS)}")
     return table
+
+
+def _column(values: Any) -> np.ndarray:
+    """Text of any length: of a fixed one, the longest caption would set the memory of all."""
+    if isinstance(values, np.ndarray):
+        return values.astype(TEXT) if values.dtype.kind in "OU" else values
+    return np.array(values, TEXT if any(isinstance(v, str) for v in values) else None)
 
 
 def plan_attrs(
@@ -89,7 +128,7 @@ def plan_attrs(
     tokens: int,
     dim: int,
     target_dim: int,
-    points: np.ndarray | None,
+    points: Clouds | None,
     encoder_dim: int | None,
     patches: int | None,
     steps: Sequence[int] | Mapping[str, Sequence[int]] | None,
@@ -115,9 +154,10 @@ def plan_attrs(
     samples = len(table["id"])
     digests = {f"samples.{name}": digest(values) for name, values in table.items()}
     if points is not None:
-        if points.ndim != 3 or len(points) != samples or points.shape[2] != len(CHANNELS):
-            raise ValueError(f"points have shape {points.shape}, expected ({samples}, n, 6)")
-        digests["points"] = digest(points)
+        shape = tuple(points.shape)
+        if len(shape) != 3 or shape[0] != samples or shape[2] != len(CHANNELS):
+            raise ValueError(f"points have shape {shape}, expected ({samples}, n, 6)")
+        digests["points"] = cloud_digest(points)
     plan = {
         "schema_version": SCHEMA_VERSION,
         "title": "hidden states of point tokens, by variant, layer, sample, token and dimension",

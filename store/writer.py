@@ -29,7 +29,7 @@ def create_run(
     tokens: int,
     dim: int,
     target_dim: int,
-    points: np.ndarray | None = None,
+    points: schema.Clouds | None = None,
     encoder_dim: int | None = None,
     patches: int | None = None,
     steps: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
@@ -44,7 +44,8 @@ def create_run(
     layers     : layers whose states will come, 0 = what enters block 1; in order
     variants   : models that will be captured, as "stage1", "baseline", "aligned", "untrained"
     tokens, dim, target_dim : point tokens an object, their width, the width of its target
-    points     : (samples, points, 6), xyz and rgb, or None
+    points     : (samples, points, 6), xyz and rgb, or None; an array or whatever gives parts of one
+                 when it is sliced by samples, twice (a memory map, a lazy array): memory stays flat
     encoder_dim : width of what the point encoder makes of a cloud, when that is captured
     patches    : patches of a cloud, when it is captured which of them each token reads
     steps      : training steps captured of every variant, or {variant: steps} for some of them;
@@ -60,7 +61,6 @@ def create_run(
     """
     run = Place(path)
     table = schema.sample_columns(samples)
-    points = None if points is None else np.asarray(points, np.float32)
     plan = schema.plan_attrs(
         table,
         layers=layers,
@@ -111,7 +111,6 @@ def resume_run(path: str | PurePath, *, process: int = 0, **plan: Any) -> "RunWr
     points = plan.pop("points", None)
     defaults = {"encoder_dim": None, "patches": None, "steps": None, "dtype": "float16"}
     given = defaults | plan | {"provenance": plan.get("provenance") or {}}
-    points = None if points is None else np.asarray(points, np.float32)
     return _resume(run, schema.plan_attrs(table, points=points, **given), process)
 
 

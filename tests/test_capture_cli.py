@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ import xarray as xr
 
 from probe.sweep import sweep
 from store import open_run
+from store.place import Place
 from tests.conftest import TINY
+from tests.test_store_s3 import network_lost, remote_contents, server  # noqa: F401
 from train import capture_job
 from train.capture import main
 from train.capture_job import capture
+from train.captured import shown_points
 from train.checkpoint import load_model, write_tensors
 from train.config import CaptureConfig
 from train.data.modelnet import modelnet
@@ -107,6 +111,17 @@ def test_the_proofs_are_recorded_in_the_store_and_beside_it(plain):
     assert open_run(plain).attrs["provenance"]["proofs"] == record["proofs"]
 
 
+def test_the_clouds_are_kept_as_they_are_read(plain, solids_folder):
+    data = modelnet(solids_folder)
+    shown = shown_points(data)
+    stored, before = open_run(plain).points(), len(data.gallery)
+    assert shown.shape == stored.shape
+    np.testing.assert_array_equal(stored, shown[:])
+    across = slice(before - 2, before + 3)  # the last of one split, the first of the other
+    expected = [data.gallery.points([before - 2, before - 1]), data.query.points(range(3))]
+    np.testing.assert_array_equal(shown[across], np.concatenate(expected)[:, shown.keep])
+
+
 def test_the_run_can_be_probed(plain):
     results = sweep(open_run(plain), k=(1,))
     assert set(results.layer.values) == {0, 1, 3, 4}
@@ -119,16 +134,6 @@ def test_attention_says_which_patches_each_token_reads(plain):
     np.testing.assert_allclose(weights.astype("f4").sum("patch"), 1, atol=2e-3)
     assert centres.shape == (SAMPLES, TINY.groups, 3)
     assert float(np.linalg.norm(centres, axis=-1).max()) <= 1 + 1e-6
-
-
-def test_the_encoders_readout_is_stored(plain, tiny_checkpoint, solids_folder):
-    model, *_ = load_model(tiny_checkpoint)
-    objects = modelnet(solids_folder).gallery
-    rows = kept_rows(objects, TINY.points)
-    with torch.no_grad():
-        tokens = model.eval().point_encoder(torch.from_numpy(objects.points(range(3))[:, rows]))
-    expected = np.c_[tokens[:, 0].numpy(), tokens[:, 1:].numpy().max(axis=1)]
-    np.testing.assert_allclose(open_run(plain).encoder()[:3], expected, atol=1e-5)
 
 
 def test_branches_are_stored_in_runs_of_their_own_and_add_up(made):
@@ -286,6 +291,46 @@ def test_a_wrong_call_is_one_sentence(
 def test_settings_that_do_not_fit_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         CaptureConfig(**settings)
+
+
+def test_a_capture_whose_network_is_lost_goes_on_and_ends_with_the_same_bytes(
+    plain,
+    tmp_path,
+    tiny_checkpoint,
+    solids_folder,
+    capsys,
+    monkeypatch,
+    server,  # noqa: F811
+):
+    settings = config(tmp_path / "run", tiny_checkpoint, solids_folder, store="s3://runs/lost")
+    write = Place.write
+    with ExitStack() as stack, monkeypatch.context() as patch:
+
+        def lose(self, key, *rest):
+            if key == "stage1/hidden/c/0/1/0/0":
+                stack.enter_context(network_lost(server))
+            write(self, key, *rest)
+
+        patch.setattr(Place, "write", lose)
+        refuse(
+            capsys, settings, 1, "s3://runs/lost", "can't be reached", "the same command goes on"
+        )
+    assert not open_run("s3://runs/lost").complete
+    capture(settings)
+    stored = remote_contents("s3://runs/lost")
+    assert {n: data for n, data in stored.items() if not n.startswith("probes/")} == files(plain)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+    tmp_path,
+    tiny_checkpoint,
+    capsys,
+    server,  # noqa: F811
+):
+    nowhere = config(tmp_path / "run", tiny_checkpoint, Path("no-such-data"), store="s3://none/run")
+    refuse(capsys, nowhere, 2, "s3://none/run can't be written", "make its bucket")
+    with network_lost(server):
+        refuse(capsys, replace(nowhere, store="s3://runs/run"), 1, "can't be reached")
 
 
 def test_the_states_can_lie_elsewhere_than_the_record(

@@ -97,6 +97,29 @@ def test_a_finished_store_gives_back_what_went_in(finished):
     assert store.verify_run(finished) == []
 
 
+class Read:
+    """Clouds that are made when they are asked for, as those of a data set are read."""
+
+    def __init__(self, clouds):
+        self.clouds, self.shape, self.most = clouds, clouds.shape, 0
+
+    def __getitem__(self, rows):
+        part = self.clouds[rows]
+        self.most = max(self.most, len(part))
+        return part
+
+
+def test_clouds_that_are_read_a_block_at_a_time_give_the_bytes_of_an_array(tmp_path, finished):
+    read = Read(plan()["points"])
+    fill(store.create_run(tmp_path / "run", **plan(points=read)))
+    assert contents(tmp_path / "run") == contents(finished)
+    assert read.most == 128 < SAMPLES
+    other = Read(plan()["points"] + 1)
+    with pytest.raises(ValueError, match="points have changed"):
+        store.resume_run(tmp_path / "run", **plan(points=other))
+    assert other.most == 128
+
+
 def test_stock_xarray_opens_the_store(finished):
     tree = xr.open_datatree(finished / "activations.zarr", engine="zarr")
     np.testing.assert_array_equal(tree["/stage1"].ds.hidden, states())

@@ -93,7 +93,20 @@ def write_store(path: Path, states: np.ndarray) -> None:
     writer.finish()
 
 
-def create(path: Path, samples: int, tokens: int = TOKENS, dim: int = DIM) -> store.RunWriter:
+class Clouds:
+    """Made when rows are asked for, as those of a data set are read."""
+
+    def __init__(self, samples: int):
+        self.shape = (samples, 128, 6)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        at = np.arange(self.shape[0])[rows, None, None]
+        return np.broadcast_to(at % 97 / 97, (len(at), *self.shape[1:]))
+
+
+def create(
+    path: Path, samples: int, tokens: int = TOKENS, dim: int = DIM, points: Clouds | None = None
+) -> store.RunWriter:
     number = np.arange(samples)
     table = {
         "id": [f"object-{i}" for i in number],
@@ -110,6 +123,7 @@ def create(path: Path, samples: int, tokens: int = TOKENS, dim: int = DIM) -> st
         tokens=tokens,
         dim=dim,
         target_dim=4,
+        points=points,
     )
 
 
@@ -193,13 +207,17 @@ def memory(folder: Path) -> None:
         command = [sys.executable, __file__, "--folder", str(folder), "--grow", str(samples)]
         peaks[samples] = int(subprocess.run(command, capture_output=True, check=True).stdout)
     few, many = (peak / 1024 for peak in peaks.values())
-    print(f"memory: {few:.0f} MiB for 1,000 samples, {many:.0f} MiB for 100,000 (table included)")
+    clouds = 100_000 * np.prod(Clouds(1).shape) * 4 / 2**20
+    print(
+        f"memory: {few:.0f} MiB for 1,000 samples, {many:.0f} MiB for 100,000 (their names "
+        f"included; their clouds are {clouds:.0f} MiB)"
+    )
 
 
 def grow(folder: Path, samples: int) -> int:
     """Peak memory in KiB of writing `samples` small samples and reading a layer's first ones."""
     path = folder / f"grow-{samples}"
-    writer = create(path, samples, tokens=4, dim=64)
+    writer = create(path, samples, tokens=4, dim=64, points=Clouds(samples))
     rng = np.random.default_rng(0)
     for rows in writer.pending("captured"):
         count = rows.stop - rows.start
