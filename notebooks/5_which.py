@@ -14,7 +14,7 @@
 #
 # ```bash
 # python -m train.sweep --over align_positions=release --over align_weight=1.0 \
-#     --seeds 0,1 --capture-layers 4,8,...,32 --out runs/whole
+#     --seeds 0,1,2 --capture-layers 4,8,...,32 --out runs/whole
 # python -m train.sweep --over align_loss=l1,l2 --over align_layer=8,12,20,24,28,32,12+16+20 \
 #     --over align_weight=0.3,0.5,0.7,0.9 --over align_projector_layers=1,2,4 \
 #     --over align_target=projector-mid,projector --seeds 0,1,2 --steps 60 --warmup-steps 6 \
