@@ -1,85 +1,198 @@
 """95 % intervals hold the truth in 94 to 96 simulated runs of 100, tests cry wolf in 4 to 6.
 
 Data with a known truth are drawn thousands of times and go through the functions that the sweep
-calls. `python -m tests.test_coverage` prints the rates. Intervals of the layer of a fall are in
-test_verdict.py, those over seeds in test_seeds.py, of groups left out in test_dimension.py.
+calls. `python -m tests.test_coverage [NAME ...]` prints the rates; their own error is 0.3 to 0.5
+points. Intervals of the layer of a fall are in test_verdict.py, those over seeds in test_seeds.py.
+
+                                              covered  false alarms
+accuracy (Wilson)                              0.950
+accuracy of a class of 15 objects              0.959
+difference of accuracies; McNemar, mid-p       0.947      0.043
+McNemar, exact                                            0.028   what the tables of papers have
+difference of accuracies, over layers                     0.044
+mean (bootstrap); sign flips                   0.943      0.047
+difference of means, over layers               0.945      0.050
+equivalence, at the margin                                0.052
+CKA; its difference                            0.956      0.040
+CKA, RBF; its difference                       0.942      0.043
+difference of CKA, over layers                            0.045
+CKA against shuffled objects                              0.042
+largest CKA of all pairs, the same                        0.046
+procrustes                                     0.951      0.043
+rsa                                            0.949      0.041
+svcca                                          0.960      0.041
+groups left out, over layers (Holm)                       0.047
+linear accuracy (Wilson)                       0.960
+linear selectivity                             0.951
+R^2 of a property                              0.941
+
+Groups left out are known to be too wide for neighbours (0.98 to 1.00 covered, alarms 0.00 to 0.01),
+and were found so, less, for what weighs all directions of one set:
+mutual_knn                                     0.981      0.011
+two_nn                                         0.994      0.002
+mle_dimension                                  0.996      0.004
+pwcca                                          0.974      0.018
+effective_rank                                 0.969      0.021
+participation_ratio                            0.965      0.021
+anisotropy, of directions with no mean         0.972      0.004
 """
 
-from collections.abc import Callable
+import sys
+from collections import defaultdict
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from probe import intervals
-from probe.cka import cka, cka_difference, cka_interval
+from probe.cka import cka, cka_difference, cka_interval, cka_null
+from probe.dimension import STATISTICS, shape
+from probe.geometry import r2, r2_interval
+from probe.linear import linear_probe
+from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null
+from probe.sheet_readouts import _hit_differences
 from probe.sheet_states import _adjust
+from probe.verdict import equivalence
 
-RUNS = 4000
 OBJECTS = 300
-Rates = tuple[np.ndarray, np.ndarray]  # covered, alarm; of bool, one a simulated run
+FEW = 120  # where all pairs of objects are looked at in each of thousands of runs
+LAYERS = 6
 
 
-def shares(rng, runs: int) -> Rates:
-    """Wilson's interval of accuracies of 60 to 90 %."""
-    share = rng.uniform(0.6, 0.9, runs)  # on average over shares, as hits are whole
-    found = intervals.wilson(rng.binomial(OBJECTS, share), OBJECTS)
-    return (found.low <= share) & (share <= found.high), np.zeros(runs, bool)
+class Said(NamedTuple):
+    """What one simulated run says: an interval and the truth, and the p of what is not there.
+
+    truth : None for the mean over the runs, where a statistic depends on how many objects it is
+            of, and the interval is of as many.
+    """
+
+    interval: tuple | None = None  # mean, low, high
+    truth: float | None = 0.0
+    p: float = np.nan
 
 
-def paired_hits(rng, runs: int) -> Rates:
-    """Accuracies of two models on the same objects, 3 points apart; equal for McNemar's test."""
-    own = rng.random((2, runs, OBJECTS))
-    a, b = (rng.random((runs, OBJECTS)) + 0.3 * own) / 1.3
+def shares(rng):
+    """Accuracies of 60 to 90 %, on average over them, as hits are whole; of a class, too."""
+    share = rng.uniform(0.6, 0.9)
+    for name, n in (("accuracy (Wilson)", OBJECTS), ("accuracy of a class of 15 objects", 15)):
+        yield name, Said(intervals.wilson(rng.binomial(n, share), n), share)
+
+
+def hits(rng):
+    """Two models on the same objects, 3 points apart; equal for McNemar's test."""
+    own = rng.random((2, OBJECTS))
+    a, b = (rng.random(OBJECTS) + 0.3 * own) / 1.3
     found = intervals.paired_difference(a < 0.72, b < 0.69, resamples=1000, permutations=1)
     true = 1.3 * (0.72 - 0.69)  # of the sum of two uniform numbers, where its density is flat
-    p = np.array([intervals.mcnemar(*pair) for pair in zip(a < 0.72, b < 0.72, strict=True)])
-    return (found.low <= true) & (true <= found.high), p < 0.05
+    same = a < 0.72, b < 0.72
+    yield (
+        "difference of accuracies; McNemar, mid-p",
+        Said(found[:3], true, intervals.mcnemar(*same)),
+    )
+    yield "McNemar, exact", Said(p=intervals.mcnemar(*same, exact=True))
 
 
-def drift(rng, runs: int) -> Rates:
+def hits_over_layers(rng):
+    """Equal models whose hits at all layers hang on how hard the object is."""
+    right = rng.normal(size=FEW) + rng.normal(size=(2, LAYERS, FEW)) > -1
+    found = _hit_differences(*right.astype(float), 0)
+    yield "difference of accuracies, over layers", Said(p=found.p_adjusted.min())
+
+
+def drift(rng):
     """Mean drift, skewed as distances are; the difference of two models that drift alike."""
-    one, two = rng.gamma(4, 0.05, (2, runs, OBJECTS))
+    one, two = rng.gamma(4, 0.05, (2, OBJECTS))
     found = intervals.bootstrap(one, resamples=1000)
     p = intervals.paired_difference(one, two, resamples=2, permutations=1000).p
-    return (found.low <= 0.2) & (found.high >= 0.2), p < 0.05
+    yield "mean (bootstrap); sign flips", Said(found, 0.2, p)
 
 
-def simultaneous(rng, runs: int) -> Rates:
-    """Bounds and p-values of 9 layers at once, which share most of an object's noise."""
-    found = []
-    for _ in range(runs):
-        gaps = rng.normal(size=(9, OBJECTS)) + 1.5 * rng.normal(size=OBJECTS)
-        one = intervals.paired_difference(
-            gaps, np.zeros_like(gaps), resamples=500, permutations=300, simultaneous=True
-        )
-        held = ((one.low <= 0) & (one.high >= 0)).all()
-        found.append((held, (one.p_adjusted < 0.05).any()))
-    return tuple(np.array(found).T)
+def simultaneous(rng):
+    """Layers that share most of an object's noise, their bounds and p-values at once."""
+    gaps = rng.normal(size=(9, OBJECTS)) + 1.5 * rng.normal(size=OBJECTS)
+    found = intervals.paired_difference(
+        gaps, np.zeros_like(gaps), resamples=1000, permutations=300, simultaneous=True
+    )
+    worst = np.array([0, found.low.max(), found.high.min()])
+    yield "difference of means, over layers", Said(worst, 0, found.p_adjusted.min())
 
 
-def similar(rng, runs: int) -> Rates:
+def alike_enough(rng):
+    """A difference that is just the margin is not to be called none."""
+    gaps = rng.normal(0.2, 1, OBJECTS)
+    yield "equivalence, at the margin", Said(p=float(equivalence(gaps, 0.2)))
+
+
+def similar(rng):
     """CKA with the target; and the difference of two models that are equally like it."""
-    found = []
-    for _ in range(runs):
-        x, other, y = _models(rng, OBJECTS)
-        one, gap = cka_interval(x, y), cka_difference(x, other, y)
-        found.append((one.low <= _truth() <= one.high, gap.p < 0.05))
-    return tuple(np.array(found).T)
+    x, other, y = _models(rng, OBJECTS)
+    yield "CKA; its difference", Said(cka_interval(x, y), _truth(), cka_difference(x, other, y).p)
 
 
-def similar_over_layers(rng, runs: int) -> Rates:
-    """The p of CKA's difference over 6 layers at once; the interval of the first."""
-    found = []
-    for _ in range(runs):
-        x, other, y = _models(rng, OBJECTS)
-        size = 0.2 * np.arange(1, 7)
-        pairs = [[z + s * rng.normal(size=z.shape) for z in (x, other)] for s in size]
-        each = [cka_difference(*pair, y) for pair in pairs]
-        mean, out = np.array([one.mean for one in each]), np.stack([one.left_out for one in each])
-        held = each[0].low <= 0 <= each[0].high
-        found.append((held, (_adjust(mean, out, 0) < 0.05).any()))
-    return tuple(np.array(found).T)
+def similar_rbf(rng):
+    x, other, y = _models(rng, FEW)
+    found, gap = cka_interval(x, y, "rbf"), cka_difference(x, other, y, "rbf")
+    yield "CKA, RBF; its difference", Said(found, _truth("rbf"), gap.p)
+
+
+def similar_over_layers(rng):
+    """The p of CKA's difference over the layers at once."""
+    x, other, y = _models(rng, OBJECTS)
+    size = 0.2 * np.arange(1, LAYERS + 1)
+    pairs = [[z + s * rng.normal(size=z.shape) for z in (x, other)] for s in size]
+    each = [cka_difference(*pair, y) for pair in pairs]
+    mean, out = np.array([one.mean for one in each]), np.stack([one.left_out for one in each])
+    yield "difference of CKA, over layers", Said(p=_adjust(mean, out, 0).min())
+
+
+def permuted(rng):
+    """CKA of unrelated sets against what shuffled objects give; the largest of several pairs."""
+    sets = [rng.normal(size=(60, dim)) for dim in (8, 20, 90, 8)]
+    null = cka_null(sets[0], sets[1], 199, seed=int(rng.integers(2**31)))
+    yield "CKA against shuffled objects", Said(p=_share(null, cka(sets[0], sets[1])))
+    null = cka_pairs_null(sets, 199, seed=int(rng.integers(2**31)))
+    found = cka_pairs(sets).mean[np.triu_indices(4, 1)].max()
+    yield "largest CKA of all pairs, the same", Said(p=_share(null, found))
+
+
+def likenesses(rng):
+    """Groups left out: likeness to the target, and two models equally like it."""
+    x, other, y = _models(rng, FEW)
+    seed = int(rng.integers(2**31))
+    yield from _grouped(ALIKE, alike(x, y, seed=seed), alike(other, y, seed=seed))
+
+
+def shapes(rng):
+    """Groups left out: the shape of a set, and two models of one shape."""
+    x, other, _ = _models(rng, FEW)
+    seed = int(rng.integers(2**31))
+    yield from _grouped(STATISTICS, shape(x, seed=seed), shape(other, seed=seed))
+
+
+def groups_over_layers(rng):
+    """Holm over layers that share objects: below the level where they move together."""
+    own = rng.normal(size=(2, 1, OBJECTS)) + rng.normal(size=(2, LAYERS, OBJECTS))
+    group = np.arange(OBJECTS) % 15
+    out = np.stack([own[..., group != g].std(axis=-1) for g in range(15)], axis=-1)
+    (a, b), (out_a, out_b) = own.std(axis=-1), out
+    found = intervals.group_difference(a, out_a, b, out_b)
+    yield "groups left out, over layers (Holm)", Said(p=found.p_adjusted.min())
+
+
+def linear(rng):
+    """A read-out of a gallery that stays, and query objects that are new each time."""
+    gallery, truth = _read_out()
+    found = linear_probe(*gallery, *_classes(rng, FEW), shuffles=3)
+    yield "linear accuracy (Wilson)", Said(found.accuracy, truth[0])
+    yield "linear selectivity", Said(found.selectivity, truth[1])
+
+
+def geometry(rng):
+    """R^2 of a property, skewed as sizes are, in predictions that are made."""
+    values, predicted = _predicted(rng, OBJECTS)
+    low, high = (part[0] for part in r2_interval(values, predicted, resamples=1000)[1:])
+    yield "R^2 of a property", Said((0, low, high), _r2_truth())
 
 
 def _models(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -89,37 +202,112 @@ def _models(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @cache
-def _truth() -> float:
-    x, _, y = _models(np.random.default_rng(99), 200_000)
-    return cka(x, y)
+def _truth(kernel: str = "linear") -> float:
+    rng = np.random.default_rng(99)
+    if kernel == "linear":
+        return cka(*_models(rng, 200_000)[1:])
+    return float(np.mean([cka(*_models(rng, 2000)[1:], kernel) for _ in range(8)]))
 
 
-def rates(simulate: Callable, runs: int = RUNS) -> tuple[float, float]:
+def _share(null: np.ndarray, found: float) -> float:
+    return (1 + (null >= found).sum()) / (1 + len(null))
+
+
+def _grouped(names, one, other):
+    found = intervals.group_jackknife(one.values, one.left_out)
+    gap = intervals.group_difference(one.values, one.left_out, other.values, other.left_out)
+    for at, name in enumerate(names):
+        yield name, Said([part[at] for part in found], None, gap.p[at])
+
+
+def _classes(rng, objects: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.integers(0, 5, objects)
+    return 1.2 * np.eye(5)[labels] @ np.eye(5, 8) + rng.normal(size=(objects, 8)), labels
+
+
+@cache
+def _read_out() -> tuple:
+    rng = np.random.default_rng(98)
+    gallery = _classes(rng, 200)
+    found = linear_probe(*gallery, *_classes(rng, 200_000), shuffles=3, level=0.5)
+    return gallery, (float(found.accuracy.mean), float(found.selectivity.mean))
+
+
+def _predicted(rng, objects: int) -> tuple[np.ndarray, np.ndarray]:
+    values = np.exp(0.3 * rng.normal(size=(objects, 1)))
+    return values, values + 0.2 * rng.normal(size=values.shape)
+
+
+@cache
+def _r2_truth() -> float:
+    return float(r2(*_predicted(np.random.default_rng(97), 2_000_000))[0])
+
+
+class Rate(NamedTuple):
     """Share of the runs whose interval holds the truth, and whose test finds what is not there."""
-    parts = [simulate(np.random.default_rng([7, at]), 100) for at in range(runs // 100)]
-    covered, alarms = (np.concatenate(part).mean() for part in zip(*parts, strict=True))
-    return float(covered), float(alarms)
+
+    covered: float
+    alarms: float
 
 
-SIMULATED = {  # and what its test may find that is not there
-    shares: (0, 0),
-    paired_hits: (0.02, 0.06),  # exact, and so below its level where few objects differ
-    drift: (0.04, 0.06),
-    simultaneous: (0.04, 0.06),
-    similar: (0.04, 0.06),
-    similar_over_layers: (0.04, 0.06),
+def rates(simulate, runs: int) -> dict[str, Rate]:
+    rng, said = np.random.default_rng(7), defaultdict(list)
+    for _ in range(runs):
+        for name, one in simulate(rng):
+            said[name].append(one)
+    return {name: _rate(each) for name, each in said.items()}
+
+
+def _rate(said: list[Said]) -> Rate:
+    covered, p = np.nan, np.array([one.p for one in said])
+    if said[0].interval is not None:
+        mean, low, high = np.array([one.interval[:3] for one in said], float).T
+        own = said[0].truth is None
+        truth = mean.mean() if own else np.array([one.truth for one in said])
+        slack = 1e-12  # whole counts: an end may be the truth
+        covered = ((low <= truth + slack) & (truth - slack <= high)).mean()
+    return Rate(float(covered), float((p < 0.05).mean()) if np.isfinite(p).all() else np.nan)
+
+
+SIMULATED = {  # runs, each
+    shares: 4000,
+    hits: 4000,
+    hits_over_layers: 2000,
+    drift: 4000,
+    simultaneous: 4000,
+    alike_enough: 4000,
+    similar: 4000,
+    similar_rbf: 2000,
+    similar_over_layers: 4000,
+    permuted: 2000,
+    likenesses: 2000,
+    shapes: 2000,
+    groups_over_layers: 4000,
+    linear: 2000,
+    geometry: 4000,
 }
+
+
+# more than 96 % and fewer than 4 % are known of these, and said above
+WIDE = {"mutual_knn", "two_nn", "mle_dimension", "pwcca", "effective_rank"}
+WIDE |= {"participation_ratio", "anisotropy", "McNemar, exact"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("simulate", SIMULATED)
 def test_intervals_and_tests_keep_their_level(simulate):
-    covered, alarms = rates(simulate)
-    least, most = SIMULATED[simulate]
-    assert 0.94 <= covered <= 0.96 and least <= alarms <= most
+    """With a quarter of the runs, whose own error is up to a point: two points are let pass."""
+    for name, found in rates(simulate, SIMULATED[simulate] // 4).items():
+        wide = name in WIDE
+        assert np.isnan(found.covered) or 0.93 <= found.covered <= (1 if wide else 0.97), name
+        assert np.isnan(found.alarms) or (0 if wide else 0.03) <= found.alarms <= 0.07, name
 
 
 if __name__ == "__main__":
     for one in SIMULATED:
-        covered, alarms = rates(one)
-        print(f"{one.__name__}: covered {covered:.3f}, false alarms {alarms:.3f}", flush=True)
+        if len(sys.argv) == 1 or one.__name__ in sys.argv[1:]:
+            for name, rate in rates(one, SIMULATED[one]).items():
+                print(
+                    f"{name}: covered {rate.covered:.3f}, false alarms {rate.alarms:.3f}",
+                    flush=True,
+                )
