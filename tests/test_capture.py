@@ -275,6 +275,15 @@ def test_objects_are_proven_and_stored_at_each_step(objects):
     np.testing.assert_array_equal(hidden[0, 0], expected)
 
 
+def test_each_of_two_processes_stores_its_own_objects(objects):
+    model, targets, start, writer = objects
+    assert writer.chunk == 8
+    capture_objects(model, targets, start, [0, 3], writer, "stage1", step=0, share=(1, 2))
+    assert list(writer.pending("stage1", step=0)) == [slice(0, 8)]
+    capture_objects(model, targets, start, [0, 3], writer, "stage1", step=0, share=(0, 2))
+    assert writer.done("stage1", 0) == 10
+
+
 def test_nothing_is_stored_of_a_capture_that_is_not_proven(objects):
     model, targets, start, writer = objects
     model.llm.train()

@@ -16,9 +16,9 @@ from train.capture import capture_objects
 from train.checkpoint import load_model, sha256, write_tensors
 from train.explain import cli
 from train.finished import ask, describe, load_variant
-from train.job import UNTRAINED_SEED
 from train.models.minigpt3d import build
 from train.prompts import prefix
+from train.variants import UNTRAINED_SEED
 
 LAYERS = [0, 2, 4]
 VARIANTS = ("stage1", "baseline", "aligned", "untrained")

@@ -118,6 +118,15 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         assert losses(out) == losses(finished[0])
 
 
+def test_a_model_split_over_gpus_is_refused_before_anything_is_made(
+    tmp_path, tiny_checkpoint, solids_folder
+):
+    out = tmp_path / "run"
+    asked = os.environ | {"ACCELERATE_USE_FSDP": "true"}
+    refuse(call(tiny_checkpoint, solids_folder, out, env=asked), 2, "FSDP", "--multi_gpu")
+    assert not out.exists()
+
+
 def states(folder):
     run = open_run(folder)
     hidden = {name: run.hidden(name).values.tobytes() for name in run.variants}

@@ -161,8 +161,8 @@ def _recomputing() -> bool:
 def _as_written(model: nn.Module):
     """Nothing runs compiled inside, where something of the model is."""
     compiled = any(
-        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        for module in model.modules()
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in model.modules()  # a thousand, at every step: hasattr would take its time
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -240,6 +240,7 @@ def capture_objects(
     *,
     step: int | None = None,
     verify: bool = True,
+    share: tuple[int, int] = (0, 1),
 ) -> Proofs:
     """Append the point tokens of all objects to the store, going on where it was stopped.
 
@@ -248,6 +249,7 @@ def capture_objects(
     prefix  : the tokens up to the last point token, the same for every object
     step    : of a variant that is captured several times while it trains
     verify  : prove the capture before anything is stored, see `train.verify`
+    share   : number of this process, and how many there are: each appends its own rows
 
     Returns the proofs, none without `verify`. Raises CaptureError with the proof that fails.
     """
@@ -266,8 +268,8 @@ def capture_objects(
         writer.append(variant, rows, arrays["states"], step=step)
 
     proofs: Proofs = {}
-    pending = list(writer.pending(variant, step=step))
-    total = -(-len(targets) // writer.chunk)
+    pending = list(writer.pending(variant, *share, step=step))
+    total = len(range(share[0], -(-len(targets) // writer.chunk), share[1]))
     label = f"capture {variant}" if step is None else f"capture {variant} {step}"
     if verify and pending:
         shown = two_or_more(targets).to(device)

@@ -19,11 +19,11 @@ from store.reader import Run
 from train.checkpoint import read_tensors
 from train.config import TRAINED, Stage2Config
 from train.data.captions import BRIEF_QUESTIONS, CLASS_QUESTIONS, class_answer
-from train.job import UNTRAINED_SEED
 from train.models.llm import bare
 from train.models.minigpt3d import MiniGPT3D, build
 from train.prompts import Encoded, bos_id, collate, encode_conversation, encode_ids
 from train.start import load_start, model_sizes
+from train.variants import UNTRAINED_SEED
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from train.attention import read_attention
 from train.data.objects import Objects
 from train.models.minigpt3d import MiniGPT3D
 from train.progress import track
 
 AT_ONCE = 32
 """Objects that pass through the front together."""
+DRAWN = 1_000_003
+"""Times the seed, plus the first row of a batch: the seed of a front that draws."""
 
 
 def kept_rows(objects: Objects, points: int) -> np.ndarray:
@@ -25,14 +30,26 @@ def kept_rows(objects: Objects, points: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(objects.count)[:points])
 
 
-def thinned(objects: Objects, points: int, label: str, first: int = 0) -> Iterator[Tensor]:
-    """Clouds in batches (samples, points or fewer, 6), in order, from object `first` on."""
+def batch_count(objects: Objects) -> int:
+    """Batches of `AT_ONCE` objects, the last one perhaps smaller."""
+    return -(-len(objects) // AT_ONCE)
+
+
+def batch_rows(objects: Objects, number: int) -> slice:
+    """Rows of the objects in one of these batches."""
+    return slice(number * AT_ONCE, min((number + 1) * AT_ONCE, len(objects)))
+
+
+def thinned(objects: Objects, points: int, label: str) -> Iterator[Tensor]:
+    """All clouds in order, in batches (samples, points or fewer, 6)."""
+    count = batch_count(objects)
+    for number in track(range(count), label, total=count):
+        yield _clouds(objects, points, batch_rows(objects, number))
+
+
+def _clouds(objects: Objects, points: int, rows: slice) -> Tensor:
     keep = kept_rows(objects, points)
-    starts = range(first, len(objects.ids), AT_ONCE)
-    total = -(-len(objects.ids) // AT_ONCE)
-    for start in track(starts, label, total=total, completed=total - len(starts)):
-        rows = range(start, min(start + AT_ONCE, len(objects.ids)))
-        yield torch.from_numpy(objects.points(rows)[:, keep])
+    return torch.from_numpy(objects.points(range(rows.start, rows.stop))[:, keep])
 
 
 @torch.no_grad()
@@ -55,7 +72,6 @@ def target_all(
     return torch.cat([model.encode(cloud.to(device)).cpu() for cloud in batches])
 
 
-@torch.no_grad()
 def keep_targets(
     path: Path,
     key: str,
@@ -65,41 +81,110 @@ def keep_targets(
     device: torch.device | str,
     seed: int = 0,
 ) -> None:
-    """`target_all` into the .npy file `path`, going on where it was stopped.
+    """`target_all` into the .npy file `path`, going on where it was stopped: see the two parts."""
+    begin_cache(path, key, model, objects)
+    fill_cache(path, model, objects, points, device, seed)
+
+
+def begin_cache(
+    path: Path, key: str, model: MiniGPT3D, objects: Objects, *, seen: bool = False
+) -> None:
+    """Lay out the .npy file `path` for the targets, unless it is there already with this key.
 
     key  : of what the targets depend on (weights, data, switches); with another one they are
            computed anew.
-    seed : of a front that draws (a random first centre, dropout), set anew for each batch.
+    seen : with a file each, beside it, for what the front looks at: `encoder` (objects, 2 * encoder
+           width), `weights` (objects, queries, patches) and `centres` (objects, patches, 3), as in
+           `train.attention.Reading`.
+    """
+    queries, width = model.qformer.query_tokens.shape[1:]
+    encoder, patches = model.point_encoder.cls_token.shape[-1], model.point_encoder.groups
+    shapes: dict[str, tuple[int, ...]] = {"target": (queries, width)}
+    if seen:
+        shapes |= {"encoder": (2 * encoder,), "weights": (queries, patches)}
+        shapes["centres"] = (patches, 3)
+    tables: dict[Path, tuple[Any, tuple[int, ...]]] = {
+        _file(path, part): (np.float32, (len(objects), *shape)) for part, shape in shapes.items()
+    }
+    tables[_file(path, "done")] = (np.bool_, (batch_count(objects),))
+    note = path.with_suffix(".json")
+    if _key(note) == key and all(file.is_file() for file in tables):
+        return
+    note.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file, (dtype, shape) in tables.items():
+        np.lib.format.open_memmap(file, "w+", dtype, shape)
+    fresh = note.with_suffix(".new")
+    fresh.write_text(json.dumps({"key": key}))
+    fresh.replace(note)
+
+
+@torch.no_grad()
+def fill_cache(
+    path: Path,
+    model: MiniGPT3D,
+    objects: Objects,
+    points: int,
+    device: torch.device | str,
+    seed: int = 0,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> None:
+    """Compute what is missing of what `begin_cache` laid out.
+
+    seed      : of a front that draws (a random first centre, dropout), set anew for each batch.
+    processes : that fill it together, on one machine; each takes every so manieth batch. The
+                numbers are those that one process computes.
     """
     model.eval()
-    shape = (len(objects), *model.qformer.query_tokens.shape[1:])
-    note = path.with_suffix(".json")
-    done = _done(path, note, key)
-    if done == len(objects):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = np.lib.format.open_memmap(
-        path, "r+" if done else "w+", dtype=np.float32, shape=shape if not done else None
-    )
-    for cloud in thinned(objects, points, f"encode {path.stem}", first=done):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * 1_000_003 + done)
-            table[done : done + len(cloud)] = model.encode(cloud.to(device)).cpu().numpy()
-        done += len(cloud)
-        table.flush()
-        fresh = note.with_suffix(".new")
-        fresh.write_text(json.dumps({"key": key, "done": done}))
-        fresh.replace(note)
+    done = np.load(_file(path, "done"))
+    own = range(process, len(done), processes)
+    left = [number for number in own if not done[number]]
+    seen = _file(path, "weights").is_file()
+    label = f"encode {path.stem}"
+    for number in track(left, label, total=len(own), completed=len(own) - len(left)):
+        rows = batch_rows(objects, number)
+        cloud = _clouds(objects, points, rows).to(device)
+        with torch.random.fork_rng(devices=[]), read_attention(model) as reading:
+            torch.manual_seed(seed * DRAWN + rows.start)
+            parts = {"target": model.encode(cloud)}
+        if seen:
+            assert reading.encoder is not None and reading.centres is not None
+            parts |= {"encoder": reading.encoder, "weights": reading.weights()}
+            parts["centres"] = reading.centres
+        for part, values in parts.items():
+            _put(_file(path, part), rows.start, values.cpu().numpy())
+        _put(_file(path, "done"), number, np.ones(1, bool))
 
 
 def kept_targets(path: Path) -> Tensor:
     """What `keep_targets` wrote, (objects, queries, width), read from the disk as it is used."""
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # torch wants it writable; it is not
+    return kept(path, "target")
 
 
-def _done(path: Path, note: Path, key: str) -> int:
+def kept(path: Path, part: str) -> Tensor:
+    """A part of a cache, see `begin_cache`, (objects, ...), read from the disk as it is used."""
+    # torch wants it writable; it is not: a write would go to a copy of the page.
+    return torch.from_numpy(np.load(_file(path, part), mmap_mode="c"))
+
+
+def _file(path: Path, part: str) -> Path:
+    return path if part == "target" else path.with_suffix(f".{part}.npy")
+
+
+def _put(file: Path, row: int, values: np.ndarray) -> None:
+    """Write rows of a .npy file. Not through a map: there a full disk ends the process."""
+    table = np.load(file, mmap_mode="r")
+    with file.open("r+b") as out:
+        out.seek(table.offset + row * table.strides[0])
+        out.write(np.ascontiguousarray(values, table.dtype).tobytes())
+        out.flush()
+        os.fsync(out.fileno())  # the mark that follows must not outlive what it stands for
+
+
+def _key(note: Path) -> str | None:
     try:
-        before = json.loads(note.read_text())
-        return before["done"] if path.is_file() and before["key"] == key else 0
-    except (OSError, ValueError, KeyError):
-        return 0
+        return json.loads(note.read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

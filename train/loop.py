@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -59,6 +60,20 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], decay: float) ->
     ]
 
 
+def refuse_shards() -> None:
+    """Raise ValueError where the launcher would split one model over several GPUs.
+
+    Every process has a model of its own here, whose gradients are averaged (DDP).
+    """
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"the launcher asks for {kind.replace('_', '-')}, which would split one model over "
+                "several GPUs; here each has the whole model (--dry-run says what that takes), so "
+                "launch with accelerate launch --multi_gpu --num_processes N -m"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How one model is trained, apart from its data and its loss."""
@@ -97,8 +112,9 @@ def fit(
                 step is saved: what it leaves behind may be cut short, then the step comes again.
 
     Raises FloatingPointError, with the step and in all processes at once, when the loss is no
-    longer finite.
+    longer finite, and ValueError where the launcher asks for a model split over GPUs.
     """
+    refuse_shards()
     main = accelerator.is_main_process
     objective.to(accelerator.device)
     groups = parameter_groups(objective.named_parameters(), training.decay)

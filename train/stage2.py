@@ -36,6 +36,8 @@ def main(config: Stage2Config) -> None:
     if job.accelerator.is_main_process:
         job.measure()
         job.finish(time.perf_counter() - begun)
+    else:
+        job.writer.close()
 
 
 if __name__ == "__main__":
