@@ -136,6 +136,16 @@ def test_attention_says_which_patches_each_token_reads(plain):
     assert float(np.linalg.norm(centres, axis=-1).max()) <= 1 + 1e-6
 
 
+def test_the_encoders_readout_is_stored(plain, tiny_checkpoint, solids_folder):
+    model, *_ = load_model(tiny_checkpoint)
+    objects = modelnet(solids_folder).gallery
+    rows = kept_rows(objects, TINY.points)
+    with torch.no_grad():
+        tokens = model.eval().point_encoder(torch.from_numpy(objects.points(range(3))[:, rows]))
+    expected = np.c_[tokens[:, 0].numpy(), tokens[:, 1:].numpy().max(axis=1)]
+    np.testing.assert_allclose(open_run(plain).encoder()[:3], expected, atol=1e-5)
+
+
 def test_branches_are_stored_in_runs_of_their_own_and_add_up(made):
     folder = made("sites", layers="0-4", sites="resid,attn,mlp")
     stream, attn, mlp = (open_run(folder / part).hidden("stage1") for part in (".", "attn", "mlp"))

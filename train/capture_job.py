@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from store import open_run
+from store.lock import lock
+from store.place import Place
 from store.reader import StoreError
 from store.writer import RunWriter, create_run, resume_run
 from train.background import in_background
@@ -42,6 +46,23 @@ def capture(config: CaptureConfig) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     host = host_of(config)
     check_new(config.folder)
+    with held(config.store if state.is_main_process else None):
+        fill(config, host, state, begun)
+
+
+@contextmanager
+def held(store: str | None) -> Iterator[None]:
+    """Be the one who writes a store elsewhere: one that can't be written is told of at once."""
+    taken = lock(Place(store), 0) if store else None
+    try:
+        yield
+    finally:
+        if taken:
+            taken.release()
+
+
+def fill(config: CaptureConfig, host: Host, state: PartialState, begun: float) -> None:
+    """Read data and model, prove the capture and fill the stores."""
     with state.main_process_first():  # it may have to make the data
         data = load_data(like_stage2(config))
     host.load(data, state.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from store.writer import RunWriter
 from train.attention import read_attention
 from train.budget import SHOWN_POINTS
-from train.data.objects import DataSet
+from train.data.objects import DataSet, Objects
 from train.frozen import kept_rows
 from train.models.minigpt3d import MiniGPT3D
 from train.progress import track
@@ -42,33 +43,42 @@ def sample_table(data: DataSet) -> dict[str, Any]:
     }
 
 
-def shown_points(data: DataSet) -> np.ndarray:
-    """(samples, points, 6): what is kept of each cloud for looking at, the same rows of all."""
-    count = data.query.count
-    keep = np.sort(np.random.default_rng(0).permutation(count)[:SHOWN_POINTS])
-    clouds = [
-        objects.points([row])[:, keep]  # one at a time: whole clouds would fill the memory
-        for objects in (data.gallery, data.query)
-        for row in range(len(objects))
-    ]
-    return np.concatenate(clouds)
+@dataclass(frozen=True)
+class ShownPoints:
+    """(samples, points, 6): some points of each cloud, read from the data set when rows are asked
+    for, since those of 660,000 objects fill 32 GB."""
+
+    data: DataSet
+    keep: np.ndarray
+    """Which points, the same of all clouds."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.data.gallery) + len(self.data.query), len(self.keep), 6
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        parts = of_splits(self.data, np.arange(self.shape[0])[rows])
+        return np.concatenate([objects.points(own)[:, self.keep] for objects, own in parts])
+
+
+def shown_points(data: DataSet) -> ShownPoints:
+    """What is kept of each cloud for looking at."""
+    order = np.random.default_rng(0).permutation(data.query.count)
+    return ShownPoints(data, np.sort(order[:SHOWN_POINTS]))
 
 
 def clouds(data: DataSet, rows: np.ndarray, points: int) -> Tensor:
     """(rows, points or fewer, 6): clouds of these rising rows, as the model takes them."""
+    parts = of_splits(data, rows)
+    read = [objects.points(own)[:, kept_rows(objects, points)] for objects, own in parts]
+    return torch.from_numpy(np.concatenate(read))
+
+
+def of_splits(data: DataSet, rows: np.ndarray) -> list[tuple[Objects, np.ndarray]]:
+    """Each split that has some of these rising rows of the store, and which rows of its own."""
     inside = rows < len(data.gallery)
-    return torch.from_numpy(
-        np.concatenate(
-            [
-                objects.points(part)[:, kept_rows(objects, points)]
-                for objects, part in (
-                    (data.gallery, rows[inside]),
-                    (data.query, rows[~inside] - len(data.gallery)),
-                )
-                if len(part)
-            ]
-        )
-    )
+    parts = (data.gallery, rows[inside]), (data.query, rows[~inside] - len(data.gallery))
+    return [(objects, own) for objects, own in parts if len(own)]
 
 
 @torch.no_grad()
