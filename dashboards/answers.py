@@ -17,14 +17,28 @@ def answers(path: Path, sample: str) -> pd.DataFrame:
     Empty where a run was not asked. A file that cannot be read is left out, as is one that
     leads out of the run.
     """
-    stamp = tuple((str(file), file.stat().st_mtime_ns) for file in _files(path))
-    table = _answers(path, stamp)
+    table = _answers(path, _stamp(path))
     return table[table["sample"] == sample][COLUMNS]
+
+
+def verdicts(path: Path, model: str) -> dict[str, pd.Series]:
+    """By question, what was judged of a model's answers: "right" or "wrong", by sample id."""
+    table = _answers(path, _stamp(path))
+    said = table.judged.str.split(":").str[0]
+    table = table.assign(said=said)[said.isin(["right", "wrong"]) & (table.model == model)]
+    return {
+        str(question): rows.set_index("sample").said
+        for question, rows in table.groupby("question", sort=False)
+    }
 
 
 def _files(path: Path) -> list[Path]:
     found = sorted((path / FOLDER).glob("*/*.json"))
     return [file for file in found if file.resolve().is_relative_to(path.resolve())]
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int], ...]:
+    return tuple((str(file), file.stat().st_mtime_ns) for file in _files(path))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

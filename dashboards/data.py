@@ -56,6 +56,12 @@ def main_model(models: Sequence[str], wanted: str = "baseline") -> str:
     return next((name for name in models[::-1] if name.partition("@")[0] == wanted), models[-1])
 
 
+def probed(path: Path, model: str) -> str:
+    """What probes call a model: the last step of one captured in training is the variant itself."""
+    variant = model.partition("@")[0]
+    return variant if model == main_model(models(path), variant) else model
+
+
 def neighbours(path: Path, variant: str, layer: int, row: int, count: int) -> pd.DataFrame:
     """The gallery objects nearest to one object by the cosine of their mean tokens, in order.
 
@@ -217,9 +223,10 @@ def stored_cka(first: tuple[Path, str], second: tuple[Path, str]) -> xr.DataArra
     swept = results(first[0], "sweep")
     if first[0] != second[0] or swept is None or "cka_layers_mean" not in swept:
         return None
-    if not {first[1], second[1]} <= set(swept["variant"].values.tolist()):
+    names = [probed(path, model) for path, model in (first, second)]
+    if not set(names) <= set(swept["variant"].values.tolist()):
         return None
-    values = swept.cka_layers_mean.sel(variant=first[1], other_variant=second[1])
+    values = swept.cka_layers_mean.sel(variant=names[0], other_variant=names[1])
     return values.assign_attrs(objects=swept.attrs["query_objects"])
 
 

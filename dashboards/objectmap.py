@@ -63,7 +63,8 @@ def object_map(
     """Objects on a map; `picked()` has the index of `table` of those clicked or drawn around.
 
     table   : a row an object: x, y, sample, class_name, split, right, and the column `by`
-    by      : class_name, split, right, or a column of numbers; `title` is that of its scale
+    by      : class_name, right, a column of sides of `TWO`, or one of numbers; `title` is that of
+              its scale
     frame   : ends of x and of y that are shown, the same in all layers of a map
     name    : of the files that PNG and SVG are saved to    alt : what is to be seen
     on_pick : called before the page runs again
@@ -121,10 +122,10 @@ def _coloured(
             for name, colour, shape in zip(shown, CLASS_COLOURS, CLASS_SHAPES, strict=False)
         ]
         at = pd.Index(shown).get_indexer(table.class_name) + 1
-    elif by in ("right", "split"):
+    elif not pd.api.types.is_numeric_dtype(table[by]) or by == "right":
         values = table[by].map({True: "right", False: "wrong"}) if by == "right" else table[by]
-        names = [name for name in ("gallery", "query", "right", "wrong") if (values == name).any()]
-        kinds = [(name, *TWO[name], 0.85) for name in names]
+        names = [name for name in TWO if (values == name).any()]
+        kinds = [(name, *TWO[name], 0.45 if name == "not asked" else 0.85) for name in names]
         at = pd.Index(names).get_indexer(values)
     else:
         return _scaled(table[by].to_numpy(float), title or by)

@@ -169,7 +169,7 @@ def csv(table: pd.DataFrame, name: str) -> None:
     """A button that saves a table."""
     st.download_button(
         "Data as CSV",
-        table.to_csv(index=False).encode(),
+        lambda: table.to_csv(index=False).encode(),  # when it is asked for: large ones take time
         f"{file_name(name)}.csv",
         "text/csv",
         key=f"csv-{name}",

@@ -121,11 +121,10 @@ def with_code(results: xr.Dataset) -> xr.Dataset:
     if "linear_compression" not in results:
         return results
     code, none = results.linear_compression, results.linear_compression * np.nan
-    ends = {"linear_compression_low": none, "linear_compression_high": none}
-    for ending in REFERENCES:
-        if f"linear_{ending}_compression" in results:
-            ends[f"linear_compression_{ending}"] = results[f"linear_{ending}_compression"]
-    return results.assign(ends, linear_compression_mean=code)
+    parts = {"linear_compression_mean": code, "linear_compression_low": none}
+    parts |= {"linear_compression_high": none}
+    parts |= {"linear_compression_target": results.linear_target_compression}
+    return results.assign(parts)
 
 
 def of_property(results: xr.Dataset, name: str) -> xr.Dataset:

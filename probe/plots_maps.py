@@ -5,11 +5,12 @@ CLASS_COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377
 CLASS_SHAPES = ("circle", "square", "diamond", "triangle-up", "star", "hexagon")
 REST = "#9A9A9A"
 RING = "#E66100"  # seen on light and on dark
-TWO = {  # colour and shape of the two sides of a question
+TWO = {  # colour and shape of the sides of a question, the least of interest first
+    "not asked": (REST, "circle"),
+    "gallery": (REST, "circle"),
+    "query": ("#AA3377", "circle"),
     "right": ("#4477AA", "circle"),
     "wrong": ("#EE6677", "x"),
-    "query": ("#AA3377", "circle"),
-    "gallery": ("#9A9A9A", "circle"),
 }
 SCALE = "Viridis"  # read alike by all eyes, and in grey
 MOST_CLASSES = len(CLASS_COLOURS)

@@ -28,14 +28,17 @@ def token_figure(drift: np.ndarray, layers: Sequence[int], chosen: tuple[int, in
         z=drift,
         colorscale=SCALE,
         hoverinfo="skip",
-        colorbar={"title": {"text": "1 − cosine (lower is closer)", "side": "right"}},
+        colorbar={
+            "title": {"text": "1 − cosine (lower is closer)", "side": "right", "font_size": 12},
+            "thickness": 14,
+        },
     )
     said = [f"{value:.4f}" for value in drift.ravel()]
     _clickable(figure, layers, tokens, said, "layer %{customdata[0]}, token %{customdata[1]}")
     at, token = layers.index(chosen[0]), chosen[1]
     _frame(figure, (token - 0.5, token + 0.5), at)
     figure.update_xaxes(title="point token", showgrid=False, range=[-0.5, tokens - 0.5])
-    return _finish(figure, 120 + 30 * len(layers))
+    return _finish(figure, max(300, 120 + 30 * len(layers)))  # the scale's title needs the room
 
 
 def neighbours_figure(

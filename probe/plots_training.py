@@ -1,24 +1,14 @@
-"""What happens over the steps of a training: its log, and how its layers change meanwhile."""
+"""The log of a training over its steps; what its layers do meanwhile is in `probe.plots_heat`."""
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import xarray as xr
 from plotly.subplots import make_subplots
 
-from probe.plots_style import INK, LAYER, colour, shape
+from probe.plots_heat import STEPS, steps_change_figure, steps_figure
+from probe.plots_style import INK, colour, shape
 
-STEPS = {  # title and colour bar of a score during training
-    "cka": ("Same arrangement of objects as the target, during training", "CKA (higher is closer)"),
-    "drift": (
-        "Drift of the tokens from the target, during training",
-        "1 − cosine (lower is closer)",
-    ),
-    "drift_centred": (
-        "Drift from the target (common part off), during training",
-        "1 − cosine (lower is closer)",
-    ),
-}
+__all__ = ["LOGGED", "STEPS", "steps_change_figure", "steps_figure", "training_figure"]
+
 LOGGED = {  # columns of a training log, with the title and the axis of their panels
     "ntp_loss": ("Next-token loss", "nats a token   (lower is better)"),
     "align_loss": ("Alignment loss", "loss   (lower is closer)"),
@@ -60,45 +50,6 @@ def training_figure(metrics: pd.DataFrame) -> go.Figure:
         font={"size": 13, "color": INK},
         legend={"orientation": "h", "y": 1.08, "yanchor": "bottom", "x": 0},
         margin={"t": 90, "b": 50},
-    )
-
-
-def steps_figure(results: xr.Dataset, score: str = "cka") -> go.Figure:
-    """A score of the layers during training: a heat map a model, layers across and steps upwards.
-
-    results : of `probe.steps.steps`    score : "cka", "drift" or "drift_centred"
-    """
-    if f"{score}_mean" not in results or "step" not in results.dims:
-        raise ValueError(f"these results hold no {score!r} by training step")
-    names = results.variant.values.astype(str)
-    figure = make_subplots(1, len(names), subplot_titles=list(names), shared_yaxes=True)
-    title, axis = STEPS[score]
-    for column, name in enumerate(names, 1):
-        mean, low, high = (
-            results[f"{score}_{p}"].sel(variant=name) for p in ("mean", "low", "high")
-        )
-        figure.add_heatmap(
-            x=results.layer.values.astype(str),
-            y=results.step.values.astype(str),
-            z=mean.values,
-            customdata=np.stack([low.values, high.values], axis=-1),
-            coloraxis="coloraxis",
-            hovertemplate="layer %{x}, step %{y}: %{z:.4f} "
-            "[%{customdata[0]:.4f}, %{customdata[1]:.4f}]<extra></extra>",
-            row=1,
-            col=column,
-        )
-    # text, not numbers: captured layers and steps are equally wide however far apart they are
-    figure.update_xaxes(title=LAYER, type="category", showgrid=False)
-    figure.update_yaxes(type="category", showgrid=False).update_yaxes(title="training step", col=1)
-    scale = {"colorscale": "Viridis", "colorbar": {"title": {"text": axis, "side": "right"}}}
-    return figure.update_layout(
-        template="plotly_white",
-        title=title,
-        coloraxis=scale,
-        height=230 + 26 * results.sizes["step"],
-        font={"size": 13, "color": INK},
-        margin={"t": 90, "b": 60},
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+APP = "dashboards/app.py"
 HOW = (
     "no browser: playwright install chromium, or as root on Debian: apt-get install -y chromium; "
     "Playwright itself comes with pip install -e '.[dev]'"
@@ -33,12 +34,12 @@ class NoBrowser(Exception):
 
 
 @contextmanager
-def dashboard(folder: Path, log: Path) -> Iterator[str]:
+def dashboard(folder: Path, log: Path, app: str | Path = APP) -> Iterator[str]:
     """Address of a server on a folder of runs, started as the README says."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "dashboards/app.py"]
+    command = [sys.executable, "-m", "streamlit", "run", str(app)]
     command += ["--server.port", str(port), "--server.headless", "true", "--", str(folder)]
     plain = {name: text for name, text in os.environ.items() if not name.startswith("STREAMLIT")}
     with open(log, "w") as file:

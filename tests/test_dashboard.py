@@ -27,6 +27,8 @@ from probe.plots import (
 )
 from probe.plots_cloud import GROUND, NO_COLOUR, cloud_figure, painted_figure
 from probe.plots_compare import confusion_figure, contrast_figure
+from probe.plots_curves import LINEAR, curves, with_code
+from probe.plots_heat import token_drift_figure
 from probe.plots_object import token_figure
 from probe.reconstruction import reconstruction
 from probe.sweep import sweep
@@ -257,8 +259,14 @@ def measured(tmp_path_factory):
         f"cka_{part}": (("variant", "step", "layer"), np.full((2, 2, 2), value))
         for part, value in (("mean", 0.5), ("low", 0.4), ("high", 0.6))
     }
+    apart = {
+        f"cka_step_difference{part}": (("comparison", "step", "layer"), [[[0, 0.1], value]])
+        for part, value in (("", [0, 0.2]), ("_low", [0, 0]), ("_high", [0, 1]))
+    }
+    apart["cka_step_difference_p_adjusted"] = apart["cka_step_difference"][0], [[[1, 1], [1, 0.01]]]
     at = {"variant": VARIANTS, "step": [1, 2], "layer": LAYERS}
-    run.write_probe("steps", xr.Dataset(scores, at))
+    at["comparison"] = ["aligned - baseline"]
+    run.write_probe("steps", xr.Dataset(scores | apart, at))
     return path.parent
 
 
@@ -280,6 +288,37 @@ def test_geometry_is_shown_whole_and_property_by_property(measured, look):
     said = [note["text"] for note in figure["layout"]["annotations"]]
     assert said[:2] == ["R² of a linear read-out", "Selectivity: less shuffled values"]
     assert set(app.dataframe[0].value.property) == {"curvature"}
+
+
+def test_drift_is_shown_token_by_token_and_the_code_of_a_class_by_layer(measured, look):
+    app = look(measured, measure="drift_centred")
+    assert not app.exception
+    maps = figures(app)[-1]["data"]
+    assert [trace["type"] for trace in maps] == ["heatmap"] * len(VARIANTS)
+    run = store.open_run(measured / "one")
+    found = run.probes("sweep").token_drift_mean
+    shown = token_drift_figure(run.probes("sweep")).data
+    for trace, variant in zip(shown, VARIANTS, strict=True):
+        one = found.sel(variant=variant).transpose("token", "layer")
+        np.testing.assert_array_equal(trace.z, one.values)
+        np.testing.assert_array_equal(trace.x, [str(layer) for layer in LAYERS])
+
+
+def test_the_code_of_a_class_is_drawn_beside_what_is_read_out():
+    values = xr.DataArray([[1.5, 3.0]], {"variant": ["aligned"], "layer": LAYERS})
+    swept = xr.Dataset({"linear_compression": values, "linear_target_compression": 4.0})
+    (code,) = curves(with_code(swept), LINEAR)
+    assert code.title == "Class, coded online (MDL)" and code.low.isnull().all()
+    np.testing.assert_array_equal(code.mean, values)
+    assert code.lines[0].name == "target" and set(code.lines[0].values) == {4.0}
+    assert "linear_compression_mean" not in with_code(swept.drop_vars("linear_compression"))
+
+
+def test_the_last_step_of_a_model_is_what_probes_call_the_model(monkeypatch):
+    monkeypatch.setattr(data, "models", lambda path: ["stage1", "aligned@1", "aligned@2"])
+    names = ("stage1", "aligned@1", "aligned@2")
+    assert [data.probed(Path(), name) for name in names] == ["stage1", "aligned@1", "aligned"]
+    assert data.main_model(data.models(None), "aligned") == "aligned@2"
 
 
 def test_all_scores_stand_on_one_page_and_published_ones_only_where_they_fit(measured, look):
@@ -320,6 +359,9 @@ def test_an_object_is_followed_through_all_layers(measured, look):
 def test_training_shows_steps_by_depth_or_what_to_type(measured, runs, look):
     app = look(measured, "training")
     assert not app.exception and figures(app)[1]["data"][0]["type"] == "heatmap"
+    (change,) = figures(app)[2]["data"]
+    assert change["text"] == [["", ""], ["", "●"]]  # beyond noise at the last step and layer
+    assert "p < 0.05 over all layers and steps" in text(app)
     app = look(runs, "training")
     assert any("--capture-every" in code.value for code in app.code)
 
@@ -469,7 +511,7 @@ def test_the_demo_has_what_every_page_shows(tmp_path, look, page):
 
 
 def test_the_demo_is_small_whole_and_names_no_machine(tmp_path):
-    assert opening.DEMO.stat().st_size < 4_000_000
+    assert opening.DEMO.stat().st_size < 8_000_000
     path = opening.demo_folder() / "demo-shapes"
     assert store.verify_run(path) == []
     assert "/tmp" not in (path / "run.json").read_text()

@@ -9,7 +9,7 @@ import pandas as pd
 from dashboards import objectmap
 from dashboards.answers import answers
 from probe.plots_maps import CLASS_COLOURS, REST
-from tests.test_dashboard import look, write_run  # noqa: F401  (look is a fixture)
+from tests.test_dashboard import drawn, look, write_run  # noqa: F401  (look is a fixture)
 from train.results import Answers, write_answers, write_judged
 
 
@@ -42,6 +42,22 @@ def test_answers_and_verdicts_stand_beside_the_object(tmp_path, look):  # noqa: 
     app = look(tmp_path / "runs", "explorer", picked="28")
     assert not app.exception
     assert app.dataframe[0].value.answer.tolist() == ["A ball.", "A ball."]
+
+
+def test_objects_are_coloured_by_what_was_judged_of_the_answers(tmp_path, look):  # noqa: F811
+    run = write_run(tmp_path / "runs" / "one")
+    app = look(tmp_path / "runs", "explorer")
+    assert not [name for name in app.selectbox(key="choice-colour").options if "answer" in name]
+    write_evaluation(run)
+    app = look(tmp_path / "runs", "explorer", colour="answer: What is this?")
+    assert not app.exception and not app.warning
+    shown = drawn(app)
+    kinds = np.frombuffer(b64decode(shown["colour"]), np.uint8)
+    names = [mark["name"] for mark in shown["marks"]]
+    assert names == ["not asked", "right", "wrong"] and np.bincount(kinds).tolist() == [38, 1, 1]
+    assert [names[kinds[row]] for row in (28, 3)] == ["right", "wrong"]
+    app.selectbox(key="choice-variant").select("aligned").run()  # which was not asked
+    assert not app.exception and app.selectbox(key="choice-colour").value == "right"
 
 
 def test_verdicts_are_read_in_the_three_forms_of_the_published_evaluators(tmp_path):

@@ -1,8 +1,13 @@
 """Cut the run of the demo from a whole one: python dashboards/demo/cut.py RUN
 
-Some objects of ten classes, baseline and aligned, four layers. States are rounded to five bits of
-mantissa and clouds cut to 512 points, so that the archive is small; the scores by depth are those
-of the whole run. Everything else is computed from what is left, or copied for these objects.
+Some objects of ten classes, baseline and aligned, all layers. States are rounded to five bits of
+mantissa and clouds cut to 512 points, so that the archive is small; scores by depth and by step are
+those of the whole run, of all its models. Neighbours and maps are computed from what is left, the
+rest is copied for these objects.
+
+RUN comes from python -m train.stage2 --capture-layers 4,8,...,32 --capture-every 60, then
+python -m train.explain RUN --variants baseline,aligned, python -m train.evaluate RUN --variants
+baseline,aligned and python -m probe RUN with every probe.
 """
 
 import json
@@ -17,14 +22,14 @@ import numpy as np
 import xarray as xr
 
 import store
+from dashboards.answers import FOLDER
 from probe.maps import maps
 from probe.objects import objects
-from probe.sweep import sweep
 
 CLASSES = ("chair", "stool", "table", "bench", "bed", "lamp", "cup", "bowl", "robot", "rocket")
 GALLERY, QUERY = 4, 4  # objects of each class
 VARIANTS = ["baseline", "aligned"]
-LAYERS = [0, 8, 20, 32]
+COPIED = ("sweep", "steps", "lens", "causal", "reconstruction")
 MANTISSA = 5  # bits kept, of 10
 POINTS = 512
 
@@ -34,22 +39,19 @@ def main(source: Path, out: Path) -> None:
     rows = chosen(run)
     copy_states(run, rows, out)
     demo = store.open_run(out)
-    demo.write_probe("sweep", sweep(run, layers=LAYERS, variants=VARIANTS, k=[1, 10]))
     demo.write_probe("objects", objects(demo, k=GALLERY))
     demo.write_probe("maps", maps(demo, methods=("umap",)))
-    for name in ("lens", "causal", "reconstruction"):
-        try:
-            demo.write_probe(name, smaller(run.probes(name)))
-        except store.StoreError:
-            print(f"{source} has no {name}: left out")
+    for name in COPIED:
+        demo.write_probe(name, smaller(run.probes(name)).assign_attrs(run=out.name))
+    copy_answers(source, out, run.samples()["sample"].values[rows].astype(str).tolist())
     record = json.loads((source / "run.json").read_text())
     for place in ("out", "data_root"):  # of the machine that made it
         record["config"][place] = None
     record["command"] = re.sub(r" --(out|data-root) \S+", "", record["command"])
     record["demo"] = (
-        f"{len(rows)} of {run.attrs['samples']} objects, {len(VARIANTS)} of "
-        f"{len(run.variants)} models and {len(LAYERS)} layers of a run on the embedded shapes; "
-        "scores by depth, lens, causes and rebuilt clouds are those of the whole run"
+        f"{len(rows)} of {run.attrs['samples']} objects and {len(VARIANTS)} of "
+        f"{len(run.variants)} models of a run on the embedded shapes; scores by depth and by step, "
+        "lens, causes and rebuilt clouds are those of the whole run"
     )
     (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     if (source / "metrics.jsonl").exists():
@@ -80,7 +82,7 @@ def copy_states(run: store.Run, rows: np.ndarray, out: Path) -> None:
     writer = store.create_run(
         out,
         samples={"id": names.pop("sample")} | names | {"label": labels},
-        layers=LAYERS,
+        layers=run.layers,
         variants=VARIANTS,
         tokens=run.attrs["tokens"],
         dim=run.attrs["dim"],
@@ -98,7 +100,7 @@ def copy_states(run: store.Run, rows: np.ndarray, out: Path) -> None:
             weights = rounded(read.weights[part].values, 10 - 5)
             writer.append_attention(part, weights, rounded(read.centres[part].values, 23 - 10))
     for variant in VARIANTS:
-        states = run.hidden(variant).sel(layer=LAYERS)
+        states = run.final(variant)
         for part in writer.pending(variant):
             kept = states.isel(sample=rows[part]).values
             writer.append(variant, part, rounded(kept, 10 - MANTISSA))
@@ -113,14 +115,20 @@ def rounded(values: np.ndarray, drop: int) -> np.ndarray:
 
 
 def smaller(results: xr.Dataset) -> xr.Dataset:
-    """What the demo shows of results: its models and layers."""
-    keep: dict[str, list] = {"variant": VARIANTS, "layer": LAYERS}
-    for name, wanted in keep.items():
-        if name in results.dims:
-            results = results.sel({name: [one for one in wanted if one in results[name].values]})
+    """Results without the captions that a lens was read against: nothing shows them."""
     return results.drop_vars("nearest_caption", errors="ignore").drop_dims(
         "caption", errors="ignore"
     )
+
+
+def copy_answers(source: Path, out: Path, samples: list[str]) -> None:
+    """What the models answered about these objects, with its verdicts."""
+    for file in sorted((source / FOLDER).glob("*/*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["results"] = [row for row in found["results"] if row["object_id"] in samples]
+        there = out / FOLDER / file.parent.name
+        there.mkdir(parents=True, exist_ok=True)
+        (there / file.name).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

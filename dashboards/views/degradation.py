@@ -13,6 +13,7 @@ from streamlit.delta_generator import DeltaGenerator
 from dashboards import data, show
 from probe import plots_curves as of
 from probe.plots import depth_figure, difference_figure, plot_score_by_layer
+from probe.plots_heat import token_drift_figure
 from probe.plots_panels import Gap, Panel
 from probe.plots_properties import properties_change_figure, properties_figure, property_title
 from probe.published_figures import same_objects
@@ -28,7 +29,7 @@ GROUPS = {  # title, and the probe that measures it
     "geometry": ("geometry: what of the shape can be read out", "geometry"),
     "rebuilt": ("reconstruction: clouds rebuilt from the tokens", "reconstruction"),
     "dimension": ("shape of the space: intrinsic dimension, rank, anisotropy", "dimension"),
-    "linear": ("class, read out linearly, and its selectivity", "linear"),
+    "linear": ("class, read out linearly, its selectivity and its code", "linear"),
     "alike": ("other likeness to the target", "similarity"),
     "tests": ("neighbours among the test objects alone, as papers ask", "variants"),
 }
@@ -65,13 +66,13 @@ def main(path: Path) -> None:
         if measure == "all":
             everything(path, results, measures)
         elif measure == "geometry" and "geometry_mean" in results:
-            geometry(results, right)
+            geometry(path, results, right)
         elif measure == "tests" and "knn_loo_mean" in results:
-            among_tests(results, right)
+            among_tests(path, results, right)
         elif measure in GROUPS:
             group(path, results, measure)
         else:
-            one_measure(results, measure, right)
+            one_measure(path, results, measure, right)
 
 
 def read(path: Path) -> xr.Dataset:
@@ -89,14 +90,13 @@ def title_of(name: str) -> str:
     return "all properties" if name == "all" else property_title(name)
 
 
-def follow(figure: go.Figure, name: str, results: xr.Dataset) -> None:
+def follow(figure: go.Figure, name: str, path: Path) -> None:
     """Where a point of a curve was clicked: on to the objects of its layer and model."""
     for point in show.clicked(name):
         layer = int(point["customdata"][0])
-        variant = str(figure.data[point["curve_number"]].name)
-        if variant not in results["variant"].values:
-            variant = "aligned"  # a point of a difference to the baseline
-        show.go_to("explorer", layer=layer, variant=variant)
+        model = str(figure.data[point["curve_number"]].name).partition(" ")[0]
+        # of a difference to the baseline that is the first of the two
+        show.go_to("explorer", layer=layer, variant=data.main_model(data.models(path), model))
 
 
 def say(results: xr.Dataset) -> None:
@@ -113,12 +113,19 @@ def everything(path: Path, results: xr.Dataset, measures: list[str]) -> None:
     alt = "All scores by layer, a line a model with its interval"
     show.plot(figure, "depth", alt=alt, on_select="rerun")
     st.text(HINT)
-    follow(figure, "depth", results)
+    follow(figure, "depth", path)
     rebuilt = data.results(path, "reconstruction")
     panels, below = of.overview(results, rebuilt)
     if panels:
         st.subheader("Dimension, reconstruction and geometry")
-        draw(panels, below, results, "overview", "Dimension, reconstruction and geometry by layer")
+        draw(
+            path,
+            panels,
+            below,
+            results,
+            "overview",
+            "Dimension, reconstruction and geometry by layer",
+        )
     absent = [name for name in ("geometry", "rebuilt") if not measured(results, rebuilt, name)]
     if absent:
         probes = [GROUPS[name][1] for name in absent]
@@ -135,13 +142,18 @@ def measured(results: xr.Dataset, rebuilt: xr.Dataset | None, name: str) -> bool
 
 
 def draw(
-    panels: list[Panel], below: list[Gap | None], results: xr.Dataset, name: str, alt: str
+    path: Path,
+    panels: list[Panel],
+    below: list[Gap | None],
+    results: xr.Dataset,
+    name: str,
+    alt: str,
 ) -> None:
     """Panels that lead on to the Explorer when they are clicked."""
     figure = of.curves_figure(panels, results, below)
     show.draw(figure, of.as_table(panels, below), name, alt=alt, on_select="rerun")
     st.text(HINT)
-    follow(figure, name, results)
+    follow(figure, name, path)
 
 
 def numbers(tables: dict[str, pd.DataFrame], name: str) -> None:
@@ -165,6 +177,7 @@ def command(path: Path, results: xr.Dataset, probes: list[str]) -> str:
 def group(path: Path, swept: xr.Dataset, name: str) -> None:
     """Panels of measures that belong together, where they were measured."""
     title, probe = GROUPS[name]
+    swept = of.with_code(swept)
     results = data.results(path, "reconstruction") if name == "rebuilt" else swept
     panels = [] if results is None or name not in ABOUT else of.curves(results, ABOUT[name])
     if results is None or not panels:
@@ -172,14 +185,14 @@ def group(path: Path, swept: xr.Dataset, name: str) -> None:
         show.missing(what, command(path, swept, [probe]))
         return
     about = ABOUT[name]
-    draw(panels, of.gaps(results, about), results, name, title)
+    draw(path, panels, of.gaps(results, about), results, name, title)
     if name == "rebuilt":
         say(results)
     st.subheader("The numbers")
     numbers(data.tables(results[[n for n in results if str(n).startswith(tuple(about))]]), "depth")
 
 
-def geometry(results: xr.Dataset, place: DeltaGenerator) -> None:
+def geometry(path: Path, results: xr.Dataset, place: DeltaGenerator) -> None:
     """All properties as heat maps, or the curves of one."""
     with place:
         names = ["all", *results.property.values.astype(str).tolist()]
@@ -201,6 +214,7 @@ def geometry(results: xr.Dataset, place: DeltaGenerator) -> None:
         return
     one = of.of_property(results, name)
     draw(
+        path,
         of.curves(one, of.GEOMETRY),
         of.gaps(one, of.GEOMETRY),
         results,
@@ -214,14 +228,14 @@ def geometry(results: xr.Dataset, place: DeltaGenerator) -> None:
     numbers(tables, f"geometry-{name}")
 
 
-def among_tests(results: xr.Dataset, place: DeltaGenerator) -> None:
+def among_tests(path: Path, results: xr.Dataset, place: DeltaGenerator) -> None:
     """The protocols that ask about test objects among test objects, with published figures."""
     k = choose_k(results, place)
     at_k = results.sel(k=k)
     about = {key: (title.format(k=k), axis) for key, (title, axis) in of.LOO.items()}
     panels = [*of.curves(at_k, about), *of.tenths(results, k)]
     below = [*of.gaps(at_k, about), None][: len(panels)]
-    draw(panels, below, results, "tests", "Accuracy among the test objects by layer")
+    draw(path, panels, below, results, "tests", "Accuracy among the test objects by layer")
     st.text(SPLITS)
     asked = results.attrs["query_objects"], results.attrs["classes"]
     st.text(PUBLISHED if same_objects(results) else NOT_PUBLISHED.format(*asked))
@@ -232,7 +246,7 @@ def among_tests(results: xr.Dataset, place: DeltaGenerator) -> None:
     numbers(tables, f"tests-{k}")
 
 
-def one_measure(results: xr.Dataset, measure: str, place: DeltaGenerator) -> None:
+def one_measure(path: Path, results: xr.Dataset, measure: str, place: DeltaGenerator) -> None:
     """One panel at full width, then the paired differences."""
     k = choose_k(results, place) if measure == "knn" else None
     figure = plot_score_by_layer(results, measure, k).update_layout(height=460)
@@ -240,7 +254,7 @@ def one_measure(results: xr.Dataset, measure: str, place: DeltaGenerator) -> Non
     name, alt = f"{measure}-by-layer", f"{MEASURES[measure]} by layer"
     show.draw(figure, table, name, alt=alt, on_select="rerun")
     st.text(HINT)
-    follow(figure, name, results)
+    follow(figure, name, path)
     if f"{measure}_difference" in results:
         st.subheader("Difference from the baseline, paired by object")
         st.text("Filled: p < 0.05 over all layers at once. Hollow: within noise.")
@@ -248,10 +262,22 @@ def one_measure(results: xr.Dataset, measure: str, place: DeltaGenerator) -> Non
         gaps = data.differences_table(shown, measure)
         figure = difference_figure(shown, measure).update_layout(height=420, margin_t=40)
         show.draw(figure, gaps, f"{measure}-difference", alt="Difference from the baseline")
+    if measure == "drift_centred" and "token_drift_mean" in results:
+        by_token(results)
     st.subheader("The numbers")
     st.dataframe(table, hide_index=True)
     if f"{measure}_difference" in results:
         st.dataframe(gaps, hide_index=True)
+
+
+def by_token(results: xr.Dataset) -> None:
+    """Which tokens drift, and from which layer on."""
+    st.subheader("Token by token")
+    st.text("Mean over the query objects; the Object page shows the tokens of a single object.")
+    table = results[[f"token_drift_{part}" for part in ("mean", "low", "high")]]
+    figure = token_drift_figure(results).update_layout(margin_t=40)
+    alt = "Drift by token and layer, a map a model"
+    show.draw(figure, table.to_dataframe().reset_index(), "token-drift", alt=alt)
 
 
 main(st.session_state["opened"])

@@ -8,7 +8,7 @@ import streamlit as st
 import xarray as xr
 
 from dashboards import data, objects, show
-from dashboards.answers import answers
+from dashboards.answers import answers, verdicts
 from dashboards.objectmap import object_map, picked
 from probe.plots_maps import MOST_CLASSES
 
@@ -19,6 +19,7 @@ COLOURS = {
     "support": "share of neighbours of its class",
     "drift": "drift from the target",
 }
+ANSWER = "answer: "  # before a question, in the address
 MOST_KEPT = 200  # selected objects that an address names
 HINT = """Click an object, or draw a lasso around several; Shift and click adds one. Near on a map
 is not always near in truth. Ctrl and wheel zooms; arrow keys go from object to object, Enter
@@ -31,16 +32,20 @@ def main(path: Path) -> None:
         partial(data.objects, path), "Looking up every object in every layer of this run"
     )
     maps = data.results(path, "maps")
-    model, layer, method, by, split = pick(found, maps)
+    model, layer, method, by, split = pick(path, found, maps)
     table = data.layer_table(path, found, model, layer)
     frame, quality, note = data.frame(found.position.sel(model=model)), "", ""
     if method == "umap":
-        if maps is not None and data.has_map(maps, model, layer):
-            table, frame, quality = data.umap_table(table, maps, model, layer)
+        name = data.probed(path, model)
+        if maps is not None and data.has_map(maps, name, layer):
+            table, frame, quality = data.umap_table(table, maps, name, layer)
         else:
             note = f"There is no UMAP of layer {layer} of {model} yet: this is PCA."
     if by in data.factors(found):
         table[by] = data.factor(found, by)[table.index]
+    if by.startswith(ANSWER):
+        said = verdicts(path, model.partition("@")[0]).get(by.removeprefix(ANSWER), pd.Series())
+        table[by] = table["sample"].map(said).fillna("not asked")
     if split != "all":
         table = table[table.split == split]
     left, right = st.columns([3, 2], gap="medium")
@@ -54,10 +59,9 @@ def main(path: Path) -> None:
         beside(path, table, found, model, layer, chosen)
 
 
-def pick(found: xr.Dataset, maps: xr.Dataset | None) -> tuple[str, int, str, str, str]:
+def pick(path: Path, found: xr.Dataset, maps: xr.Dataset | None) -> tuple[str, int, str, str, str]:
     """Model, layer, map, colour and split."""
     boxes = st.columns([2, 2, 3, 2])
-    names = COLOURS | data.factors(found)
     with boxes[0]:
         models = found.model.values.tolist()
         model = show.choose("variant", "Model", models, default=data.main_model(models), keep=True)
@@ -70,6 +74,11 @@ def pick(found: xr.Dataset, maps: xr.Dataset | None) -> tuple[str, int, str, str
             default="pca" if maps is None else "umap",
         )
     with boxes[2]:
+        asked = {
+            ANSWER + question: question for question in verdicts(path, model.partition("@")[0])
+        }
+        names = COLOURS | {name: f"answer to “{q}”" for name, q in asked.items()}
+        names |= data.factors(found)
         by = show.choose("colour", "Colour by", list(names), label=names.get)
     with boxes[3]:
         split = show.choose("split", "Objects", ["all", "query", "gallery"])
@@ -95,7 +104,7 @@ def the_map(
         classes = show.choose_some(
             "classes", "Classes in colour", names, default=default, most=MOST_CLASSES
         )
-    title = (COLOURS | data.factors(found))[by]
+    title = (COLOURS | data.factors(found)).get(by, "")
     chosen = kept(table)
     right = int(table[table.split == "query"].right.sum())
     asked = int((table.split == "query").sum())

@@ -37,6 +37,8 @@ def draw(
     left, right = st.columns([2, 3], gap="medium")
     with right:
         token = None if found is None else tokens(found, row, model, layer)
+        if found is not None:
+            by_layer(path, found, row, model, layer)
     with left:
         the_object(path, table, row, token)
     st.subheader(f"Nearest gallery objects in layer {layer} of {model}")
@@ -52,10 +54,8 @@ def draw(
     objects.neighbours(path, near, in_row=NEIGHBOURS)
     if found is None:
         show.csv(near.drop(columns="row"), "neighbours")
-    else:
-        by_layer(path, found, row, model, layer)
-    lens(path, table["sample"][row], model, layer, token)
-    reconstruction(path, table, row, model, layer)
+    lens(path, table["sample"][row], data.probed(path, model), layer, token)
+    reconstruction(path, table, row, data.probed(path, model), layer)
 
 
 def pick(table: pd.DataFrame, models: list[str], layers: list[int]) -> tuple[int, str, int]:
@@ -119,7 +119,8 @@ def follow_cell() -> None:
 
 def by_layer(path: Path, found: xr.Dataset, row: int, model: str, layer: int) -> None:
     """The neighbours of all layers at a glance."""
-    st.text("In every layer: the class of each neighbour. Click a layer to go there.")
+    st.subheader("What each layer takes it for")
+    st.text("The classes of its nearest gallery objects. Click a layer to go there.")
     layers = found.layer.values.tolist()
     near = [
         data.near_table(path, row, found.neighbour.sel(model=model, layer=at).values[row])

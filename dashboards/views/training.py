@@ -6,12 +6,16 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+import xarray as xr
 
 from dashboards import data, opening, show
-from probe.plots_training import STEPS, steps_figure, training_figure
+from probe.plots_heat import STEPS, steps_change_figure, steps_figure
+from probe.plots_training import training_figure
+from probe.steps import findings
 from store.schema import STORE
 
 EVERY = 3  # seconds between two looks at a run in progress
+DOTS = "A dot: the two differ, paired by object, p < 0.05 over all layers and steps at once."
 QUIET = 600  # seconds without a line after which a run in progress may have been stopped
 
 
@@ -85,6 +89,21 @@ def during(path: Path) -> None:
         parts = [f"{score}_{part}" for part in ("mean", "low", "high")]
         table = results[parts].to_dataframe().dropna().reset_index()
         show.draw(figure, table, f"steps-{score}", alt="A score by training step and layer")
+        if f"{score}_step_difference" in results:
+            apart(results, score)
+
+
+def apart(results: xr.Dataset, score: str) -> None:
+    """From which step on, and where in depth, training sets the models apart."""
+    st.subheader("From when on the models differ")
+    st.text(DOTS)
+    figure = steps_change_figure(results, score).update_layout(margin_t=40)
+    parts = [f"{score}_step_difference{part}" for part in ("", "_low", "_high", "_p_adjusted")]
+    table = results[parts].to_dataframe().dropna().reset_index()
+    alt = "Difference to the baseline by training step and layer"
+    show.draw(figure, table, f"steps-{score}-difference", alt=alt)
+    for sentence in findings(results):
+        st.text(f"• {sentence}")
 
 
 main(st.session_state["opened"])

@@ -1,34 +1,74 @@
-"""First paint, and a change of layer, on a large run: python -m tests.benchmarks.bench_dashboard
+"""What a visitor of the dashboard waits for: python -m tests.benchmarks.bench_dashboard
 
 The run is synthetic: 12,311 objects (ModelNet40), 9 layers, 2 variants, 32 narrow tokens, and what
-`python -m probe` would have computed of it, in the right form but at random. Measured with
-Streamlit's AppTest in fresh processes, where the clock starts after the imports that a server does
-once and processor time stands beside it; and, where there is a browser, from the address to the
-map at rest, and from the key to the first frame of the next layer. Where other programs run, the
-processor seconds (of server and browser together) are what to go by. Prints one JSON object.
+`python -m probe` would have computed of it, in the right form but at random. The server runs
+already and has had one visitor. Measured in Chromium, by the page's own clock:
+
+first paint : from the navigation, by a browser that has nothing in its cache, until pixels of the
+              page's first figure are drawn. An app of one title, served and asked the same way in
+              turn, is the floor: what Streamlit itself takes.
+layer       : from the slider's key until the map's pixels change, and until the map is at rest.
+fluid       : frames a second of the map while it glides to a layer, and while it is dragged.
+memory      : of the server, before the first visitor, after a visit of every page, and after all
+              layers of both models.
+
+Where other programs run, wall time says little. Prints one JSON object.
 """
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
 import store
-from tests.browser import NoBrowser, chromium, dashboard, map_is_drawn
+from tests.browser import NoBrowser, chromium, dashboard
 
 LAYERS = [0, 4, 8, 12, 16, 20, 24, 28, 32]
 VARIANTS = ["baseline", "aligned"]
 TOKENS, DIM, CLASSES, POINTS = 32, 16, 40, 256
-PAGES = ("degradation", "explorer", "object", "compare", "causes", "training", "provenance")
-APP = Path(__file__).parents[2] / "dashboards" / "app.py"
+DRAWN = {  # by page (Degradation is at the root): pixels of the map, lines, or a table
+    "": ".js-plotly-plot .points path",
+    "explorer": ".object-map canvas[data-glided]",
+    "object": ".js-plotly-plot .heatmaplayer image",
+    "compare": ".js-plotly-plot .lines path",
+    "causes": "[data-testid=stAlert]",  # the run has no such results: what to type
+    "training": "[data-testid=stAlert]",
+    "provenance": "[data-testid=stDataFrame] canvas",
+}
+CLOCK = """selector => {  // of every new page, before its own scripts run
+    const pixels = (canvas) => {
+        const small = new OffscreenCanvas(64, 64);
+        const pen = small.getContext("2d", {willReadFrequently: true});
+        pen.drawImage(canvas, 0, 0, 64, 64);
+        return pen.getImageData(0, 0, 64, 64).data;
+    };
+    const all = { frames: [] };
+    window.bench = all;
+    addEventListener("keydown", (event) => Object.assign(all, {
+        key: event.timeStamp, changed: null, rest: null, frames: [],
+        before: pixels(document.querySelector(".object-map canvas")),
+    }), true);
+    const look = (now) => {
+        requestAnimationFrame(look);
+        const one = document.querySelector(selector);
+        if (!all.first && one && (one.tagName !== "CANVAS" || pixels(one).some((part) => part)))
+            all.first = performance.now();
+        all.frames.push(now);
+        if (!all.key || all.rest) return;
+        const canvas = document.querySelector(".object-map canvas");
+        if (!all.changed && pixels(canvas).some((part, at) => part !== all.before[at]))
+            all.changed = performance.now();
+        if (all.changed && canvas.dataset.glided) all.rest = performance.now();
+    };
+    requestAnimationFrame(look);
+}"""
 
 
 def main() -> None:
@@ -36,21 +76,126 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=12_311)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="600 objects: does it run at all")
-    parser.add_argument("--page", help=argparse.SUPPRESS)  # of the processes that this one starts
     parser.add_argument("--runs", type=Path, help="folder with the run of an earlier time")
     settings = parser.parse_args()
-    if settings.page:
-        print(json.dumps(one_page(settings.runs, settings.page, settings.rounds)))
-        return
     count = 600 if settings.quick else settings.objects
     with tempfile.TemporaryDirectory() as folder:
-        runs = settings.runs or Path(folder)
+        runs = settings.runs or Path(folder) / "runs"
         if not (runs / "large").exists():
             write_large(runs / "large", count)
-        found = {"objects": count, "layers": len(LAYERS), "variants": len(VARIANTS)}
-        found["apptest"] = {page: in_process(runs, page, settings.rounds) for page in PAGES}
-        found["browser"] = in_browser(runs, Path(folder), settings.rounds)
-    print(json.dumps(found, indent=1))
+        try:
+            found = measured(runs, Path(folder), settings.rounds)
+        except NoBrowser as why:
+            parser.exit(1, f"{why}\n")
+    about = {"objects": count, "layers": len(LAYERS), "variants": len(VARIANTS)}
+    print(json.dumps(about | found, indent=1))
+
+
+def measured(runs: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    empty = folder / "empty.py"
+    empty.write_text('import streamlit as st\n\nst.title("Nothing")\n')
+    with (
+        dashboard(runs, folder / "log") as address,
+        dashboard(runs, folder / "empty.log", app=empty) as floor,
+        chromium() as browser,
+    ):
+        server = server_of(address)
+        memory = {"before_mib": mib(server)}
+        for page in DRAWN:  # the first visitor of a new server waits for its imports
+            first_paint(browser, f"{address}/{page}?run=large", DRAWN[page])
+        memory["every_page_mib"] = mib(server)
+        paints: dict[str, list[float]] = {name: [] for name in ("empty app", *DRAWN)}
+        for _ in range(rounds):
+            paints["empty app"].append(first_paint(browser, floor, "h1"))
+            for page, selector in DRAWN.items():
+                paints[page].append(first_paint(browser, f"{address}/{page}?run=large", selector))
+        layers, gliding, dragging = on_the_map(browser, address)
+        memory["every_layer_mib"] = mib(server)
+    changed, rest = np.median(layers, axis=0).round().tolist()
+    return {
+        "first_paint_ms": {
+            page or "degradation": round(statistics.median(took)) for page, took in paints.items()
+        },
+        "layer_ms": {"pixels change": changed, "at rest": rest, "changes": len(layers)},
+        "frames_per_second": {
+            "gliding": round(statistics.median(gliding), 1),
+            "dragging": round(statistics.median(dragging), 1),
+        },
+        "server": memory,
+    }
+
+
+@contextmanager
+def tab(browser: Any, address: str, selector: str) -> Iterator[Any]:
+    """A page in a browser with nothing in its cache, once what is waited for is drawn."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.add_init_script(f"({CLOCK})({json.dumps(selector)})")
+    page.goto(address)
+    page.wait_for_function("() => window.bench.first")
+    yield page
+    context.close()
+
+
+def first_paint(browser: Any, address: str, selector: str) -> float:
+    """Milliseconds from the navigation."""
+    with tab(browser, address, selector) as page:
+        page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
+        return page.evaluate("() => window.bench.first")
+
+
+def on_the_map(
+    browser: Any, address: str
+) -> tuple[list[tuple[float, float]], list[float], list[float]]:
+    """Milliseconds of each change of layer in both models, and frames a second."""
+    layers, gliding, dragging = [], [], []
+    for variant in VARIANTS:
+        where = f"{address}/explorer?run=large&layer=0&variant={variant}"
+        with tab(browser, where, DRAWN["explorer"]) as page:
+            canvas = page.locator(".object-map canvas")
+            for _ in LAYERS[1:]:
+                page.wait_for_timeout(400)  # a person looks at what is there
+                page.get_by_role("slider").first.focus()
+                canvas.evaluate("one => delete one.dataset.glided")
+                page.keyboard.press("ArrowRight")
+                page.wait_for_function("() => window.bench.rest")
+                seen = page.evaluate("() => ({...window.bench, before: null})")
+                layers.append((seen["changed"] - seen["key"], seen["rest"] - seen["key"]))
+                shown = [at for at in seen["frames"] if seen["changed"] <= at <= seen["rest"]]
+                gliding.append(rate(shown))
+            dragging.append(rate(drag(page, canvas)))
+    return layers, gliding, dragging
+
+
+def drag(page: Any, canvas: Any) -> list[float]:
+    """Times of the frames while the map is dragged for about two seconds."""
+    page.get_by_role("button", name="Lasso").click()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.down()
+    begun = page.evaluate("() => performance.now()")
+    for at in range(120):
+        page.mouse.move(box["x"] + 200 + at, box["y"] + 200 + at / 2)
+        page.wait_for_timeout(16)
+    frames = page.evaluate("() => window.bench.frames")
+    page.mouse.up()
+    return [at for at in frames if at >= begun]
+
+
+def rate(frames: list[float]) -> float:
+    return 1000 * (len(frames) - 1) / (frames[-1] - frames[0])
+
+
+def server_of(address: str) -> psutil.Process:
+    """The process that this one started and that listens there."""
+    port = address.rpartition(":")[2]
+    children = psutil.Process().children(recursive=True)
+    return next(child for child in children if port in child.cmdline())
+
+
+def mib(process: psutil.Process) -> int:
+    return round(process.memory_info().rss / 2**20)
 
 
 def write_large(path: Path, count: int) -> None:
@@ -101,89 +246,6 @@ def write_states(path: Path, count: int) -> None:
             writer.append(variant, rows, centre[label[rows]] + rng.normal(size=shape))
     writer.finish()
     (path / "run.json").write_text(json.dumps({"status": "complete", "config": {"seed": 0}}))
-
-
-def in_process(runs: Path, page: str, rounds: int) -> dict:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_dashboard", "--page", page]
-    command += ["--runs", str(runs), "--rounds", str(rounds)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def one_page(runs: Path, page: str, rounds: int) -> dict:
-    """Seconds to the first paint of a page and, where it has layers, to the next layer."""
-    from streamlit.testing.v1 import AppTest
-
-    import dashboards.data
-    import dashboards.objectmap
-    import dashboards.show  # noqa: F401
-
-    sys.argv = ["app.py", str(runs)]
-    app = AppTest.from_file(str(APP), default_timeout=600)
-    app.query_params["run"] = "large"
-    if page != PAGES[0]:
-        app.switch_page(f"views/{page}.py")
-    found = {"first_paint": timed(app.run)}
-    assert not app.exception and not app.error and app.title[0].value
-    if page == "explorer":
-        slider = "choice-layer"
-        layers = [LAYERS[at % len(LAYERS)] for at in range(rounds)]
-        took = [timed(app.select_slider(key=slider).set_value(at).run) for at in layers]
-        found["layer"] = {part: statistics.median(t[part] for t in took) for part in took[0]}
-    found["memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return found
-
-
-def timed(act) -> dict[str, float]:
-    clock, processor = time.perf_counter(), time.process_time()
-    act()
-    return {
-        "seconds": round(time.perf_counter() - clock, 3),
-        "cpu_seconds": round(time.process_time() - processor, 3),
-    }
-
-
-def worked() -> float:
-    """Processor seconds so far of the server and of all processes of the browser."""
-    children = psutil.Process().children(recursive=True)
-    return sum(sum(child.cpu_times()[:2]) for child in children)
-
-
-def in_browser(runs: Path, folder: Path, rounds: int) -> dict | str:
-    """Medians of seconds, and the frames of a glide; or why there are none."""
-    try:
-        with dashboard(runs, folder / "log") as address, chromium() as browser:
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.set_default_timeout(300_000)
-            page.goto(address)  # the server's first visitor waits for its imports
-            page.wait_for_selector(".js-plotly-plot .main-svg")
-            paints, layers, frames, work = [], [], [], []
-            for _ in range(rounds):
-                begun, before = time.perf_counter(), worked()
-                page.goto(f"{address}/explorer?run=large&layer=16")
-                map_is_drawn(page)
-                paints.append(time.perf_counter() - begun)
-                first, before = worked() - before, worked()
-                wait = "one => one.dataset.glided && JSON.parse(one.dataset.glided)"
-                canvas = page.locator(".object-map canvas").element_handle()
-                page.get_by_role("slider").first.focus()
-                canvas.evaluate("one => delete one.dataset.glided")
-                begun = time.perf_counter()
-                page.keyboard.press("ArrowRight")
-                glide = page.wait_for_function(wait, arg=canvas).json_value()
-                layers.append(time.perf_counter() - begun - glide["milliseconds"] / 1000)
-                frames.append(1000 * glide["frames"] / glide["milliseconds"])
-                work.append((first, worked() - before))
-            first, next_layer = np.median(work, axis=0).round(2).tolist()
-            return {
-                "first_paint_seconds": round(statistics.median(paints), 2),
-                "first_paint_cpu_seconds": first,
-                "layer_seconds": round(statistics.median(layers), 2),
-                "layer_cpu_seconds": next_layer,
-                "frames_per_second": round(statistics.median(frames)),
-            }
-    except NoBrowser as why:
-        return str(why)
 
 
 if __name__ == "__main__":
