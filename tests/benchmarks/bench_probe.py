@@ -64,7 +64,7 @@ def main() -> None:
         for samples, dim in [(80, 16)] if quick else [(600, 256), (2468, 2560), (10_000, 2560)]:
             bench_pair(rounds, samples, dim)
     if "pairs" in asked:
-        bench_pairs_in_full(rounds, *((4, 60, 16, 50) if quick else (9, 200, 64, 200)))
+        bench_pairs_in_full(rounds, *((4, 60, 16, 50) if quick else (6, 120, 32, 120)))
         bench_pairs(rounds, *((4, 80, 16) if quick else (36, 600, 256)))
     if "umap" in asked:
         bench_umap(1, *((100, 64) if quick else (1000, 2560)))
