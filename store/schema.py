@@ -15,7 +15,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 RESERVED = ("points", "target", "encoder", "probes", "attention")
 CHANNELS = ("x", "y", "z", "red", "green", "blue")
 CHUNK_BYTES = 4 * 2**20  # one layer of one shard; all layers of it are one file, one append
-# Chosen by measurement for the two reads that matter, at 32 tokens of 2560 numbers and 9 layers
+# Chosen for the two reads that matter, at 32 tokens of 2560 numbers and 9 layers
 # (tests/benchmarks/bench_store.py --sweep --samples 256 --rounds 5): times over those of one plain
 # file, from disk, one layer of all samples and one sample at all layers. Files of 1, 2, 4, 8, 16
 # MiB a layer: 0.91, 0.74, 0.70, 0.72, 0.91 and 0.09 to 0.10. Chunks of 128, 512, 2048 KiB: 0.70,
