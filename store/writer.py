@@ -132,7 +132,8 @@ class RunWriter:
     files of its own, so the result has the same bytes in whatever order and by whomever it is
     written. It is whole in every layer or absent: all layers of its samples are one file.
 
-    The writer holds a lock on the run until it is closed, finished, or its process ends.
+    The writer holds a lock on the run until it is closed, finished, or its process ends; use it as
+    `with contextlib.closing(writer)` where it may be left half way.
     """
 
     def __init__(self, path: str | PurePath, *, process: int = 0):
@@ -246,7 +247,9 @@ class RunWriter:
             self._lock = None
 
     def __del__(self):
-        if getattr(self, "_lock", None) is not None:
+        # Behind a URL the lock's file stays until the process ends: a finalizer may run in the
+        # thread that would have to ask the network.
+        if getattr(self, "_lock", None) is not None and self._run.local is not None:
             self.close()
 
     def _append_frozen(self, name: str, rows: slice, arrays: Sequence[np.ndarray]) -> None:

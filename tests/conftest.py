@@ -1,5 +1,6 @@
 """A model small enough to train in a second, and a data set of three solids."""
 
+import fsspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -86,3 +87,29 @@ def solids_folder(tmp_path_factory):
             ),
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One that speaks the S3 protocol, on this machine; stopped and started, it keeps its files.
+
+    There is one for all files of tests, since fsspec keeps a file system with the address it had.
+    """
+    pytest.importorskip("s3fs")
+    module = pytest.importorskip("moto.server")
+    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("runs")
+        yield server
+        server.stop()

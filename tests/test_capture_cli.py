@@ -19,7 +19,7 @@ from probe.sweep import sweep
 from store import open_run
 from store.place import Place
 from tests.conftest import TINY
-from tests.test_store_s3 import network_lost, remote_contents, server  # noqa: F401
+from tests.test_store_s3 import network_lost, remote_contents
 from train import capture_job
 from train.capture import main
 from train.capture_job import capture
@@ -310,7 +310,7 @@ def test_a_capture_whose_network_is_lost_goes_on_and_ends_with_the_same_bytes(
     solids_folder,
     capsys,
     monkeypatch,
-    server,  # noqa: F811
+    server,
 ):
     settings = config(tmp_path / "run", tiny_checkpoint, solids_folder, store="s3://runs/lost")
     write = Place.write
@@ -335,7 +335,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
     tmp_path,
     tiny_checkpoint,
     capsys,
-    server,  # noqa: F811
+    server,
 ):
     nowhere = config(tmp_path / "run", tiny_checkpoint, Path("no-such-data"), store="s3://none/run")
     refuse(capsys, nowhere, 2, "s3://none/run can't be written", "make its bucket")

@@ -20,29 +20,6 @@ from store.place import Place
 from tests.test_store import ROOT, SAMPLES, contents, fill, plan, states, targets
 
 
-@pytest.fixture(scope="module")
-def server():
-    """One that speaks the S3 protocol, on this machine; stopped and started, it keeps its files."""
-    pytest.importorskip("s3fs")
-    module = pytest.importorskip("moto.server")
-    server = module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3").mkdir("runs")
-        yield server
-        server.stop()
-
-
 @pytest.fixture
 def bucket(server):
     """URL of a bucket on it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,19 @@ def fill(config: CaptureConfig, host: Host, state: PartialState, begun: float) -
     proofs = job.prove()
     if state.is_main_process:
         write_record(config.folder, record | {"status": "running", "proofs": proofs})
-    writers = job.open_stores(record, proofs)
-    for variant in host.variants:
-        with host.model_of(variant):
-            for together in alike(writers):
-                job.fill(variant, together)
-    state.wait_for_everyone()
-    if state.is_main_process:
+    with ExitStack() as opened:
+        writers = job.open_stores(record, proofs)
         for writer in writers.values():
-            writer.finish()
+            opened.callback(writer.close)
+        for variant in host.variants:
+            with host.model_of(variant):
+                for together in alike(writers):
+                    job.fill(variant, together)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            for writer in writers.values():
+                writer.finish()
+    if state.is_main_process:
         seconds = round(time.perf_counter() - begun, 1)
         done = {"status": "complete", "seconds": seconds, "proofs": proofs}
         write_record(config.folder, record | done)

@@ -9,13 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from store.writer import RunWriter
-from train.attention import read_attention
 from train.budget import SHOWN_POINTS
 from train.data.objects import DataSet, Objects
 from train.frozen import kept_rows
-from train.models.minigpt3d import MiniGPT3D
-from train.progress import track
 
 WORDS = ("symmetry",)
 """Factors in words that are geometry; the others are of class, colour and theme."""
@@ -79,20 +75,3 @@ def of_splits(data: DataSet, rows: np.ndarray) -> list[tuple[Objects, np.ndarray
     inside = rows < len(data.gallery)
     parts = (data.gallery, rows[inside]), (data.query, rows[~inside] - len(data.gallery))
     return [(objects, own) for objects, own in parts if len(own)]
-
-
-@torch.no_grad()
-def store_front(model: MiniGPT3D, data: DataSet, writer: RunWriter, points: int) -> None:
-    """Append what the encoder makes of the clouds and which patches each query token reads, for
-    the objects where it is not there yet."""
-    device = next(model.parameters()).device
-    pending = list(writer.pending("attention"))
-    total = -(-writer.samples // writer.chunk)
-    bar = track(pending, "read patches", total=total, completed=total - len(pending))
-    for rows in bar:
-        with read_attention(model) as reading:
-            model.encode(clouds(data, np.arange(rows.start, rows.stop), points).to(device))
-        assert reading.centres is not None and reading.encoder is not None
-        weights = reading.weights().cpu().numpy()
-        writer.append_encoder(rows, reading.encoder.cpu().numpy())  # before, so both are pending
-        writer.append_attention(rows, weights, reading.centres.cpu().numpy())
