@@ -49,23 +49,32 @@ table.groupby(runs, sort=False).seed.unique().to_frame("seeds")
 
 # %%
 whole = table[table.steps == table.steps.max()]
-whole = whole.assign(line=whole.setting + ", seed " + whole.seed.astype(str))
 axes_of = {
     "drift": "drift, aligned − baseline   (below 0: closer)",
     "cka": "CKA, aligned − baseline   (above 0: closer)",
     "knn": "accuracy, aligned − baseline   (above 0: better)",
 }
-figure, axes = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
+colours = dict(zip(whole.setting.unique(), ["#0072B2", "#D55E00", "#009E73"], strict=True))
+strokes = {0: "-", 1: "--", 2: ":"}
+figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
 for axis, (score, label) in zip(axes, axes_of.items(), strict=True):
-    lines = whole.assign(bar=(whole[f"{score}_high"] - whole[f"{score}_low"]) / 2)
-    lines = lines.pivot(index="layer", columns="line")
-    lines[f"{score}_mean"].plot(
-        ax=axis, yerr=lines["bar"], marker="o", markersize=4, capsize=2, linewidth=1.2, legend=False
-    )
+    for (setting, seed), line in whole.groupby(["setting", "seed"], sort=False):
+        mean = line[f"{score}_mean"]
+        axis.errorbar(
+            line.layer + 0.3 * (seed - 1),  # the seeds side by side, so that no bar hides another
+            mean,
+            yerr=[mean - line[f"{score}_low"], line[f"{score}_high"] - mean],
+            color=colours[setting],
+            linestyle=strokes[seed],
+            marker="o",
+            markersize=3.5,
+            capsize=2,
+            label=f"{setting}, seed {seed}",
+        )
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(xlabel="layer (0 = what enters block 1)", ylabel=label)
 handles, names = axes[0].get_legend_handles_labels()
-_ = figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+_ = figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
 
 # %% [markdown]
 # ## At the deepest layer
