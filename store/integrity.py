@@ -1,7 +1,6 @@
 """Does a store hold what it says? Reads every file of it once."""
 
 import hashlib
-import io
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,10 +11,12 @@ import google_crc32c
 import numpy as np
 import zarr
 
+from store.files import Content
+from store.guard import check_group
 from store.layout import Part, metadata_keys, parts, seal_of
 from store.lazy import inside
 from store.place import Place
-from store.reader import Run, check_group, open_run
+from store.reader import Run, open_run
 from store.schema import CHANNELS, STORE, StoreError, digest
 from store.shards import Damaged, Shard, checksum
 from store.writer import finished
@@ -179,7 +180,7 @@ def _shard(run, store, part: Part, where, number, step, rows: slice, names: Name
     if recorded is None:
         yield f"{where}, {names(rows)}: its recorded checksum is lost or damaged"
     try:
-        shard, found, crc = Shard(io.BytesIO(data), part.grid), False, 0
+        shard, found, crc = Shard(Content(data), part.grid), False, 0
     except Damaged as error:
         yield f"{where}, {names(rows)}: {error}"
         return

@@ -1,8 +1,8 @@
 """States as an array that xarray reads when values are asked for."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from store.files import DiskFile, RemoteFile
 from store.layout import Part
 from store.place import Place
 from store.schema import StoreError
@@ -30,10 +31,11 @@ def lazy_states(store: Place, part: Part, array: Any) -> xr.Variable:
 
 
 class States(BackendArray):
-    """Reads shards on a disk directly, all else by zarr; decodes bfloat16.
+    """Reads shards part by part, what has none by zarr; decodes bfloat16.
 
-    The direct way gives what zarr gives, every chunk held against its checksum, without zarr's
-    copies: the chunks of a layer lie one after the other and are read in one go.
+    A shard gives what zarr gives, every chunk held against its checksum, without zarr's copies:
+    the chunks of a layer lie one after the other and are read in one go. A file that is lost is an
+    error, where zarr would make up its values.
     """
 
     def __init__(self, store: Place, part: Part, array: Any):
@@ -41,7 +43,6 @@ class States(BackendArray):
         self.shape = part.shape
         self.dtype = np.dtype("float32" if part.dtype == "bfloat16" else part.dtype)
         self._stored = np.dtype(array.dtype)
-        self._direct = store.local is not None and array.shards is not None
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
@@ -50,8 +51,8 @@ class States(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         """Values at an index array, slice or integer for each dimension."""
-        if not self._direct:
-            return decode(np.asarray(self.array.oindex[key]), self.part.dtype)
+        if self.array.shards is None:
+            return self._by_zarr(key)
         dims = self.part.dims
         found = [np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.shape, key, strict=True)]
         at = dict(zip(dims, found, strict=True))
@@ -76,14 +77,25 @@ class States(BackendArray):
         ]
         return out.reshape(kept)
 
+    def _by_zarr(self, key: tuple[Any, ...]) -> np.ndarray:
+        """Clouds, and states of schema 1: finite all of them, and NaN where a file is lost."""
+        where = f"{self.store.name} is damaged: {self.part.path}"
+        try:
+            values = decode(np.asarray(self.array.oindex[key]), self.part.dtype)
+        except (ValueError, RuntimeError) as error:
+            raise StoreError(f"{where} cannot be read: {error}") from error
+        if not np.isfinite(values).all():
+            raise StoreError(f"{where}: a chunk is lost; python -m store verify names it")
+        return values
+
     def _read_shard(self, out, where, number, step, layers, rows, pick) -> None:
         part = self.part
         key = part.shard(number, step)
         plain = pick is None and self._stored == self.dtype
         runs = list(_runs(rows - number * part.chunk, part.inner))
         try:
-            with inside(self.store, key).open("rb", buffering=0) as file:
-                self._announce(file, number, layers, runs)
+            with closing(open_parts(self.store, key)) as file:
+                file.announce(self._spans(number, layers, runs))
                 shard = Shard(file, part.grid)
                 for place, layer in zip(out, layers, strict=True):
                     for first, count, to, within in runs:
@@ -103,19 +115,24 @@ class States(BackendArray):
     def _bytes(self, memory: np.ndarray, chunks: int) -> np.ndarray:
         return memory.reshape(-1).view(np.uint8).reshape(chunks, self.part.chunk_bytes)
 
-    def _announce(self, file: Any, number: int, layers: np.ndarray, runs: list) -> None:
-        """Have the system fetch what will be read, all at once and whole, before it is asked for.
+    def _spans(self, number: int, layers: np.ndarray, runs: list) -> list[tuple[int, int]]:
+        """Where in a shard's file the chunks lie that will be read.
 
-        Chunks lie in order; should a file be otherwise, its table says so and only time is lost.
+        They lie in order; should a file be otherwise, its table says so and only time is lost.
         """
-        if not hasattr(os, "posix_fadvise"):
-            return
         rows = min(self.part.chunk, self.part.samples - number * self.part.chunk)
         in_layer, size = -(-rows // self.part.inner), self.part.chunk_bytes + 4
+        spans = []
         for first, count, *_ in runs:
             for layer in layers:
                 start = (int(layer) * in_layer + first) * size
-                os.posix_fadvise(file.fileno(), start, count * size, os.POSIX_FADV_WILLNEED)
+                spans.append((start, start + count * size))
+        return spans
+
+
+def open_parts(store: Place, key: str) -> DiskFile | RemoteFile:
+    """A file of the store to read parts of."""
+    return RemoteFile(store, key) if store.local is None else DiskFile(inside(store, key))
 
 
 def inside(store: Place, key: str) -> Any:

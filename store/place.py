@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -59,6 +59,23 @@ class Place:
         if self.local:
             return (self.local / key).read_bytes()
         return self._fs.cat_file(self._key(key))
+
+    def read_part(self, key: str, start: int, stop: int | None = None) -> bytes:
+        """Bytes of a file from `start` to `stop`; the last of them where `start` is negative."""
+        if self.local:
+            with (self.local / key).open("rb") as file:
+                file.seek(start, os.SEEK_END if start < 0 else os.SEEK_SET)
+                return file.read(-1 if stop is None else stop - start)
+        return self._fs.cat_file(self._key(key), start=start, end=stop)
+
+    def read_parts(self, key: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """`read_part` of each span, asked for together; nothing of those that can't be read."""
+        if self.local:
+            return [self.read_part(key, *span) for span in spans]
+        starts, stops = (list(ends) for ends in zip(*spans, strict=True))
+        keys = [self._key(key)] * len(spans)
+        found = self._fs.cat_ranges(keys, starts, stops, on_error="return")
+        return [part if isinstance(part, bytes) else b"" for part in found]
 
     def read_all(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Content of those of the files that exist."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +15,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from store import schema
+from store.guard import check_group
 from store.layout import Part, parts, seal
 from store.lazy import lazy_states
 from store.place import Place
@@ -21,9 +23,6 @@ from store.schema import STORE, StoreError
 from store.writer import done
 
 LABELS = ("label", "class_name", "split")
-CODECS = {"bytes", "crc32c", "zstd", "vlen-utf8", "sharding_indexed", "blosc", "gzip", "transpose"}
-TYPES = {"bool", "string", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16))}
-TYPES |= {"int32", "int64", "uint32", "uint64", "float16", "float32", "float64"}
 
 
 class UnfinishedRunWarning(UserWarning):
@@ -77,7 +76,7 @@ class Run:
 
     def samples(self) -> xr.Dataset:
         """The table of samples: label, class_name, split, caption by sample id."""
-        return _plain_text(self._dataset(None).load())
+        return self._table()
 
     def hidden(self, variant: str) -> xr.DataArray:
         """States (layer, sample, token, dim) of one model, with label, class_name and split.
@@ -127,7 +126,11 @@ class Run:
         """The clouds (sample, point, channel), channels x y z red green blue."""
         if self.attrs["points"] is None:
             raise StoreError(f"{self.name} was captured without its clouds")
-        return self._label(self._dataset("points")["points"])
+        shape = (self.attrs["samples"], *self.attrs["points"])
+        dims = ("sample", "point", "channel")
+        size = self.attrs["chunk"]
+        part = Part("points", "points", dims, shape, "float32", size, size, "the clouds")
+        return self._label(self._lazy(part).assign_coords(channel=list(schema.CHANNELS)))
 
     def nonfinite(self) -> dict[str, dict[str, dict[str, int]]]:
         """Counts of NaN and infinity by variant and layer, {} where every state is finite."""
@@ -148,7 +151,14 @@ class Run:
         if not schema.plain_name(name) or not self._store.exists(f"probes/{name}/zarr.json"):
             known = ", ".join(self.probe_names()) or "none"
             raise StoreError(f"{self.name} has no results of {name!r}: it has {known}")
-        return _plain_text(self._dataset(f"probes/{name}").load())
+        group = f"probes/{name}"
+        found = self._loaded(group)
+        files = list(self._store.keys(group))
+        for array in found.variables:
+            chunks = self._array(f"{group}/{array}").nchunks
+            if sum(key.startswith(f"{group}/{array}/c") for key in files) < chunks:
+                raise StoreError(f"{self.name} is damaged: a file of {group}/{array} is lost")
+        return found
 
     def write_probe(self, name: str, results: xr.Dataset) -> None:
         """Keep the results of one probe, in place of older ones of that name.
@@ -183,21 +193,44 @@ class Run:
             shutil.rmtree(old, ignore_errors=True)
         seal(self._store)
 
-    def _dataset(self, group: str | None) -> xr.Dataset:
-        check_group(self._store, group or "")
-        return xr.open_zarr(
-            self._store.zarr(), group=group, consolidated=False, chunks=None, zarr_format=3
-        )
+    def _loaded(self, group: str, names: Sequence[str] | None = None) -> xr.Dataset:
+        """Variables of a group, all or some, in memory."""
+        check_group(self._store, group)
+        try:
+            dataset = xr.open_zarr(
+                self._store.zarr(), group=group, consolidated=False, chunks=None, zarr_format=3
+            )
+            return _plain_text((dataset[list(names)] if names else dataset).load())
+        except (ValueError, RuntimeError) as error:
+            where = group or "its table of samples"
+            raise StoreError(f"{self.name} is damaged: {where} cannot be read: {error}") from error
 
-    def _finished(self, part: Part) -> xr.DataArray:
-        dataset = self._dataset(part.group)
-        array = zarr.open_array(self._store.zarr(), path=part.path, mode="r", zarr_format=3)
+    def _table(self, names: Sequence[str] | None = None) -> xr.Dataset:
+        """The table of samples, all columns or some. A column that is lost reads as no value."""
+        table = self._loaded("", names)
+        for name, values in table.variables.items():
+            empty = not values.values.astype(bool).any()
+            if empty and not self._store.exists(f"{name}/c/0") and self.attrs["schema_version"] > 1:
+                raise StoreError(f"{self.name} is damaged: {name} of the samples is lost")
+        return table
+
+    def _array(self, path: str) -> Any:
+        return zarr.open_array(self._store.zarr(), path=path, mode="r", zarr_format=3)
+
+    def _lazy(self, part: Part) -> xr.DataArray:
+        """A part as it is planned, whether its samples are there or not."""
+        check_group(self._store, part.group)
+        array = self._array(part.path)
         if array.shape != part.shape:
             raise StoreError(
                 f"{self.name} is damaged: {part.path} is {array.shape}, its plan says {part.shape}"
             )
-        coords = {name: dataset[name] for name in ("step", "layer") if name in dataset}
-        states = xr.DataArray(lazy_states(self._store, part, array), coords, name=part.array)
+        planned = {"step": part.steps, "layer": self.layers}
+        coords = {dim: list(planned[dim]) for dim in part.dims if dim in planned}
+        return xr.DataArray(lazy_states(self._store, part, array), coords, name=part.array)
+
+    def _finished(self, part: Part) -> xr.DataArray:
+        states = self._lazy(part)
         have, samples = self.done(part.group), self.attrs["samples"]
         if have < samples:
             warnings.warn(
@@ -214,47 +247,7 @@ class Run:
     @cached_property
     def _labels(self) -> xr.Dataset:
         """The table without its captions, which may be long and are rarely asked for."""
-        return _plain_text(self._dataset(None)[list(LABELS)].load())
-
-
-def check_group(store: Place, group: str) -> None:
-    """Refuse to read a group whose metadata asks for more than numbers and text.
-
-    Raises StoreError for links, for types and codecs that are not on the list (pickled objects
-    among them), and for metadata that cannot be read.
-    """
-    inside = f"{group}/" if group else ""
-    if store.local is not None and (store.local / group).is_symlink():
-        raise StoreError(f"{store.name}: {group} is a link, it is not followed")
-    keys = [f"{inside}{name}" for name in store.names(group)]
-    if links := [key for key in keys if store.local and (store.local / key).is_symlink()]:
-        raise StoreError(f"{store.name}: {links[0]} is a link, it is not followed")
-    metadata = store.read_all(f"{key}/zarr.json" for key in keys if not key.endswith(".json"))
-    for name, content in metadata.items():
-        key = name.removesuffix("/zarr.json")
-        try:
-            about = json.loads(content)
-            if about["node_type"] == "group":
-                continue
-            kind, codecs = about["data_type"], _codecs(about["codecs"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{store.name} is damaged: {key}/zarr.json: {error}") from error
-        if not isinstance(kind, str) or kind not in TYPES:
-            raise StoreError(f"{store.name}: {key} is of type {kind}, which is not read")
-        if foreign := codecs - CODECS:
-            raise StoreError(
-                f"{store.name}: {key} is encoded by {', '.join(sorted(foreign))}, which is not read"
-            )
-
-
-def _codecs(listed: list[Any]) -> set[str]:
-    """Names of codecs, those inside of shards too."""
-    found = set()
-    for codec in listed:
-        found.add(str(codec["name"]))
-        for nested in ("codecs", "index_codecs"):
-            found |= _codecs(codec.get("configuration", {}).get(nested, []))
-    return found
+        return self._table(LABELS)
 
 
 def _write_results(folder: Path, results: xr.Dataset) -> None:

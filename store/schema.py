@@ -76,11 +76,18 @@ def digest(values: np.ndarray) -> str:
 
 
 def cloud_blocks(clouds: Clouds) -> Iterator[tuple[slice, np.ndarray]]:
-    """Clouds as float32, some samples at a time: all of a large set would fill the memory."""
+    """Clouds as float32, some samples at a time: all of a large set would fill the memory.
+
+    Raises ValueError where a value is not finite, as it is where a file of them is lost.
+    """
     samples = clouds.shape[0]
     for start in range(0, samples, MOST_SAMPLES):
         rows = slice(start, min(start + MOST_SAMPLES, samples))
-        yield rows, np.ascontiguousarray(clouds[rows], np.float32)
+        block = np.ascontiguousarray(clouds[rows], np.float32)
+        if not np.isfinite(block).all():
+            wrong = start + int(np.argwhere(~np.isfinite(block))[0][0])
+            raise ValueError(f"points of sample {wrong}: a coordinate or colour is not finite")
+        yield rows, block
 
 
 def cloud_digest(clouds: Clouds) -> str:

@@ -7,8 +7,6 @@ disk takes 2 GB/s and zarr's own encoder copies the states three times on the wa
 it. Chunks lie in C order, so that one layer of the samples is one stretch of the file.
 """
 
-import io
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,14 +146,13 @@ def count_nonfinite(stored: np.ndarray, dtype: str) -> np.ndarray:
 class Shard:
     """The chunks of one shard's file; each is held against its checksum when it is read.
 
-    file : binary, open for reading without a buffer; grid : layers, and chunks of each
+    file : what gives parts of it, see `store.files`; grid : layers, and chunks of each
     """
 
     def __init__(self, file: Any, grid: tuple[int, int]):
         self._file = file
         length = 16 * grid[0] * grid[1]
-        file.seek(max(0, file.seek(0, os.SEEK_END) - length - 4))
-        table = np.frombuffer(file.read(length + 4), np.uint8)
+        table = np.frombuffer(file.tail(length + 4), np.uint8)
         if len(table) != length + 4 or not np.array_equal(checksum(table[:-4]), table[-4:]):
             raise Damaged("its table of chunks is damaged")
         self._index = table[:-4].view("<u8").reshape(*grid, 2)
@@ -175,20 +172,10 @@ class Shard:
         at_once = max(1, min(PIECES // 2, AT_ONCE // size))
         for at in range(0, len(into), at_once):
             some = slice(at, at + at_once)
-            _scatter(self._file, start + at * size, into[some], marks[some])
+            pairs = zip(into[some], marks[some], strict=True)
+            pieces = [piece for pair in pairs for piece in pair]
+            if self._file.fill(start + at * size, pieces) < len(pieces) // 2 * size:
+                raise Damaged("it is cut off")
         for chunk, mark in zip(into, marks, strict=True):
             if google_crc32c.value(chunk) != int.from_bytes(mark, "little"):
                 raise Damaged("its checksum is wrong")
-
-
-def _scatter(file: Any, start: int, chunks: np.ndarray, marks: np.ndarray) -> None:
-    """Fill chunks and their marks, one after the other, from a file; with one call if it is one."""
-    pieces = [piece for pair in zip(chunks, marks, strict=True) for piece in pair]
-    size = chunks.size + marks.size
-    if isinstance(file, io.BytesIO) or not hasattr(os, "preadv"):
-        file.seek(start)
-        found = sum(file.readinto(piece) for piece in pieces)
-    else:
-        found = os.preadv(file.fileno(), pieces, start)
-    if found < size:
-        raise Damaged("it is cut off")
