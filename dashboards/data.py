@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -152,17 +153,20 @@ def umap_table(
     return shown, frame(drawn.position), said
 
 
-def factors(found: xr.Dataset) -> dict[str, str]:
-    """Names of the descriptors of the clouds, with titles; none where no clouds were captured."""
-    if "factor" not in found.coords:
-        return {}
-    names, titles = found.factor.values.tolist(), found.factor_title.values.tolist()
-    return dict(zip(names, titles, strict=True))
+class Factor(NamedTuple):
+    """A number that each object has, whatever the models make of it."""
+
+    title: str
+    values: np.ndarray
 
 
-def factor(found: xr.Dataset, name: str) -> np.ndarray:
-    """One descriptor of every object."""
-    return found.factor_value.sel(factor=name).values
+def factors(path: Path, found: xr.Dataset) -> dict[str, Factor]:
+    """By name, descriptors of the clouds and what is known of how the objects were made."""
+    shown = {}
+    if "factor" in found.coords:
+        names, titles = found.factor.values.tolist(), found.factor_title.values.tolist()
+        shown = dict(zip(names, map(Factor, titles, found.factor_value.values), strict=True))
+    return shown | _known(path, _stamp(path, STORE))
 
 
 def near_table(path: Path, row: int, rows: np.ndarray) -> pd.DataFrame:
@@ -357,6 +361,19 @@ def _samples(path: Path, stamp: tuple[int, ...]) -> pd.DataFrame:
         found = open_run(path).samples()
         table = pd.DataFrame({name: found[name].values for name in found.variables})
         return table[["sample", "label", "class_name", "split", "caption"]]
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _known(path: Path, stamp: tuple[int, ...]) -> dict[str, Factor]:
+    """The columns of factors that the table of samples has."""
+    from probe.geometry import factors
+
+    with reading(path):
+        known = factors(open_run(path).samples())
+        return {
+            str(name): Factor(str(one.attrs["long_name"]), one.values)
+            for name, one in known.data_vars.items()
+        }
 
 
 @st.cache_data(max_entries=128, show_spinner=False)

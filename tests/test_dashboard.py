@@ -53,6 +53,8 @@ def write_run(path, *, finish=True, patches=None):
             "class_name": np.array(["ball", MARKUP])[label],
             "split": np.where(np.arange(SAMPLES) < 28, "gallery", "query"),
             "caption": [f"A shape. {MARKUP}"] * SAMPLES,
+            "factor_legs": label + 3,
+            "factor_symmetry": np.array(["mirror", "turning"])[label],
         },
         layers=LAYERS,
         variants=VARIANTS,
@@ -204,7 +206,7 @@ def test_every_colour_of_the_map_can_be_drawn(runs, look):
     app = look(runs, "explorer")
     names = app.selectbox(key="choice-colour").options
     assert len(names) > 10
-    for name in ("split", "support", "blue", "class_name"):
+    for name in ("split", "support", "blue", "factor_legs", "factor_symmetry_mirror", "class_name"):
         app.selectbox(key="choice-colour").select(name).run()
         assert not app.exception and len(drawn(app)["samples"]) == SAMPLES
     app.multiselect(key="choice-classes").set_value(["ball"]).run()

@@ -41,8 +41,9 @@ def main(path: Path) -> None:
             table, frame, quality = data.umap_table(table, maps, name, layer)
         else:
             note = f"There is no UMAP of layer {layer} of {model} yet: this is PCA."
-    if by in data.factors(found):
-        table[by] = data.factor(found, by)[table.index]
+    factors = data.factors(path, found)
+    if by in factors:
+        table[by] = factors[by].values[table.index]
     if by.startswith(ANSWER):
         said = verdicts(path, model.partition("@")[0]).get(by.removeprefix(ANSWER), pd.Series())
         table[by] = table["sample"].map(said).fillna("not asked")
@@ -52,7 +53,8 @@ def main(path: Path) -> None:
     with left:
         if note:
             st.text(note)
-        chosen = the_map(table, found, by, frame, model, layer, quality)
+        title = factors[by].title if by in factors else COLOURS.get(by, "")
+        chosen = the_map(table, found, (by, title), frame, model, layer, quality)
         if note:
             show.missing("This command makes the UMAP of every layer:", data.command(path, "maps"))
     with right:
@@ -78,7 +80,7 @@ def pick(path: Path, found: xr.Dataset, maps: xr.Dataset | None) -> tuple[str, i
             ANSWER + question: question for question in verdicts(path, model.partition("@")[0])
         }
         names = COLOURS | {name: f"answer to “{q}”" for name, q in asked.items()}
-        names |= data.factors(found)
+        names |= {name: one.title for name, one in data.factors(path, found).items()}
         by = show.choose("colour", "Colour by", list(names), label=names.get)
     with boxes[3]:
         split = show.choose("split", "Objects", ["all", "query", "gallery"])
@@ -90,13 +92,17 @@ def pick(path: Path, found: xr.Dataset, maps: xr.Dataset | None) -> tuple[str, i
 def the_map(
     table: pd.DataFrame,
     found: xr.Dataset,
-    by: str,
+    colour: tuple[str, str],
     frame: data.Frame,
     model: str,
     layer: int,
     quality: str,
 ) -> list[int]:
-    """The map; returns the rows of the objects that are selected."""
+    """The map; returns the rows of the objects that are selected.
+
+    colour : column of `table` that colours it, and its title
+    """
+    by, title = colour
     classes: list[str] = []
     if by == "class_name":
         names = list(dict.fromkeys(table.class_name))
@@ -104,7 +110,6 @@ def the_map(
         classes = show.choose_some(
             "classes", "Classes in colour", names, default=default, most=MOST_CLASSES
         )
-    title = (COLOURS | data.factors(found)).get(by, "")
     chosen = kept(table)
     right = int(table[table.split == "query"].right.sum())
     asked = int((table.split == "query").sum())
