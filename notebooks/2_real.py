@@ -144,6 +144,6 @@ by_seed = whole.set_index(["variant", "layer"]).to_xarray()
 about = {
     "drift": ("Drift", "aligned − baseline   (lower is closer)"),
     "cka": ("CKA to the target", "aligned − baseline   (higher is closer)"),
-    "knn": ("Accuracy, K = 10", "aligned − baseline, share   (higher is better)"),
+    "knn": ("Accuracy, K = 10", "aligned − baseline, points   (higher is better)"),
 }
 Image(curves_png(curves(by_seed, about)))
