@@ -53,7 +53,7 @@ def test_what_two_processes_keep_has_the_bytes_of_one(model, objects, tmp_path):
     one, two = tmp_path / "one" / "query.npy", tmp_path / "two" / "query.npy"
     fill(one, model, objects, (0, 1))
     fill(two, model, objects, (1, 2))
-    assert kept(two, "done").tolist() == [False, True, False]
+    assert kept(two, "done").bool().tolist() == [False, True, False]
     assert not kept(two, "target")[:AT_ONCE].any()
     fill(two, model, objects, (0, 2))
     assert len(files(one)) == len(PARTS) and files(one) == files(two)
@@ -90,23 +90,46 @@ def test_a_stopped_front_goes_on_with_the_draws_of_an_uninterrupted_one(objects,
 
     with pytest.raises(KeyboardInterrupt):
         fill(cut, model, replace(objects, read=read), (0, 1), seed=5)
-    assert kept(cut, "done").tolist() == [True, False, False]
+    assert kept(cut, "done").bool().tolist() == [True, False, False]
     fill(cut, model, objects, (0, 1), seed=5)
     assert files(cut) == files(whole)
 
 
-@pytest.mark.parametrize("damage", ["key", "file"])
+@pytest.mark.parametrize("damage", ["key", "gone", "cut", "header", "done", "nothing"])
 def test_a_cache_of_something_else_or_not_whole_is_made_anew(model, objects, tmp_path, damage):
     path = tmp_path / "query.npy"
     fill(path, model, objects, (0, 1))
     good = files(path)
-    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    weights, done = path.with_suffix(".weights.npy"), path.with_suffix(".done.npy")
     if damage == "key":
+        path.write_bytes(path.read_bytes()[:-8] + bytes(8))
         path.with_suffix(".json").write_text(json.dumps({"key": "b"}))
-    else:
-        path.with_suffix(".weights.npy").unlink()
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(good[weights.name][:-5])
+    elif damage == "header":
+        weights.write_bytes(b"\x80\x04X" + good[weights.name][3:])
+    elif damage == "done":
+        done.write_bytes(b"")
     fill(path, model, objects, (0, 1))
     assert files(path) == good
+
+
+@pytest.mark.parametrize("part", ["", ".encoder", ".weights", ".centres", ".done"])
+def test_only_a_batch_with_a_flipped_bit_is_computed_again(model, objects, tmp_path, part):
+    path = tmp_path / "query.npy"
+    fill(path, model, objects, (0, 1))
+    good = files(path)
+    damaged = path.with_suffix(f"{part}.npy")
+    data = bytearray(damaged.read_bytes())
+    data[-3] ^= 4
+    damaged.write_bytes(data)
+    read = []
+    watched = replace(objects, read=lambda row: read.append(row) or objects.read(row))
+    fill(path, model, watched, (0, 1))
+    assert files(path) == good
+    assert sorted(read) == list(range(2 * AT_ONCE, COUNT))  # the last batch alone
 
 
 def test_targets_alone_are_kept_without_what_was_looked_at(model, objects, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from train.progress import track
 
 AT_ONCE = 32
 """Objects that pass through the front together."""
+SEEN = ("encoder", "weights", "centres")
+"""What the front looks at, kept beside the targets of what is captured."""
 DRAWN = 1_000_003
 """Times the seed, plus the first row of a batch: the seed of a front that draws."""
 
@@ -92,7 +96,7 @@ def begin_cache(
     """Lay out the .npy file `path` for the targets, unless it is there already with this key.
 
     key  : of what the targets depend on (weights, data, switches); with another one they are
-           computed anew.
+           computed anew, and so they are where a file is gone, cut short or of something else.
     seen : with a file each, beside it, for what the front looks at: `encoder` (objects, 2 * encoder
            width), `weights` (objects, queries, patches) and `centres` (objects, patches, 3), as in
            `train.attention.Reading`.
@@ -106,9 +110,9 @@ def begin_cache(
     tables: dict[Path, tuple[Any, tuple[int, ...]]] = {
         _file(path, part): (np.float32, (len(objects), *shape)) for part, shape in shapes.items()
     }
-    tables[_file(path, "done")] = (np.bool_, (batch_count(objects),))
+    tables[_file(path, "done")] = (np.int64, (batch_count(objects),))
     note = path.with_suffix(".json")
-    if _key(note) == key and all(file.is_file() for file in tables):
+    if _key(note) == key and all(_laid_out(file, *table) for file, table in tables.items()):
         return
     note.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +135,9 @@ def fill_cache(
     process: int = 0,
     processes: int = 1,
 ) -> None:
-    """Compute what is missing of what `begin_cache` laid out.
+    """Compute what is missing, or damaged, of what `begin_cache` laid out.
+
+    `done` holds a checksum of each batch: one that does not have it any more is computed again.
 
     seed      : of a front that draws (a random first centre, dropout), set anew for each batch.
     processes : that fill it together, on one machine; each takes every so manieth batch. The
@@ -140,8 +146,13 @@ def fill_cache(
     model.eval()
     done = np.load(_file(path, "done"))
     own = range(process, len(done), processes)
-    left = [number for number in own if not done[number]]
     seen = _file(path, "weights").is_file()
+    tables = {part: kept(path, part) for part in (("target", *SEEN) if seen else ("target",))}
+    left = [
+        number
+        for number in own
+        if not done[number] or done[number] != _checksum(tables, batch_rows(objects, number))
+    ]
     label = f"encode {path.stem}"
     for number in track(left, label, total=len(own), completed=len(own) - len(left)):
         rows = batch_rows(objects, number)
@@ -155,7 +166,8 @@ def fill_cache(
             parts["centres"] = reading.centres
         for part, values in parts.items():
             _put(_file(path, part), rows.start, values.cpu().numpy())
-        _put(_file(path, "done"), number, np.ones(1, bool))
+        mark = np.array([_checksum(parts, slice(None))])
+        _put(_file(path, "done"), number, mark)
 
 
 def kept_targets(path: Path) -> Tensor:
@@ -171,6 +183,26 @@ def kept(path: Path, part: str) -> Tensor:
 
 def _file(path: Path, part: str) -> Path:
     return path if part == "target" else path.with_suffix(f".{part}.npy")
+
+
+def _laid_out(file: Path, dtype: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a .npy file is one of these, and whole."""
+    head = io.BytesIO()
+    form = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, form)
+    size = len(head.getvalue()) + np.dtype(dtype).itemsize * int(np.prod(shape))
+    if not file.is_file() or file.stat().st_size != size:
+        return False
+    with file.open("rb") as read:
+        return read.read(len(head.getvalue())) == head.getvalue()
+
+
+def _checksum(parts: Mapping[str, Tensor], rows: slice) -> int:
+    """CRC-32 of these rows of all parts, never 0, which stands for a batch that is not there."""
+    found = 0
+    for name in sorted(parts):
+        found = zlib.crc32(parts[name][rows].contiguous().cpu().numpy(), found)
+    return 2**32 + found
 
 
 def _put(file: Path, row: int, values: np.ndarray) -> None:
