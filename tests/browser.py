@@ -34,7 +34,9 @@ class NoBrowser(Exception):
 
 
 @contextmanager
-def dashboard(folder: Path, log: Path, app: str | Path = APP) -> Iterator[str]:
+def dashboard(
+    folder: Path, log: Path, app: str | Path = APP, started_in: Path = ROOT
+) -> Iterator[str]:
     """Address of a server on a folder of runs, started as the README says."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -43,7 +45,7 @@ def dashboard(folder: Path, log: Path, app: str | Path = APP) -> Iterator[str]:
     command += ["--server.port", str(port), "--server.headless", "true", "--", str(folder)]
     plain = {name: text for name, text in os.environ.items() if not name.startswith("STREAMLIT")}
     with open(log, "w") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=plain)
+        process = subprocess.Popen(command, cwd=started_in, stdout=file, stderr=file, env=plain)
         try:
             _wait_for(f"http://localhost:{port}/_stcore/health", process)
             yield f"http://localhost:{port}"

@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
-from tests.browser import NoBrowser, chromium, dashboard, listen, map_is_drawn
+from tests.browser import APP, ROOT, NoBrowser, chromium, dashboard, listen, map_is_drawn
 from tests.test_dashboard import PAGES
 
 WAIT = 120_000  # milliseconds; a busy machine with two cores is slow
@@ -109,6 +110,19 @@ def click(page, where):
 def open_page(page, name):
     page.locator(f'[data-testid="stSidebarNavLink"][href$="/{name}"]').click()
     page.wait_for_url(re.compile(f"/{name}"))
+
+
+def test_a_server_started_from_any_folder_answers_this_machine_alone(tmp_path):
+    with dashboard(tmp_path, tmp_path / "log", app=ROOT / APP, started_in=tmp_path) as address:
+        port = int(address.rpartition(":")[2])
+        servers = psutil.Process().children(recursive=True)
+        listening = {
+            one.laddr.ip
+            for server in servers
+            for one in server.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+        }
+    assert listening and listening <= {"127.0.0.1", "::1"}
 
 
 @pytest.mark.parametrize("tab", ["light", "dark"], indirect=True)
