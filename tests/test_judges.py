@@ -61,6 +61,9 @@ class Server:
             def _stranger(self, body):
                 self._send(200, b'{"error": null, "choices": []}')
 
+            def _filtered(self, body):
+                self._send(400, b'{"error": {"code": "data_inspection_failed"}}')
+
             def _half(self, body):
                 self._send(200, b'{"choices": [{"message"', length=500)
                 self.close_connection = True
@@ -225,8 +228,38 @@ def test_no_key_is_in_a_file_or_a_reply(server, judge, tmp_path):
     found = ask(judge())
     assert found[0].value is None and SECRET not in found[0].reason
     assert SECRET not in (tmp_path / "verdicts.jsonl").read_text()
-    with pytest.raises(ValueError, match="environment variable"):
-        Endpoint("http://user:key@localhost/v1", "m")
+
+
+@pytest.mark.parametrize("place", [f"{SECRET}@", f"user:{SECRET}@", f":{SECRET}@"])
+def test_a_key_in_the_address_is_refused_and_not_repeated(place):
+    for url in (f"http://{place}localhost/v1", f"http://localhost/v1?key={SECRET}"):
+        with pytest.raises(ValueError, match="environment variable") as raised:
+            Endpoint(url, "m")
+        assert SECRET not in str(raised.value)
+
+
+def test_a_key_in_the_place_of_its_variable_or_with_a_line_end_is_not_repeated(server, monkeypatch):
+    with pytest.raises(ValueError, match="names no environment variable") as raised:
+        Endpoint(server.url, "m", key=SECRET)
+    assert SECRET not in str(raised.value)
+    monkeypatch.setenv("JUDGE_KEY", f"{SECRET}\n")
+    assert ask(Endpoint(server.url, "m", key="JUDGE_KEY"))[0].value == 1
+    assert server.headers[0]["Authorization"] == f"Bearer {SECRET}"
+    for wrong in ("sk-\nsecond line", "sk-\u00fc"):
+        monkeypatch.setenv("JUDGE_KEY", wrong)
+        with pytest.raises(ValueError, match="JUDGE_KEY holds what no key") as raised:
+            Endpoint(server.url, "m", key="JUDGE_KEY")
+        assert "sk-" not in str(raised.value)
+
+
+@pytest.mark.parametrize("script", [["filtered"], ["stranger"] * 6])
+def test_a_reply_that_a_filter_keeps_back_is_no_verdict_and_the_others_are_judged(
+    server, judge, script
+):
+    server.script = script
+    found = ask(judge(workers=1), ["a rocket", "a bedside table"])
+    assert [one.value for one in found] == [None, 1]
+    assert "kept back by a filter" in found[0].reason
 
 
 def test_a_file_of_answers_is_judged_by_a_server(server, tmp_path, monkeypatch, capsys):

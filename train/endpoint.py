@@ -19,6 +19,7 @@ import httpx2
 from train.judges import EMPTY, Task, Verdict
 from train.progress import track
 
+KEY = "OPENAI_API_KEY"
 ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds before the second attempt, doubled (and jittered) for each further one, and at most."""
@@ -26,6 +27,9 @@ PATIENCE = 120.0
 """Seconds for one reply."""
 AGAIN = (408, 409, 425, 429)
 """Besides 500 and above, what passes by itself."""
+FILTERED = ("content_filter", "content_policy", "data_inspection")
+"""In the refusal (400) of a question whose words a service won't have: OpenAI, Azure, DashScope."""
+KEPT_BACK = {"text": "", "finish": "content_filter", "prompt_tokens": 0, "completion_tokens": 0}
 SETTINGS = {"temperature": 0, "top_p": 1, "seed": 0, "max_tokens": 128}
 SYSTEM = "You grade answers about 3D objects. Reply with one JSON object and nothing else."
 JSON_RULE = 'Reply with one line of JSON, {"%s": %s, "reason": "at most 15 words"}.'
@@ -69,8 +73,9 @@ class Endpoint:
     cache   : file of JSON lines with all replies so far, by all that was asked; None for none.
 
     Replies at temperature 0. What passes by itself (busy, failing, slow or cut replies) is tried
-    again, waiting longer each time. Raises ConnectionError when the judge stays silent, with what
-    it has said kept, and ValueError when it refuses the question.
+    again, waiting longer each time; where a service's filter keeps a reply back there is no valid
+    verdict. Raises ConnectionError when the judge stays silent, with what it has said kept, and
+    ValueError when it refuses the question, without ever repeating the key.
     """
 
     def __init__(
@@ -78,23 +83,30 @@ class Endpoint:
         url: str,
         model: str,
         *,
-        key: str = "OPENAI_API_KEY",
+        key: str = KEY,
         workers: int = 8,
         cache: Path | None = None,
         patience: float = PATIENCE,
         first_wait: float = FIRST_WAIT,
     ):
+        if key != KEY and key not in os.environ:  # perhaps the key itself: it is not repeated
+            raise ValueError(
+                "--judge-key names no environment variable that is set; it is the name of the one "
+                f"that holds the key, such as {KEY}, not the key"
+            )
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"--judge {url!r} is no address such as http://localhost:8000/v1")
-        if parts.username or parts.query:
+        if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
                 f"--judge {parts.hostname}: no key belongs into the address; put it into the "
                 f"environment variable {key}"
             )
         self.url, self.model, self.name = url.rstrip("/"), model, model
         self.workers, self.first_wait, self.key = workers, first_wait, key
-        self._secret = os.environ.get(key, "")
+        self._secret = os.environ.get(key, "").strip()
+        if not (self._secret.isascii() and self._secret.isprintable()):
+            raise ValueError(f"the environment variable {key} holds what no key of a server is")
         self._patience = patience
         self._replies = _Replies(cache)
         self._stop = threading.Event()
@@ -154,9 +166,14 @@ class Endpoint:
                     trouble = f"it answers {response.status_code}"
                     wait = max(wait, _asked_to_wait(response.headers.get("retry-after", "")))
                     continue
+                if response.status_code == 400 and any(it in response.text for it in FILTERED):
+                    return dict(KEPT_BACK)
                 if response.status_code >= 300:
                     raise ValueError(self._refusal(response))
-                return self._hide(_reply(response.json()))
+                found = response.json()
+                if attempt + 1 == ATTEMPTS and found.get("choices", "none") in (None, []):
+                    return dict(KEPT_BACK)  # as DashScope does
+                return self._hide(_reply(found))
             except httpx2.RequestError as error:
                 trouble = f"{type(error).__name__} {self._plain(str(error))}".strip()
             except (
@@ -227,7 +244,8 @@ def verdict(reply: dict[str, Any], task: Task, classes: int) -> Verdict:
         reason = str(found.get("reason", ""))
         value = found[{"closed": "class", "open": "same", "caption": "score"}[task]]
     except (ValueError, KeyError, AttributeError):
-        cut = " (cut off)" if reply["finish"] == "length" else ""
+        causes = {"length": " (cut off)", "content_filter": " (kept back by a filter)"}
+        cut = causes.get(reply["finish"], "")
         return Verdict(None, f"no verdict{cut}: {' '.join(text.split())[:100]!r}", *tokens)
     if task == "open":
         valid = isinstance(value, bool)
