@@ -193,7 +193,7 @@ class Run:
             shutil.rmtree(old, ignore_errors=True)
         seal(self._store)
 
-    def _loaded(self, group: str, names: Sequence[str] | None = None) -> xr.Dataset:
+    def _loaded(self, group: str, names: Sequence[str] = ()) -> xr.Dataset:
         """Variables of a group, all or some, in memory."""
         check_group(self._store, group)
         try:
@@ -205,9 +205,10 @@ class Run:
             where = group or "its table of samples"
             raise StoreError(f"{self.name} is damaged: {where} cannot be read: {error}") from error
 
-    def _table(self, names: Sequence[str] | None = None) -> xr.Dataset:
+    def _table(self, names: Sequence[str] = ()) -> xr.Dataset:
         """The table of samples, all columns or some. A column that is lost reads as no value."""
-        table = self._loaded("", names)
+        columns = [name.partition(".")[2] for name in self.attrs["digests"] if "." in name]
+        table = self._loaded("", names or [name for name in columns if name != "id"])
         for name, values in table.variables.items():
             empty = not values.values.astype(bool).any()
             if empty and not self._store.exists(f"{name}/c/0") and self.attrs["schema_version"] > 1:

@@ -1,0 +1,112 @@
+"""An ordinary read never makes up numbers: what is lost or damaged is one sentence."""
+
+import re
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+
+import store
+from store.place import Place
+from store.schema import StoreError
+from tests.test_store import fill, plan, states
+
+PATCHES = 3
+
+
+@pytest.fixture(params=["disk", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+def run(request, tmp_path):
+    """Where a complete run lies that has everything a run can have."""
+    where = {"disk": str(tmp_path / "run"), "memory": "memory://read/run", "s3": "s3://runs/read"}
+    if request.param == "s3":
+        request.getfixturevalue("server")
+    url = where[request.param]
+    rng = np.random.default_rng(0)
+    writer = store.create_run(url, **plan(patches=PATCHES, encoder_dim=2))
+    for rows in writer.pending("attention"):
+        shape = (rows.stop - rows.start, PATCHES)
+        weights = np.full((shape[0], plan()["tokens"], PATCHES), 1 / PATCHES)
+        writer.append_attention(rows, weights, rng.random((*shape, 3)))
+        writer.append_encoder(rows, rng.random((shape[0], 2)))
+    fill(writer)
+    mean = ("layer", [0.5] * 3, {"chance": 0.1})
+    store.open_run(url).write_probe("knn", xr.Dataset({"mean": mean}))
+    yield url
+    Place(url).clear()
+
+
+READS = {
+    "aligned": lambda run: run.hidden("aligned"),
+    "target": lambda run: run.target(),
+    "encoder": lambda run: run.encoder(),
+    "attention": lambda run: run.attention().to_array(),
+    "points": lambda run: run.points(),
+    "sample": lambda run: run.samples().to_array(),
+    "label": lambda run: run.hidden("aligned")["label"],
+    "caption": lambda run: run.samples()["caption"],
+    "probes": lambda run: run.probes("knn")["mean"],
+}
+
+
+def test_what_is_lost_or_cut_is_a_sentence_and_never_numbers(run):
+    before = {name: read(store.open_run(run)).load() for name, read in READS.items()}
+    place, found = Place(run).child("activations.zarr"), set()
+    besides = ("crc32c", "nonfinite", "written")  # of which none is read as numbers
+    planned = ("layer", "channel")  # the plan says them too
+    names = [key for key in sorted(place.keys()) if "/c/" in key or key.endswith("/c")]
+    kinds = {re.sub("/c(/.*)?$", "", key): key for key in names}  # the last file of each array
+    for array, key in kinds.items():
+        group = array.partition("/")[0]
+        if group == "stage1" or any(name in array for name in besides):
+            continue
+        content = place.read(key)
+        for damaged in (None, b"", content[: len(content) // 2]):
+            place.remove(key) if damaged is None else place.write(key, [damaged])
+            for name in [group] if "/" in array else ["sample", "label", "caption"]:
+                try:
+                    values = READS[name](store.open_run(run)).load()
+                except StoreError as error:
+                    assert "is damaged" in str(error) and "\n" not in str(error), error
+                    found.add(name)
+                else:
+                    xr.testing.assert_identical(values, before[name])
+                    unread = name in ("label", "caption") and array != name
+                    assert unread or array.endswith(planned), f"{key} is not missed"
+            place.write(key, [content])
+    assert found == set(READS)
+
+
+def test_a_part_of_a_lost_object_is_a_sentence_and_others_are_read(run):
+    Place(run).child("activations.zarr").remove("aligned/hidden/c/0/1/0/0")
+    hidden = store.open_run(run).hidden("aligned")
+    np.testing.assert_array_equal(hidden[1, [299, 5]], states("aligned")[1, [299, 5]])
+    with pytest.raises(StoreError, match="aligned/hidden/c/0/1/0/0 is lost"):
+        hidden[2, [299, 130, 5]].load()
+
+
+def test_reading_behind_a_url_asks_for_the_parts_that_are_read(monkeypatch):
+    url = "memory://parts/run"
+    fill(store.create_run(url, **plan()))
+    hidden = store.open_run(url).hidden("aligned")
+    asked = []
+    kind = type(fsspec.filesystem("memory"))
+    cat_file = kind.cat_file
+
+    def spy(*args, **more):
+        asked.append(cat_file(*args, **more))
+        return asked[-1]
+
+    monkeypatch.setattr(kind, "cat_file", spy)
+    hidden[1, 150].load()
+    whole = Place(url).child("activations.zarr").length("aligned/hidden/c/0/1/0/0")
+    assert sum(map(len, asked)) < whole
+    Place(url).clear()
+
+
+def test_clouds_that_are_not_finite_are_refused_by_number(tmp_path):
+    points = plan()["points"].copy()
+    points[201, 3, 0] = np.nan
+    with pytest.raises(ValueError, match="points of sample 201: a coordinate or colour"):
+        store.create_run(tmp_path / "run", **plan(points=points))
+    assert not (tmp_path / "run").exists()
