@@ -29,7 +29,7 @@ from probe.objects import objects
 CLASSES = ("chair", "stool", "table", "bench", "bed", "lamp", "cup", "bowl", "robot", "rocket")
 GALLERY, QUERY = 4, 4  # objects of each class
 VARIANTS = ["baseline", "aligned"]
-COPIED = ("sweep", "steps", "lens", "causal", "reconstruction")
+COPIED = ("sweep", "steps", "lens", "causal", "reconstruction", "alignment")
 MANTISSA = 5  # bits kept, of 10
 POINTS = 512
 
@@ -88,17 +88,19 @@ def copy_states(run: store.Run, rows: np.ndarray, out: Path) -> None:
         dim=run.attrs["dim"],
         target_dim=run.attrs["target_dim"],
         points=rounded(run.points()[rows, ::4][:, :POINTS].values, 23 - 13),
-        patches=run.attrs.get("patches"),
+        encoder_dim=run.attrs["encoder_dim"],
+        patches=run.attrs["patches"],
         dtype="float16",
         provenance=run.attrs["provenance"] | {"demo": f"{len(rows)} objects of {run.path.name}"},
     )
     for part in writer.pending("target"):
         writer.append_target(part, rounded(run.target()[rows[part]].values, 10 - MANTISSA))
-    if run.attrs.get("patches"):
-        read = run.attention().isel(sample=rows)
-        for part in writer.pending("attention"):
-            weights = rounded(read.weights[part].values, 10 - 5)
-            writer.append_attention(part, weights, rounded(read.centres[part].values, 23 - 10))
+    for part in writer.pending("encoder"):
+        writer.append_encoder(part, rounded(run.encoder()[rows[part]].values, 10 - MANTISSA))
+    read = run.attention().isel(sample=rows)
+    for part in writer.pending("attention"):
+        weights = rounded(read.weights[part].values, 10 - 5)
+        writer.append_attention(part, weights, rounded(read.centres[part].values, 23 - 10))
     for variant in VARIANTS:
         states = run.final(variant)
         for part in writer.pending(variant):
