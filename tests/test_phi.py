@@ -69,7 +69,8 @@ def golden_phi():
 def test_states_logits_and_loss_are_those_of_the_published_code(golden_phi, attention, adapters):
     llm, meta, arrays = golden_phi
     bare(llm).set_attn_implementation(attention)
-    embeds = recipe_normal("input.inputs_embeds", [2, 24, 128], meta["seed"])
+    shape = meta["inputs"]["input.inputs_embeds"]["shape"]
+    embeds = recipe_normal("input.inputs_embeds", shape, meta["seed"])
     with nullcontext() if adapters else llm.disable_adapter(), torch.no_grad():
         output = llm(
             inputs_embeds=embeds,
