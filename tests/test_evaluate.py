@@ -145,11 +145,34 @@ def test_a_class_list_that_does_not_match_is_said(tmp_path):
     row = {"object_id": 0, "ground_truth": 0, "model_output": "an axe", "label_name": "axe"}
     path = tmp_path / "answers.json"
     path.write_text(json.dumps({"prompt": "What is this?", "results": [row]}))
-    with pytest.raises(ValueError, match="'axe' is not where ModelNet40 has it"):
+    with pytest.raises(ValueError, match="class 0, 'axe', is not where ModelNet40 has it"):
         evaluate(EvaluateConfig(run=path))
+    for known in (["ball"], ["stick", "axe"]):
+        about = {"prompt": "?", "results": [row | {"ground_truth": len(known) - 1}]}
+        path.write_text(json.dumps(about | {"made_by": {"class_names": known[::-1]}}))
+        with pytest.raises(ValueError, match=f"its list of {len(known)} classes has"):
+            evaluate(EvaluateConfig(run=path))
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"answers": []}', '{"prompt": "a", "results": [{}]}'])
+def test_an_answer_that_is_null_is_an_empty_one(tmp_path):
+    row = {"object_id": 0, "ground_truth": 7, "model_output": None, "label_name": "car"}
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps({"prompt": "What is this?", "results": [row]}))
+    (written,) = evaluate(EvaluateConfig(run=path))
+    found = json.loads(written.read_text())
+    assert found["invalid_responses"] == 1 and found["results"][0]["gpt_reason"] == "empty answer"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"answers": []}',
+        '{"prompt": "a", "results": [{}]}',
+        '{"prompt": "a", "results": []}',
+    ],
+)
 def test_a_file_of_another_form_is_said_in_a_sentence(tmp_path, text):
     path = tmp_path / "answers.json"
     path.write_text(text)

@@ -199,19 +199,22 @@ def _judge_file(config: EvaluateConfig, say: Callable[[str], None]) -> Path:
 
 
 def _classes_in(given: Answers, config: EvaluateConfig) -> list[str]:
-    """All classes, of which a file names those that its objects are of."""
-    if known := given.made_by.get("class_names"):
-        return known
+    """All classes, of which a published file names those that its objects are of."""
     from train.data.modelnet import MODELNET40
 
-    pairs = zip(given.truth, given.names, strict=False)
-    wrong = [name for row, name in pairs if row >= 40 or MODELNET40[row] != name.replace("_", " ")]
-    if wrong:
-        raise ValueError(
-            f"{config.run} lists no classes and {wrong[0]!r} is not where ModelNet40 has it: only "
-            "a closed set of ModelNet40 can be judged from a published file"
-        )
-    return MODELNET40
+    own = given.made_by.get("class_names")
+    known = own or MODELNET40
+    where = (
+        f"its list of {len(known)} classes has it"
+        if own
+        else ("ModelNet40 has it, and the file lists no classes of its own")
+    )
+    plain = [name.replace("_", " ") for name in known]
+    names = given.names or [plain[row] if row < len(plain) else "" for row in given.truth]
+    for row, name in zip(given.truth, names, strict=True):
+        if not 0 <= row < len(plain) or plain[row] != name.replace("_", " "):
+            raise ValueError(f"{config.run}: class {row}, {name!r}, is not where {where}")
+    return known
 
 
 def task_of(config: EvaluateConfig, about: Asked) -> Task:

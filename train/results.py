@@ -55,12 +55,15 @@ def read_answers(path: Path) -> Answers:
     found = _read(path)
     try:
         rows = found["results"]
+        if not rows:
+            raise KeyError("any result")
+        named = "label_name" in rows[0]
         return Answers(
             prompt=found["prompt"],
             ids=[str(row["object_id"]) for row in rows],
-            said=[str(row["model_output"]) for row in rows],
+            said=[str(row["model_output"] or "") for row in rows],
             truth=[row["ground_truth"] for row in rows],
-            names=[row["label_name"] for row in rows if "label_name" in row],
+            names=[row["label_name"] for row in rows] if named else [],
             made_by=found.get("made_by", {}),
         )
     except (KeyError, TypeError) as error:
