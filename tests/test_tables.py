@@ -62,7 +62,7 @@ def test_the_smallest_gain_has_the_power_and_more_objects_find_less():
     assert np.isnan(smallest_gain(0.2, 4))  # 4 of 4 is p 0.125
 
 
-def judged(folder, variant, right, judge="exact"):
+def judged(folder, variant, right, judge="exact", **made_by):
     rows = [
         {"object_id": f"o{at}", "ground_truth": 1, "gpt_cls_result": 1 if hit else 0}
         for at, hit in enumerate(right)
@@ -70,7 +70,7 @@ def judged(folder, variant, right, judge="exact"):
     path = folder / "evaluation" / variant / f"shapes_classification_prompt0_evaluated_{judge}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"inference_prompt": "What is this?", "invalid_responses": 0, "results": rows}
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(found | {"made_by": made_by}))
     return path
 
 
@@ -122,3 +122,25 @@ def test_what_is_missing_or_of_an_older_form_is_said_in_a_sentence(tmp_path):
     path.write_text(json.dumps({"accuracy": 0.5, "answers": []}))
     with pytest.raises(ValueError, match="judge the answers again"):
         columns(tmp_path / "evaluation")
+
+
+def test_models_asked_or_judged_in_two_ways_are_not_compared(tmp_path):
+    judged(tmp_path, "baseline", [1, 0, 1], protocol="ours")
+    judged(tmp_path, "aligned", [1, 0, 1], protocol="published")
+    with pytest.raises(ValueError, match=r"alike \(protocol is ours and published\)"):
+        main(TablesConfig(run=tmp_path))
+
+
+def test_answers_of_other_weights_than_the_run_holds_are_not_shown(tmp_path):
+    from train.asked import weights_of
+
+    weights = tmp_path / "checkpoints/aligned/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"first")
+    record = {"seed": 0, "hashes": {"stage1": "a", "query": "b"}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    judged(tmp_path, "aligned", [1, 0], checkpoint=weights_of(tmp_path, record, "aligned"))
+    main(TablesConfig(run=tmp_path))
+    weights.write_bytes(b"second")
+    with pytest.raises(ValueError, match="aligned was asked with other weights than"):
+        main(TablesConfig(run=tmp_path))

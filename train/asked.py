@@ -65,12 +65,17 @@ class Asked:
 
     def checkpoint(self, variant: str) -> str:
         """Digest of all weights of a model, from the files as they are now."""
-        began = {n: h for n, h in self.record["hashes"].items() if n not in SPLITS}
-        own = f"untrained {self.record['seed']}" if variant == "untrained" else ""
-        if variant in TRAINED:
-            own = sha256(self.run / "checkpoints" / variant / "model.safetensors")
-        about = json.dumps([began, own], sort_keys=True)
-        return hashlib.sha256(about.encode()).hexdigest()
+        return weights_of(self.run, self.record, variant)
+
+
+def weights_of(run: Path, record: dict[str, Any], variant: str) -> str:
+    """Digest of all weights of a model of a run, from the files as they are now."""
+    began = {n: h for n, h in record["hashes"].items() if n not in SPLITS}
+    own = f"untrained {record['seed']}" if variant == "untrained" else ""
+    if variant in TRAINED:
+        own = sha256(run / "checkpoints" / variant / "model.safetensors")
+    about = json.dumps([began, own], sort_keys=True)
+    return hashlib.sha256(about.encode()).hexdigest()
 
 
 def asked_about(config: EvaluateConfig) -> Asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +33,8 @@ PUBLISHED_GAIN = 0.0208
 WIDTH = 120
 TRADITIONAL = "traditional"
 """End of the name of a file of caption metrics."""
+ALIKE = ("protocol", "decoding", "published_scoring")
+"""What must not differ between two models that are compared."""
 OVERLAP = ("bleu-", "rouge-", "meteor")
 BESIDE = ("PointLLM-7B", "MiniGPT-3D", "PointAlign")
 """Published rows that are printed; train.papers has them all."""
@@ -168,6 +171,30 @@ def columns(folder: Path) -> list[Column]:
     ]
 
 
+def check_weights(run: Path, found: Sequence[Column]) -> None:
+    """ValueError for answers of other weights than those that the run holds now."""
+    from train.asked import weights_of
+    from train.finished import recorded
+
+    if not (run / "run.json").is_file():
+        return  # results alone
+    record, now = recorded(run), {}
+    for column in found:
+        for name, judged in column.models.items():
+            asked = judged.made_by.get("checkpoint")
+            weights = run / "checkpoints" / name / "model.safetensors"
+            if asked is None or (name in TRAINED and not weights.is_file()):
+                continue
+            if name not in now:
+                now[name] = weights_of(run, record, name)
+            if asked != now[name]:
+                raise ValueError(
+                    f"{column.name} ({column.judge}): {name} was asked with other weights than "
+                    f"{run} holds now; ask it again with python -m train.evaluate, or remove these "
+                    "results"
+                )
+
+
 def cell(judged: Judged, caption: bool) -> tuple[float, float, float]:
     """Mean and bounds, as a share; of a caption's score by resampling its objects."""
     values = judged.values[~np.isnan(judged.values)]
@@ -184,6 +211,13 @@ def compare(column: Column) -> Paired | Difference | None:
     baseline, aligned = (column.models[name] for name in TRAINED)
     if baseline.ids != aligned.ids:
         raise ValueError(f"{column.name}: baseline and aligned were asked about other objects")
+    for part in ALIKE:
+        own, other = (one.made_by.get(part) for one in (baseline, aligned))
+        if own != other:
+            raise ValueError(
+                f"{column.name} ({column.judge}): baseline and aligned were not asked and judged "
+                f"alike ({part} is {own} and {other}); repeat python -m train.evaluate for both"
+            )
     counted = ~np.isnan(baseline.values + aligned.values)
     pair = aligned.values[counted], baseline.values[counted]
     return paired_difference(*pair) if column.caption else paired(*pair)
@@ -205,6 +239,7 @@ def main(config: TablesConfig) -> None:
 
     folder = config.out or config.run / "evaluation"
     found = columns(folder)
+    check_weights(config.run, found)
     console = Console()
     if console.width < WIDTH:  # a narrow terminal may fold lines, but no number is cut off
         console = Console(width=WIDTH)
