@@ -17,6 +17,7 @@ from train.alignment import Stage2Objective, release_positions, weight_at
 from train.batches import Drawn
 from train.checkpoint import train_only
 from train.config import ModelConfig, Stage2Config
+from train.forecast import trains
 from train.losses import AlignmentProjector, contrastive_alignment
 from train.models.llm import checkpoint_blocks
 from train.models.minigpt3d import MiniGPT3D, build
@@ -58,8 +59,7 @@ def batch() -> Drawn:
 def objective_of(model, weight=0.1, **settings) -> Stage2Objective:
     """An objective that trains what stage 2 trains."""
     objective = Stage2Objective(model, replace(CONFIG, **settings), weight)
-    wanted = {f"model.llm.{name}" for name in language_parameters(model.llm)}
-    train_only(objective, lambda name: name in wanted or name.startswith("alignment_"))
+    train_only(objective, trains(objective))
     return objective.train()
 
 
@@ -79,6 +79,22 @@ def hidden_states(model, batch) -> tuple[torch.Tensor, ...]:
 
 
 # --- what it minimises --------------------------------------------------------------------------
+
+
+def test_lora_trains_with_the_norms_of_the_llm_or_without_as_the_paper_says(model):
+    found = {}
+    for train_norms in (True, False):
+        objective = objective_of(model, train_norms=train_norms)
+        found[train_norms] = {n for n, p in objective.named_parameters() if p.requires_grad}
+    lora = {name for name, _ in objective.named_parameters() if ".llm." in name and "lora_" in name}
+    projector = {
+        f"alignment_projector.projector.{n}.{k}" for n in "024" for k in ("weight", "bias")
+    }
+    assert found[False] == lora | projector
+    assert found[True] - found[False] == {
+        f"model.llm.{name}" for name in language_parameters(model.llm) if "lora_" not in name
+    }
+    assert len(found[True] - found[False]) == 4 * SIZES.llm_depth + 1
 
 
 def test_without_a_weight_it_is_the_next_token_loss_of_the_model(model, batch):

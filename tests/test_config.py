@@ -1,12 +1,14 @@
 """Layer lists and command lines."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from train.cli import read_config
 from train.config import (
     MODELS,
+    RECIPES,
     STAGE1,
     STAGE2,
     CaptureConfig,
@@ -118,6 +120,16 @@ def test_the_paper_recipe_falls_linearly_from_3e_6_to_1e_6():
     config = read_config(STAGE2, arguments=asked, recipe=with_recipe)
     assert (config.learning_rate, config.floor_rate) == (3e-6, pytest.approx(1e-6))
     assert (config.decay, config.warmup_steps, config.align_layer) == ("linear", 0, 16)
+    assert not config.train_norms and STAGE2["minigpt3d"].train_norms
+
+
+def test_the_readme_has_a_row_for_everything_that_a_recipe_sets():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = text.split("### What the release does, what the paper says")[1].split("###")[0]
+    rows = {row.split("|")[2].strip(" `") for row in section.splitlines() if row.startswith("| ")}
+    flags = {f"--{name.replace('_', '-')}" for recipe in RECIPES.values() for name in recipe}
+    assert flags - rows == {"--warmup-steps"}  # in the row of the rate
+    assert rows - flags == {"flag", "--precision"}
 
 
 def test_a_batch_has_one_size_or_one_for_each_kind():

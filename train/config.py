@@ -251,6 +251,9 @@ class Stage2Config:
     """Distances by which patches find their points; the release has half precision."""
     single_turn_template: bool = True
     """Wrap single-turn questions in [INST] .. [/INST]; the release's stage 2 does not."""
+    train_norms: bool = True
+    """Train the weights of the LLM's norms beside LoRA, as the release does; the paper names LoRA
+    and the alignment projector alone."""
     seed: int = 0
     """Seeds the data, the order of training, the dropouts, the controls and the intervals."""
     steps: int = 240
@@ -428,7 +431,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "attention": "eager",
         "clip": 0.0,
     },
-    "paper": {"decay": "linear", "warmup_steps": 0, "clip": 0.0},
+    "paper": {"train_norms": False, "decay": "linear", "warmup_steps": 0, "clip": 0.0},
 }
 """What `--recipe` sets on top of a preset: what the released code of PointAlign does and we would
 not, or what the text of its paper says. Single flags win over it."""

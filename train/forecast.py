@@ -74,7 +74,11 @@ def describe(
 
 def trains(objective: Stage2Objective) -> Callable[[str], bool]:
     """Which parameters stage 2 trains, by their name."""
-    wanted = {f"model.llm.{name}" for name in language_parameters(objective.model.llm)}
+    wanted = {
+        f"model.llm.{name}"
+        for name in language_parameters(objective.model.llm)
+        if objective.config.train_norms or "lora_" in name
+    }
     return lambda name: name in wanted or name.startswith("alignment_")
 
 
