@@ -13,7 +13,7 @@ import xarray as xr
 from store import Run
 
 MEASURES = (
-    *("cells", "cka", "controls", "dimension", "drift", "geometry", "hsic", "hubness"),
+    *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "hsic", "hubness"),
     *("intervals", "knn", "linear", "outliers", "pairs", "similarity", "variants"),
 )
 

@@ -29,9 +29,9 @@ class Objects(NamedTuple):
     labels: np.ndarray  # (samples,)
     gallery: np.ndarray  # rows
     query: np.ndarray  # rows
-    copies: int
+    copies: tuple[int, int]  # left out of the gallery, and of the query
     target: np.ndarray  # (samples, tokens, target_dim)
-    groups: np.ndarray  # (samples,), one number for copies of an object
+    groups: np.ndarray  # (samples,), one number for copies and near-copies of an object
     encoder: np.ndarray | None = None  # (samples, encoder_dim), where it was captured
     properties: xr.Dataset | None = None  # (sample,) each
 

@@ -142,3 +142,21 @@ def numbers(layers: np.ndarray) -> str:
 def plural(where: np.ndarray) -> str:
     """The s of several layers."""
     return "s" if where.sum() > 1 else ""
+
+
+def counted(results: xr.Dataset) -> str:
+    """How copies and near-copies were counted, to follow the numbers of objects."""
+    about = results.attrs
+    if "groups" not in about:
+        return ""
+    left = [
+        f"{_copies(about[f'{side}_copies_dropped'])} of the {side} left out"
+        for side in ("gallery", "query")
+        if about[f"{side}_copies_dropped"]
+    ]
+    kept = f": {' and '.join(left)}" if left else ""
+    return f" (near-copies share a group, {about['groups']} groups in all{kept})"
+
+
+def _copies(copies: int) -> str:
+    return f"{copies} cop{'y' if copies == 1 else 'ies'}"

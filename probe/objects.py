@@ -14,7 +14,7 @@ from probe.drift import apply_map, fit_map
 from probe.geometry import descriptors
 from probe.knn import nearest, unit_rows, vote
 from probe.maps import chained
-from probe.splits import duplicate_groups, gallery_query, without_copies
+from probe.splits import gallery_query, groups_of, without_copies
 from store import Run
 
 SHOWN = 6  # neighbours that are kept by row
@@ -45,8 +45,8 @@ def objects(
     `drift`             its mean over the tokens
 
     and of each object `factor` (factor, sample), descriptors of its cloud. An object is no
-    neighbour of itself or of its copies. A model is a variant, or VARIANT@STEP where a variant
-    was captured at several steps. Raises ValueError for an unfinished run.
+    neighbour of itself or of its copies and near-copies. A model is a variant, or VARIANT@STEP where
+    a variant was captured at several steps. Raises ValueError for an unfinished run.
     """
     if not run.complete:
         raise ValueError(f"{run.name} is not completely captured: its objects can't be compared")
@@ -55,7 +55,7 @@ def objects(
     table = run.samples()
     samples, tokens = table.sizes["sample"], run.attrs["tokens"]
     gallery, query = gallery_query(table)
-    groups = duplicate_groups(run.target() if run.attrs["points"] is None else run.points())
+    groups = groups_of(run)
     gallery = without_copies(gallery, query, groups)
     k = min(k, len(gallery) - 1)
     fit = np.sort(np.random.default_rng([seed, 19]).permutation(gallery)[:FIT])

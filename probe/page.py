@@ -15,6 +15,7 @@ import xarray as xr
 from probe import page_parts as parts
 from probe import page_words as words
 from probe.findings import by_alignment, controls, over_depth
+from probe.judged import counted
 from probe.page_text import Picture, Section, Table, as_html, as_markdown
 from store import Run, StoreError
 
@@ -85,12 +86,10 @@ def _sections(run: Run, results: xr.Dataset) -> list[Section]:
 
 def _asked(results: xr.Dataset) -> str:
     about = results.attrs
-    copies = about["gallery_copies_dropped"]
-    dropped = f" ({copies} copies of query objects left out)" if copies else ""
     return (
         f"Measured on {about['query_objects']} query objects against {about['gallery_objects']} "
-        f"gallery objects{dropped} of {about['classes']} classes, with {about['level']:.0%} "
-        "intervals over the query objects; differences are paired by object."
+        f"gallery objects of {about['classes']} classes{counted(results)}, with "
+        f"{about['level']:.0%} intervals over the query objects; differences are paired by object."
     )
 
 

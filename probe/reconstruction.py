@@ -14,7 +14,7 @@ import xarray as xr
 from probe import cache, intervals
 from probe.cells import LEVEL, Objects, Settings
 from probe.sheet import Sheet
-from probe.splits import duplicate_groups, gallery_query, without_copies
+from probe.splits import gallery_query, groups_of, one_each, without_copies
 from probe.sweep import REFERENCE
 from store import Run
 
@@ -61,7 +61,8 @@ def reconstruction(
     table = run.samples().isel(sample=slice(samples))
     gallery, query = gallery_query(table)
     points = run.points()[:samples]
-    gallery = without_copies(gallery, query, duplicate_groups(points))
+    groups = groups_of(run, samples)
+    gallery, query = without_copies(gallery, query, groups), one_each(query, groups)
     clouds = unit_clouds(points[..., :3].values)
     known = cache.digest(clouds, gallery, query, FITTED, steps, seed)
     folder = cache.folder_of(run)

@@ -19,6 +19,7 @@ from probe.findings import (
     verdict_cell,
     verdict_name,
 )
+from probe.judged import counted
 
 __all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
 WIDTH = 120  # columns that no table exceeds
@@ -202,12 +203,11 @@ def _number(value: float, digits: int, *, sign: bool = False) -> str:
 
 def _footnote(results: xr.Dataset) -> str:
     about = results.attrs
-    copies = about["gallery_copies_dropped"]
-    dropped = f"; {copies} gallery copies of query objects left out" if copies else ""
     return (
         f"{about['query_objects']} query objects, {about['gallery_objects']} in the gallery, "
-        f"{about['classes']} classes{dropped}. In brackets: {about['level']:.0%} intervals over "
-        f"query objects.\n* differs, p < {SIGNIFICANT} over all layers at once, paired by object."
+        f"{about['classes']} classes{counted(results)}. In brackets: "
+        f"{about['level']:.0%} intervals over query objects.\n"
+        f"* differs, p < {SIGNIFICANT} over all layers at once, paired by object."
     )
 
 

@@ -1,9 +1,11 @@
 """Which objects are looked up, which are asked about: by object, with copies kept apart."""
 
-import hashlib
-
 import numpy as np
 import xarray as xr
+
+from probe import cache
+from probe.copies import duplicate_groups, equal_groups
+from store import Run
 
 
 def gallery_query(samples: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -15,19 +17,18 @@ def gallery_query(samples: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return gallery, query
 
 
-def duplicate_groups(objects: xr.DataArray, block: int = 256) -> np.ndarray:
-    """Group of each object, (samples,): objects that are equal byte for byte share one.
-
-    objects : (samples, ...), read a block at a time. Groups are numbered by first appearance.
-    """
-    groups: dict[bytes, int] = {}
-    found = []
-    for start in range(0, len(objects), block):
-        for one in np.ascontiguousarray(objects[start : start + block].values):
-            found.append(groups.setdefault(hashlib.sha256(one.data).digest(), len(groups)))
-    return np.array(found)
-
-
 def without_copies(gallery: np.ndarray, query: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Gallery rows but for copies of query objects, which would answer for them."""
     return gallery[~np.isin(groups[gallery], groups[query])]
+
+
+def one_each(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The first row of each group: a copy is no second object, and no second piece of evidence."""
+    return rows[np.sort(np.unique(groups[rows], return_index=True)[1])]
+
+
+def groups_of(run: Run, samples: int | None = None) -> np.ndarray:
+    """Groups of a run's objects, (samples,): by their clouds, or by targets where it has none."""
+    if run.attrs["points"] is None:
+        return equal_groups(run.target()[:samples])
+    return duplicate_groups(run.points()[:samples], folder=cache.folder_of(run))

@@ -230,20 +230,25 @@ def _wanted(
 
 
 def read_objects(run: Run, variants: Sequence[str]) -> Objects:
-    """The objects all models have, the gallery without copies of query objects."""
+    """The objects all models have: one query object of each group, none of them in the gallery.
+
+    Groups are of copies and near-copies, `probe.copies`: each then counts as the one object it is,
+    in every mean, interval, permutation and split.
+    """
     front = ["target", "encoder"] if run.attrs.get("encoder_dim") else ["target"]
     samples = min(run.done(name) for name in [*variants, *front])
     if samples == 0:
         raise ValueError(f"{run.path} has no sample that all of {', '.join(variants)} have")
     table = run.samples().isel(sample=slice(samples))
     gallery, query = splits.gallery_query(table)
-    objects = run.target() if run.attrs["points"] is None else run.points()
-    groups = splits.duplicate_groups(objects[:samples])
-    kept = splits.without_copies(gallery, query, groups)
+    groups = splits.groups_of(run, samples)
+    kept, asked = splits.without_copies(gallery, query, groups), splits.one_each(query, groups)
+    if not len(kept):
+        raise ValueError(f"{run.path}: all {len(gallery)} gallery objects are copies of queries")
     target = run.target()[:samples].values.astype(np.float32)
-    copies = len(gallery) - len(kept)
+    copies = len(gallery) - len(kept), len(query) - len(asked)
     encoder = run.encoder()[:samples].values.astype(np.float32) if len(front) > 1 else None
-    return Objects(samples, table.label.values, kept, query, copies, target, groups, encoder)
+    return Objects(samples, table.label.values, kept, asked, copies, target, groups, encoder)
 
 
 def _properties(run: Run, data: Objects, given: xr.Dataset | None) -> xr.Dataset:

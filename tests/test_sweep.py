@@ -12,6 +12,7 @@ from rich.console import Console
 import store
 from probe.__main__ import ProbeConfig, main
 from probe.geometry import descriptors, geometry_by_layer
+from probe.judged import counted
 from probe.plots import (
     depth_figure,
     difference_figure,
@@ -130,6 +131,8 @@ def test_results_return_from_the_run_as_they_went_in(run, results):
 def test_copies_of_query_objects_are_left_out_of_the_gallery(tmp_path):
     found = sweep(write_run(tmp_path / "run", copies=5), probes=["knn"], layers=[4])
     assert found.attrs["gallery_copies_dropped"] == 5 and found.attrs["gallery_objects"] == 235
+    assert found.attrs["groups"] == SAMPLES - 5 and found.attrs["query_copies_dropped"] == 0
+    assert "355 groups in all: 5 copies of the gallery left out" in counted(found)
 
 
 def test_copies_share_a_group(run):
