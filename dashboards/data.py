@@ -251,6 +251,17 @@ def tables(results: xr.Dataset) -> dict[str, pd.DataFrame]:
     return found
 
 
+def together(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables of measures one below the other, for a file: the first column says which it is of."""
+    parts = []
+    for measure, table in tables.items():
+        start = f"{measure.replace(' ', '_')}_"
+        part = table.rename(columns=lambda name, start=start: name.removeprefix(start))
+        part.insert(0, "measure", measure)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
 def said(path: Path, name: str) -> list[str]:
     """What results of "causal" or "lens" show, in sentences."""
     return _said(path, name, _stamp(path, _kept(name)))

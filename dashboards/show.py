@@ -178,6 +178,23 @@ def csv(table: pd.DataFrame, name: str) -> None:
     )
 
 
+def numbers(make: Callable[[], dict[str, pd.DataFrame]], name: str) -> None:
+    """Tables behind the figures of a page, a tab and a CSV each.
+
+    They are made and sent once they are opened: the browser would load what draws tables, a large
+    script, before it draws the figure.
+    """
+    place = st.expander("The numbers", key=f"numbers-{name}", on_change="rerun")
+    if not place.open:
+        return
+    tables = make()
+    with place:
+        for tab, (title, table) in zip(st.tabs(list(tables)), tables.items(), strict=True):
+            with tab:
+                st.dataframe(table, hide_index=True)
+                csv(table, f"{name}-{title}")
+
+
 def problem(error: Exception) -> None:
     """An error that is not the program's: what it is, and nothing of the machinery."""
     st.error("This cannot be shown.")

@@ -289,6 +289,9 @@ def test_geometry_is_shown_whole_and_property_by_property(measured, look):
     (figure,) = figures(app)
     said = [note["text"] for note in figure["layout"]["annotations"]]
     assert said[:2] == ["R² of a linear read-out", "Selectivity: less shuffled values"]
+    assert not app.dataframe  # it is sent when it is opened
+    app.session_state["numbers-geometry-curvature"] = True
+    app.run()
     assert set(app.dataframe[0].value.property) == {"curvature"}
 
 

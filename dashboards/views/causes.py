@@ -45,16 +45,12 @@ def draw(path: Path, view: str, results: xr.Dataset) -> None:
     if figure.layout.title.text:
         st.text(figure.layout.title.text)
         figure.update_layout(title=None)
-    show.plot(figure, view, alt=VIEWS[view])
+    tables = data.tables(results)
+    show.draw(figure, data.together(tables), view, alt=VIEWS[view])
     st.subheader("What the numbers show")
     for sentence in data.said(path, view):
         st.text(f"• {sentence}")
-    st.subheader("The numbers")
-    tables = data.tables(results)
-    for tab, (name, table) in zip(st.tabs(list(tables)), tables.items(), strict=True):
-        with tab:
-            st.dataframe(table, hide_index=True)
-            show.csv(table, f"{view}-{name}")
+    show.numbers(lambda: tables, view)
 
 
 main(st.session_state["opened"])

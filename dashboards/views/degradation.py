@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 import xarray as xr
@@ -111,7 +110,8 @@ def everything(path: Path, results: xr.Dataset, measures: list[str]) -> None:
     st.text(figure.layout.title.text)
     figure.update_layout(title=None, margin_t=95)
     alt = "All scores by layer, a line a model with its interval"
-    show.plot(figure, "depth", alt=alt, on_select="rerun")
+    tables = {name: data.scores_table(results, name) for name in measures}
+    show.draw(figure, data.together(tables), "depth", alt=alt, on_select="rerun")
     st.text(HINT)
     follow(figure, "depth", path)
     rebuilt = data.results(path, "reconstruction")
@@ -132,9 +132,7 @@ def everything(path: Path, results: xr.Dataset, measures: list[str]) -> None:
         what = " and ".join(probes)
         show.missing(f"Not measured for this run: {what}. To add:", command(path, results, probes))
     say(results)
-    st.subheader("The numbers")
-    tables = {MEASURES[name]: data.scores_table(results, name) for name in measures}
-    numbers(tables, "depth")
+    show.numbers(lambda: {MEASURES[name]: table for name, table in tables.items()}, "depth")
 
 
 def measured(results: xr.Dataset, rebuilt: xr.Dataset | None, name: str) -> bool:
@@ -154,14 +152,6 @@ def draw(
     show.draw(figure, of.as_table(panels, below), name, alt=alt, on_select="rerun")
     st.text(HINT)
     follow(figure, name, path)
-
-
-def numbers(tables: dict[str, pd.DataFrame], name: str) -> None:
-    """A tab a table, each with its CSV."""
-    for tab, (title, table) in zip(st.tabs(list(tables)), tables.items(), strict=True):
-        with tab:
-            st.dataframe(table, hide_index=True)
-            show.csv(table, f"{name}-{title}")
 
 
 def command(path: Path, results: xr.Dataset, probes: list[str]) -> str:
@@ -188,8 +178,8 @@ def group(path: Path, swept: xr.Dataset, name: str) -> None:
     draw(path, panels, of.gaps(results, about), results, name, title)
     if name == "rebuilt":
         say(results)
-    st.subheader("The numbers")
-    numbers(data.tables(results[[n for n in results if str(n).startswith(tuple(about))]]), "depth")
+    shown = results[[n for n in results if str(n).startswith(tuple(about))]]
+    show.numbers(partial(data.tables, shown), name)
 
 
 def geometry(path: Path, results: xr.Dataset, place: DeltaGenerator) -> None:
@@ -221,11 +211,10 @@ def geometry(path: Path, results: xr.Dataset, place: DeltaGenerator) -> None:
         "property",
         f"R² of {property_title(name)} by layer",
     )
-    st.subheader("The numbers")
     tables = {"R²": table[table.property == name]}
     if gaps is not None:
         tables["difference from the baseline"] = gaps[gaps.property == name]
-    numbers(tables, f"geometry-{name}")
+    show.numbers(lambda: tables, f"geometry-{name}")
 
 
 def among_tests(path: Path, results: xr.Dataset, place: DeltaGenerator) -> None:
@@ -239,11 +228,10 @@ def among_tests(path: Path, results: xr.Dataset, place: DeltaGenerator) -> None:
     st.text(SPLITS)
     asked = results.attrs["query_objects"], results.attrs["classes"]
     st.text(PUBLISHED if same_objects(results) else NOT_PUBLISHED.format(*asked))
-    st.subheader("The numbers")
     tables = data.tables(at_k[[name for name in at_k if str(name).startswith("knn_loo")]])
     if "knn_test90_10" in at_k:
         tables["split by split"] = at_k[["knn_test90_10"]].to_dataframe().reset_index()
-    numbers(tables, f"tests-{k}")
+    show.numbers(lambda: tables, f"tests-{k}")
 
 
 def one_measure(path: Path, results: xr.Dataset, measure: str, place: DeltaGenerator) -> None:
@@ -264,10 +252,10 @@ def one_measure(path: Path, results: xr.Dataset, measure: str, place: DeltaGener
         show.draw(figure, gaps, f"{measure}-difference", alt="Difference from the baseline")
     if measure == "drift_centred" and "token_drift_mean" in results:
         by_token(results)
-    st.subheader("The numbers")
-    st.dataframe(table, hide_index=True)
+    tables = {MEASURES[measure]: table}
     if f"{measure}_difference" in results:
-        st.dataframe(gaps, hide_index=True)
+        tables["difference from the baseline"] = gaps
+    show.numbers(lambda: tables, measure)
 
 
 def by_token(results: xr.Dataset) -> None:

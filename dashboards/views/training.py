@@ -46,8 +46,7 @@ def show_log(path: Path, running: bool) -> None:
         return
     figure = training_figure(metrics)
     show.draw(figure, metrics, "training", alt="Losses, learning rate, speed and memory by step")
-    with st.expander("Logged steps"):
-        st.dataframe(metrics, hide_index=True)
+    show.numbers(lambda: {"logged steps": metrics}, "steps")
 
 
 def progress(path: Path, record: dict[str, Any], metrics: pd.DataFrame, running: bool) -> None:
