@@ -182,6 +182,17 @@ def command(path: Path, probes: str) -> str:
     return f"python -m probe {quoted(path)} --probes {probes}"
 
 
+def explain(path: Path) -> tuple[str, str]:
+    """What to say of a run without lenses and causes, and to type; "" where no command has them."""
+    if "train.stage2" in str(record(path).get("command")):
+        return "This command measures it:", f"python -m train.explain {quoted(path)}"
+    return (
+        "python -m train.explain reads models that python -m train.stage2 trained, and those of "
+        "this run are not. probe.lens and probe.causal take any model as an argument.",
+        "",
+    )
+
+
 def quoted(path: Path) -> str:
     """A path as one writes it in a shell."""
     return shlex.quote(str(path))

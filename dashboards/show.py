@@ -106,9 +106,10 @@ def computing(make: Callable[[Callable[[int, int, str], None]], Any], what: str)
 
 
 def missing(what: str, command: str) -> None:
-    """An empty state: what is not there, and what to type to make it."""
+    """An empty state: what is not there, and what to type to make it, if anything does."""
     st.info(what, icon=":material/info:")
-    st.code(command, language="bash", wrap_lines=True)
+    if command:
+        st.code(command, language="bash", wrap_lines=True)
 
 
 def pick_format() -> None:

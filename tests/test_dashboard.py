@@ -227,6 +227,16 @@ def test_what_is_missing_is_said_with_what_to_type(runs, look):
         assert any(command in code.value for code in app.code), page
 
 
+def test_a_model_that_was_not_trained_here_is_not_promised_an_explanation(tmp_path, look):
+    path = write_run(tmp_path / "captured")
+    record = json.loads((path / "run.json").read_text())
+    record["command"] = "python -m train.capture --host bindllm --out runs/captured"
+    (path / "run.json").write_text(json.dumps(record))
+    app = look(tmp_path, "causes")
+    assert not app.exception and not app.code
+    assert "reads models that python -m train.stage2 trained" in app.info[0].value
+
+
 def test_two_models_are_compared_object_by_object(runs, look):
     app = look(runs, "compare", layer="4")
     assert not app.exception and "12 query objects, layer 4" in text(app)

@@ -27,8 +27,8 @@ def main(path: Path) -> None:
     st.text(ABOUT[view])
     results = data.results(path, view)
     if results is None:
-        command = f"python -m train.explain {data.quoted(path)}"
-        show.missing("This run has no such results yet. This command makes them:", command)
+        said, command = data.explain(path)
+        show.missing(f"This is not measured for this run. {said}", command)
         return
     with data.reading(path):
         draw(path, view, results)

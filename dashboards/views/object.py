@@ -165,8 +165,8 @@ def lens(path: Path, sample: str, model: str, layer: int, token: int | None) -> 
     st.subheader("What the tokens say in words")
     results = data.results(path, "lens")
     if results is None:
-        command = f"python -m train.explain {data.quoted(path)}"
-        show.missing("This run was not read through a lens yet.", command)
+        said, command = data.explain(path)
+        show.missing(f"This run was not read through a lens. {said}", command)
         return
     if sample not in results.object.values or model not in results["variant"].values:
         st.text(f"The lens read {results.sizes['object']} query objects, and not this one.")
