@@ -201,7 +201,7 @@ def _checksum(parts: Mapping[str, Tensor], rows: slice) -> int:
     """CRC-32 of these rows of all parts, never 0, which stands for a batch that is not there."""
     found = 0
     for name in sorted(parts):
-        found = zlib.crc32(parts[name][rows].contiguous().cpu().numpy(), found)
+        found = zlib.crc32(parts[name][rows].contiguous().cpu().numpy().data, found)
     return 2**32 + found
 
 
