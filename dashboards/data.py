@@ -148,7 +148,8 @@ def umap_table(
     shown = table.iloc[rows[rows >= 0]].assign(x=here[:, 0], y=here[:, 1])
     said = (
         f"trustworthiness {float(one.trustworthiness):.2f}, continuity "
-        f"{float(one.continuity):.2f} (1 = its neighbours are the true ones)"
+        f"{float(one.continuity):.2f} (1 = its neighbours are the true ones); it was made of "
+        f"{len(shown)} of {len(table)} objects"
     )
     return shown, frame(drawn.position), said
 

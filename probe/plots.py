@@ -23,13 +23,13 @@ from probe.plots_panels import (
     gap_of,
 )
 from probe.plots_style import (
-    BELOW,
     COLOURS,
     INK,
     INK_ON_DARK,
     LAYER,
     REFERENCES,
     SHAPES,
+    above,
     colour,
     on_dark,
     shape,
@@ -95,8 +95,7 @@ def depth_figure(results: xr.Dataset) -> go.Figure:
         template="plotly_white",
         title={"text": _headline(results), "y": 1 - 12 / height, "yanchor": "top"},
         height=height,
-        # On a small screen the second row is out of sight, and so would be a legend below it.
-        legend=BELOW | {"y": 1 - 40 / height, "yanchor": "top"},
+        legend=above(height),
         font={"size": 13, "color": INK},
         margin={"t": 130, "b": 60},
     )

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from probe.plots_style import BELOW, INK, LAYER, colour, shape, shifts, some
+from probe.plots_style import INK, LAYER, above, colour, shape, shifts, some
 from probe.report import SIGNIFICANT
 
 TITLES = {
@@ -155,9 +155,9 @@ def _figure(panels: list[Curves], *, columns: int, height: int) -> go.Figure:
     return figure.update_layout(
         template="plotly_white",
         height=height * rows + 140,
-        legend=BELOW,
+        legend=above(height * rows + 140),
         font={"size": 13, "color": INK},
-        margin={"t": 90, "b": 110},
+        margin={"t": 130, "b": 60},
     )
 
 

@@ -56,7 +56,7 @@ def contrast_figure(table: pd.DataFrame, first: str, second: str) -> go.Figure:
     return figure.update_layout(
         template="plotly_white",
         xaxis_title=f"drift in {first}   (1 − cosine, lower is closer)",
-        yaxis_title=f"drift in {second}",
+        yaxis_title=f"drift in {second}   (lower is closer)",
         height=430,
         clickmode="event+select",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

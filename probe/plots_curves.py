@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from probe.pixels import canvas, legend, png
 from probe.plots_panels import Gap, Line, Panel, add_gap, add_panel, draw_panel, gap_of
-from probe.plots_style import BELOW, INK, LAYER, REFERENCES, ticks
+from probe.plots_style import INK, LAYER, REFERENCES, above, ticks
 from probe.published_figures import beside_knn
 from probe.report import MAIN
 
@@ -209,12 +209,13 @@ def curves_figure(
         add_gap(figure, gap, in_legend, row=row + 1, col=column)
         in_legend = False
     figure.update_xaxes(title=LAYER, title_font_size=12, **ticks(results))
+    height = 320 * rows + 110
     return figure.update_yaxes(title_font_size=12).update_layout(
         template="plotly_white",
-        height=320 * rows + 110,
-        legend=BELOW,
+        height=height,
+        legend=above(height, 10),
         font={"size": 13, "color": INK},
-        margin={"t": 50, "b": 110},
+        margin={"t": 100, "b": 60},
     )
 
 
