@@ -29,6 +29,7 @@ REBUILT: About = {
     "f_score": ("Rebuilt cloud: F-score", "F-score   (higher is better)"),
 }
 ALIKE: About = {
+    "encoder_cka": ("CKA with the encoder's output", "debiased CKA   (higher is closer)"),
     "procrustes": ("Procrustes distance to the target", "distance   (lower is closer)"),
     "rsa": ("RSA with the target", "rank correlation   (higher is closer)"),
     "mutual_knn": ("Neighbours in common with the target", "share   (higher is closer)"),
