@@ -214,9 +214,9 @@ def curves_figure(
     return figure.update_yaxes(title_font_size=12).update_layout(
         template="plotly_white",
         height=height,
-        legend=above(height, 10),
+        legend=above(height),
         font={"size": 13, "color": INK},
-        margin={"t": 100, "b": 60},
+        margin={"t": 130, "b": 60},
     )
 
 

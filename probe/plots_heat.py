@@ -117,9 +117,11 @@ def _finish(figure: go.Figure, height: int, scale: dict, bar: str) -> go.Figure:
     figure.update_xaxes(title=LAYER, type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_annotations(font_size=13)
+    # a low figure has no room for the whole line
+    title = {"text": bar.replace(" (", "<br>(", 1), "side": "right"}
     return figure.update_layout(
         template="plotly_white",
-        coloraxis=scale | {"colorbar": {"title": {"text": bar, "side": "right"}, "thickness": 14}},
+        coloraxis=scale | {"colorbar": {"title": title, "thickness": 14}},
         height=height,
         font={"size": 13, "color": INK},
         margin={"t": 90, "b": 60},

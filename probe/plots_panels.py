@@ -70,10 +70,14 @@ def gap_of(results: xr.Dataset, key: str, title: str, axis: str, scale: float = 
 
 
 def span(panel: Panel) -> tuple[float, float]:
-    """Ends of the y axis: the models' intervals, the target, what was published; and some room."""
+    """Ends of the y axis: the models' intervals, the target, what was published; and some room.
+
+    A measure without intervals has its values alone.
+    """
     target = [line.values for line in panel.lines if line.name == "target"]
     target.append(np.array([one.value for one in panel.published]))
-    shown = np.concatenate([panel.low.values.ravel(), panel.high.values.ravel(), *target])
+    values = (panel.mean, panel.low, panel.high)
+    shown = np.concatenate([part.values.ravel() for part in values] + target)
     shown = shown[np.isfinite(shown)]
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
     room = ROOM * (high - low or 1)

@@ -59,6 +59,7 @@ def properties_figure(results: xr.Dataset, *, selective: bool = False) -> go.Fig
     what = "R² less that of shuffled values" if selective else "R² (1 = told exactly)"
     bar = {"title": {"text": what, "side": "right"}, "thickness": 14}
     figure.update_xaxes(type="category", showgrid=False, tickangle=0, title_font_size=12)
+    figure.update_xaxes(tickangle=-90, col=len(variants) + 1)  # narrow: names, not numbers
     figure.update_xaxes(title=LAYER, col=1).update_yaxes(type="category", showgrid=False)
     return figure.update_layout(
         template="plotly_white",
@@ -97,6 +98,7 @@ def properties_change_figure(results: xr.Dataset) -> go.Figure:
     gap, p = shown.geometry_difference.values, shown.geometry_difference_p_adjusted.values
     most = float(np.nanmax(np.abs(gap))) or 1.0
     bounds = [shown[f"geometry_difference_{part}"].values for part in ("low", "high")]
+    change = "R², aligned − baseline<br>(above 0: aligned is better)"
     figure = go.Figure()
     figure.add_heatmap(
         x=shown.layer.values.astype(str),
@@ -111,7 +113,7 @@ def properties_change_figure(results: xr.Dataset) -> go.Figure:
         zmax=most,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": "R², aligned − baseline", "side": "right"}, "thickness": 14},
+        colorbar={"title": {"text": change, "side": "right"}, "thickness": 14},
         hovertemplate="%{y}, layer %{x}: %{z:+.4f} [%{customdata[0]:+.4f}, "
         "%{customdata[1]:+.4f}], p = %{customdata[2]:.3f}<extra></extra>",
     )

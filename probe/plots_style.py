@@ -27,9 +27,9 @@ BELOW = {"orientation": "h", "yref": "container", "y": 0.01, "x": 0.5, "xanchor"
 """Where a legend stands: under all panels, in the middle."""
 
 
-def above(height: int, start: int = 40) -> dict[str, Any]:
-    """Where the legend of a tall figure stands, `start` pixels from its top: below it is unseen."""
-    return BELOW | {"y": 1 - start / height, "yanchor": "top"}
+def above(height: int) -> dict[str, Any]:
+    """Where the legend of a tall figure stands: under title and buttons, not at its unseen foot."""
+    return BELOW | {"y": 1 - 40 / height, "yanchor": "top"}
 
 
 def colour(variant: str) -> str:
