@@ -165,3 +165,19 @@ def test_a_tone_is_loudest_in_its_band(tmp_path):
     wavfile.write(tmp_path / "cd.wav", 44_100, wave)
     with pytest.raises(ValueError, match=r"cd.wav has 44100 samples a second, .* reads 16000"):
         sound_clips(tmp_path / "cd.wav")
+
+
+def test_a_sound_of_8_bits_is_read_as_loud_as_of_16_and_one_without_sound_is_refused(tmp_path):
+    wave = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(2 * 16_000) / 16_000)
+    for name, samples in (
+        ("16", (32767 * wave).round().astype(np.int16)),
+        ("8", (128 + 127 * wave).round().astype(np.uint8)),
+        ("none", np.zeros(399, np.int16)),
+    ):
+        wavfile.write(tmp_path / f"{name}.wav", 16_000, samples)
+    fine, coarse = (sound_clips(tmp_path / f"{name}.wav")[..., :198] for name in ("16", "8"))
+    assert (fine.amax(dim=2) - coarse.amax(dim=2)).abs().max() < 0.01
+    with pytest.raises(ValueError, match=r"none.wav holds 399 samples, one window of it takes 400"):
+        sound_clips(tmp_path / "none.wav")
+    with pytest.raises(FileNotFoundError, match="no sound at"):
+        sound_clips(tmp_path / "nowhere.wav")

@@ -131,7 +131,7 @@ def normalised(cloud: np.ndarray, name: str, count: int) -> np.ndarray:
     count : points there must be.
     """
     cloud = np.asarray(cloud)
-    if cloud.ndim != 2 or cloud.shape[1] not in (3, 6):
+    if cloud.ndim != 2 or not len(cloud) or cloud.shape[1] not in (3, 6):
         raise ValueError(f"object {name}: its cloud has shape {cloud.shape}, not (points, 3 or 6)")
     if len(cloud) != count:
         raise ValueError(f"object {name}: its cloud has {len(cloud)} points, the set has {count}")

@@ -21,7 +21,7 @@ WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IMAGE = 224
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-RATE = 16_000
+RATE, WINDOW = 16_000, 400
 CLIPS, CLIP_SECONDS = 3, 2
 BANDS, FRAMES = 128, 204
 SOUND_MEAN, SOUND_STD = -4.268, 9.138
@@ -115,18 +115,27 @@ def sound_clips(path: Path) -> Tensor:
     """A 16 kHz wav file as the audio tower reads it, (3, 1, 128, 204): three clips of 2 seconds.
 
     The clips are evenly spaced; a file shorter than one is padded. Log-mel energies are Kaldi's,
-    computed by transformers. Raises ValueError for a file of another rate: resample it first.
+    computed by transformers. Raises ValueError for a file of another rate: resample it first; and
+    for one that is shorter than a window of 25 ms. FileNotFoundError where there is none.
     """
     from scipy.io import wavfile
 
+    if not path.is_file():
+        raise FileNotFoundError(f"no sound at {path}")
     try:
         rate, wave = wavfile.read(path)
     except ValueError as error:
         raise ValueError(f"{path} is no wav file: {error}") from None
     if rate != RATE:
-        raise ValueError(f"{path} has {rate} samples a second, the audio tower reads {RATE}")
+        raise ValueError(
+            f"{path} has {rate} samples a second, the audio tower reads {RATE}: resample it first"
+        )
+    if len(wave) < WINDOW:
+        raise ValueError(f"{path} holds {len(wave)} samples, one window of it takes {WINDOW}")
     if wave.dtype.kind == "i":
         wave = wave / np.iinfo(wave.dtype).max
+    if wave.dtype.kind == "u":  # 8 bits are written from 0 to 255
+        wave = (wave - 128.0) / 128
     if wave.ndim == 2:
         wave = wave[:, 0]
     length = CLIP_SECONDS * RATE
@@ -153,8 +162,8 @@ def _mel(wave: np.ndarray) -> Tensor:
         )
     energies = spectrogram(
         wave - wave.mean(),
-        window_function(400, "hann", periodic=False),
-        frame_length=400,
+        window_function(WINDOW, "hann", periodic=False),
+        frame_length=WINDOW,
         hop_length=160,
         fft_length=512,
         power=2.0,
