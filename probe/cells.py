@@ -44,7 +44,7 @@ class Settings(NamedTuple):
 
 
 def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
-    """`hits` (k, queries), `shuffled` (k,), and `named` (queries,): the label of the largest k.
+    """`hits` (k, queries), `shuffled` (shuffles, k), and `named` (queries,) by the largest k.
 
     `hits_without` leaves massive tokens out of the mean. `hubness` (k,) of the gallery objects
     found, and `hubness_left_out` (k, groups).
@@ -53,7 +53,7 @@ def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     found = _neighbours(data, tokens.mean(axis=1, dtype=np.float64), max(ask.k))
     near = data.labels[data.gallery][found]
     dealt = controls.shuffled_labels(data.labels[data.gallery], shuffles=SHUFFLES, seed=ask.seed)
-    shuffled = [np.mean([knn.vote(one[found[:, :k]]) == asked for one in dealt]) for k in ask.k]
+    shuffled = [[np.mean(knn.vote(one[found[:, :k]]) == asked) for k in ask.k] for one in dealt]
     named = [knn.vote(near[:, :k]) for k in ask.k]
     hubs = [hubness.hubness(found[:, :k], len(data.gallery), seed=ask.seed) for k in ask.k]
     cell = {
@@ -96,18 +96,21 @@ def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
     `values` (statistics,), `left_out` (statistics, groups), `diversity` (queries,),
     `massive` (tokens,) share of the objects in which this token is massive, `largest_norm` (),
-    `top_variance` (1, 3 and 10 dimensions), and `shuffled` (statistics,): each dimension dealt
-    out among the objects on its own, which leaves no direction but the axes.
+    `top_variance` (1, 3 and 10 dimensions), and `shuffled` (shuffles, statistics): each
+    dimension dealt out among the objects on its own, which leaves no direction but the axes.
     """
     pooled = tokens[data.query].mean(axis=1, dtype=np.float64)
     found = dimension.shape(pooled, seed=ask.seed)
     rng = np.random.default_rng([ask.seed, 7])
-    dealt = dimension.shape(rng.permuted(pooled, axis=0), groups=0, seed=ask.seed)
+    dealt = [
+        dimension.shape(rng.permuted(pooled, axis=0), groups=0, seed=ask.seed).values
+        for _ in range(FEW)
+    ]
     several = tokens.shape[1] > 1  # one token has no other to be unlike
     return {
         "values": found.values,
         "left_out": found.left_out,
-        "shuffled": dealt.values,
+        "shuffled": np.array(dealt),
         **({"diversity": dimension.token_diversity(tokens[data.query])} if several else {}),
         "massive": outliers.massive_tokens(tokens).mean(axis=0),
         "largest_norm": np.array(outliers.largest_norm(tokens)),
@@ -116,7 +119,9 @@ def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 
 def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
-    """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` of its code."""
+    """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
+    `lengths` (gallery,) of its code.
+    """
     states = tokens.mean(axis=1, dtype=np.float64)
     found = linear_probe(
         states[data.gallery],
@@ -132,7 +137,9 @@ def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     assert found.code is not None
     names = [name for name in found.__dataclass_fields__ if name != "code"]
     parts = {name: np.array(getattr(found, name)) for name in names}
-    return parts | {"compression": np.array(found.code.compression)}
+    code = found.code
+    compression = np.array([code.compression, code.low, code.high])
+    return parts | {"compression": compression, "lengths": code.lengths}
 
 
 def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
@@ -174,9 +181,9 @@ def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
     `drift_procrustes` (queries,), centred, through an orthogonal map fitted on the gallery;
-    `shuffled`, the same with the target's objects shuffled (SVCCA and PWCCA of a few objects are
-    high by chance); `rbf` (mean, low, high), `biased` with its `floor`, and `null`, what the CKA
-    of shuffled objects reaches.
+    `shuffled` (shuffles, likenesses), the same with the target's objects shuffled (SVCCA and PWCCA
+    of a few objects are high by chance); `rbf` (mean, low, high), `biased` with its `floor`, and
+    `null`, what the CKA of shuffled objects reaches.
     """
     from probe.pairs import alike
 
@@ -195,7 +202,7 @@ def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
         "states": pooled,
         "values": found.values,
         "left_out": found.left_out,
-        "shuffled": np.mean(dealt, axis=0),
+        "shuffled": np.array(dealt),
         "rbf": np.array([rbf.mean, rbf.low, rbf.high]),
         "biased": np.array(cka.cka(pooled, target, unbiased=False)),
         "floor": np.array(cka.biased_floor(len(pooled), pooled.shape[1], target.shape[1])),

@@ -8,6 +8,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from probe.findings import JUDGED, SIGNIFICANT, judged
+from probe.maps import quality
 from probe.pixels import canvas, legend, png
 from probe.plots_cloud import VIEW
 from probe.plots_curves import (
@@ -281,8 +282,7 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
         said = []
         for name in names:
             one = shown.sel(variant=name).isel(layer=at)
-            pair = f"{float(one.trustworthiness):.2f} / {float(one.continuity):.2f}"
-            said.append(f"{name} {pair}")
+            said.append(f"{name} {quality(one)}")
         return "trustworthiness / continuity: " + ", ".join(said)
 
     for column, trace in enumerate(traces(0), 1):
@@ -352,13 +352,12 @@ def maps_png(results: xr.Dataset, method: str) -> bytes:
         if rest.any():
             handles.setdefault(f"{len(np.unique(labels[rest]))} other classes", grey)
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
-        quality = f"{float(one.trustworthiness):.2f} / {float(one.continuity):.2f}"
-        axis.set_xlabel(quality, fontsize=9)
+        axis.set_xlabel(quality(one), fontsize=9)
         if v == 0:
             axis.set_title(f"layer {layers[some[column]]}", fontsize=10.5, color=INK)
         if column == 0:
             axis.set_ylabel(names[v], fontsize=10.5)
-    under = "under each map: trustworthiness / continuity, 1 is perfect"
+    under = "under each map: trustworthiness / continuity, 1 is perfect; ± half the 95 % interval"
     legend(figure, handles, title=under, markerscale=1.8)
     return png(figure)
 

@@ -146,7 +146,8 @@ def geometry_probe(
     shuffles  : controls, in which each gallery object has the values of another
 
     Returns, over `property`: `mean`, `low`, `high` (R^2, 1 perfect, 0 no better than the mean of
-    the query, below 0 worse; higher is better), `shuffled` (mean R^2 of the controls), `train`
+    the query, below 0 worse; higher is better), `shuffled` (mean R^2 of the controls) and
+    `shuffled_spread` (their standard deviation), `train`
     (R^2 of the gallery, no evidence on its own), `penalty`, and `error` (property, query): squared
     errors over the variance of the query, 1 - R^2 on average, for paired tests. The interval is a
     bootstrap over query objects with the fit held fixed: it covers which objects were asked
@@ -176,6 +177,7 @@ def geometry_probe(
             "low": ("property", low),
             "high": ("property", high),
             "shuffled": ("property", np.mean(control, axis=0)),
+            "shuffled_spread": ("property", np.std(control, axis=0)),
             "train": ("property", r2(known, fit.gallery[:, : len(names)])),
             "penalty": ("property", fit.penalties[: len(names)]),
             "error": (("property", "query"), error.T),

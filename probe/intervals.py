@@ -47,6 +47,26 @@ def wilson_each(hits: np.ndarray, n: np.ndarray, level: float = 0.95) -> Interva
     return Interval(share, np.maximum(middle - half, 0), np.minimum(middle + half, 1))
 
 
+def ratio(hits: np.ndarray, asked: np.ndarray, level: float = 0.95) -> Interval:
+    """Share of questions answered right where an object is asked about a number of times.
+
+    hits, asked : (..., objects), how often each was right, and was asked about at all
+
+    The unit is the object: its questions are one piece of evidence, however many they are. The
+    share's variance over objects (linearised, Cochran 1977, section 3.12) gives the number of
+    independent questions that would be as sure, and these their Wilson interval.
+    """
+    hits, asked = np.asarray(hits, np.float64), np.asarray(asked, np.float64)
+    total = asked.sum(axis=-1)
+    share = hits.sum(axis=-1) / total
+    objects = (asked > 0).sum(axis=-1)
+    variance = ((hits - share[..., None] * asked) ** 2).sum(axis=-1) / total**2
+    variance = variance * objects / np.maximum(objects - 1, 1)
+    flat = variance == 0
+    worth = np.where(flat, objects, share * (1 - share) / np.where(flat, 1, variance))
+    return wilson_each(share * worth, worth, level)
+
+
 def bootstrap(
     values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:

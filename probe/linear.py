@@ -28,11 +28,17 @@ class OnlineCode(NamedTuple):
     bits        : prequential length, lower is easier to read
     uniform     : bits without the states, all classes alike
     compression : uniform / bits, higher is easier to read; 1 where the states do not help
+    low, high   : its 95 % interval over the objects that are coded, the probes held as they were
+                  fitted: it does not cover other objects to fit them on, nor another order
+    lengths     : (samples,) bits of each object's label, in the order of the samples
     """
 
     bits: float
     uniform: float
     compression: float
+    low: float
+    high: float
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class LinearProbe:
     """Accuracy less that of the control tasks, with a bootstrap interval over query objects."""
     control_hits: np.ndarray
     """(query_samples,) share of the control tasks that name the object right."""
+    control_accuracies: np.ndarray
+    """(shuffles,) accuracy of each control task: a control, read by their mean and spread."""
     train_accuracy: float
     """The same share on the gallery that was fitted: no evidence on its own."""
     control_train_accuracy: float
@@ -99,13 +107,20 @@ def linear_probe(
     code = None
     if mdl:
         code = online_code(
-            gallery, codes, groups=groups, folds=folds, penalties=penalties, seed=seed
+            gallery,
+            codes,
+            groups=groups,
+            folds=folds,
+            penalties=penalties,
+            level=level,
+            seed=seed,
         )
     return LinearProbe(
         accuracy=intervals.wilson(hits[0].sum(), len(query), level),
         hits=hits[0],
         selectivity=intervals.bootstrap(hits[0] - control, level=level, seed=seed),
         control_hits=control,
+        control_accuracies=hits[1:].mean(axis=1),
         train_accuracy=float(train[0]),
         control_train_accuracy=float(train[1:].mean()),
         penalty=float(named.penalties[0]),
@@ -120,6 +135,7 @@ def online_code(
     groups: np.ndarray | None = None,
     folds: int = FOLDS,
     penalties: np.ndarray = PENALTIES,
+    level: float = 0.95,
     seed: int = 0,
 ) -> OnlineCode:
     """Minimum description length of labels given states, by online coding.
@@ -131,23 +147,43 @@ def online_code(
     before: ridge scores through a softmax, whose penalty and sharpness are those that would have
     coded held-out folds of the past best. A sender and a receiver could do the same, so that the
     length pays for the probe as well as for its errors, and no probe size has to be justified.
-    It depends on the order somewhat: compare layers under one seed. Voita & Titov 2020
-    (arXiv:2003.12298, section 2.2), who use neural probes and tenfold finer first blocks.
+    It depends on the order somewhat: compare layers under one seed. Given the past, the groups of a
+    block are independent, so the variance of the length is the sum of the blocks' own.
+    Voita & Titov 2020 (arXiv:2003.12298, section 2.2), who use neural probes and tenfold finer
+    first blocks.
     """
     states, _ = checked_states(states, states)
     names, codes, _ = _classes(states, labels, states, labels)
     groups = checked_groups(groups, len(states), folds)
+    from scipy.special import ndtri
+
     rank = np.random.default_rng([seed, 4]).permutation(groups.max() + 1)
     order = np.argsort(rank[groups], kind="stable")
     states, codes, groups = states[order], codes[order], groups[order]
     ends = [len(codes)]
     while ends[0] >= 4 * folds:
         ends.insert(0, ends[0] // 2)
-    bits = ends[0] * np.log2(len(names))
+    lengths = np.full(len(codes), np.log2(len(names)))
+    variance = 0.0
     for past, end in pairwise(ends):
-        bits += _block_bits(states[:end], codes[:end], past, len(names), groups, folds, penalties)
-    uniform = len(codes) * np.log2(len(names))
-    return OnlineCode(float(bits), float(uniform), float(uniform / bits))
+        rows = slice(past, end)
+        lengths[rows] = _block_bits(
+            states[:end], codes[:end], past, len(names), groups, folds, penalties
+        )
+        each = np.bincount(np.unique(groups[rows], return_inverse=True)[1], lengths[rows])
+        variance += len(each) * each.var(ddof=1) if len(each) > 1 else 0.0
+    bits, uniform = lengths.sum(), len(codes) * np.log2(len(names))
+    half = ndtri((1 + level) / 2) * np.sqrt(variance)
+    placed = np.empty_like(lengths)
+    placed[order] = lengths
+    return OnlineCode(
+        bits=float(bits),
+        uniform=float(uniform),
+        compression=float(uniform / bits),
+        low=float(uniform / (bits + half)),
+        high=float(uniform / max(bits - half, 1e-12)),
+        lengths=placed,
+    )
 
 
 class Basis(NamedTuple):
@@ -278,12 +314,12 @@ def _block_bits(
     groups: np.ndarray,
     folds: int,
     penalties: np.ndarray,
-) -> float:
-    """Bits for the labels from row `past` on, by a probe of the rows before it."""
+) -> np.ndarray:
+    """Bits for each label from row `past` on, by a probe of the rows before it."""
     known, new = codes[:past], codes[past:]
     distinct = len(np.unique(groups[:past]))
     if len(np.unique(known)) < 2 or distinct < folds:
-        return len(new) * np.log2(classes)
+        return np.full(len(new), np.log2(classes))
     basis = decompose(states[:past], states[past:])
     y = _one_hot(known, classes)
     projected = basis.gallery.T @ y
@@ -292,18 +328,18 @@ def _block_bits(
     for penalty in penalties[::-1]:
         scores = held_out(basis, y, projected, fold, penalty)
         for sharpness in SHARPNESS:
-            best = min(best, (_bits(sharpness * scores, known), penalty, sharpness))
+            best = min(best, (_bits(sharpness * scores, known).sum(), penalty, sharpness))
     _, penalty, sharpness = best
     scores = basis.query @ (basis.shrink(penalty)[:, None] * projected)
     return _bits(sharpness * scores, new)
 
 
-def _bits(logits: np.ndarray, codes: np.ndarray) -> float:
-    """Code length of classes under a softmax. logits : (samples, classes)."""
+def _bits(logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Code length of each class under a softmax, (samples,). logits : (samples, classes)."""
     from scipy.special import logsumexp
 
     right = logits[np.arange(len(codes)), codes]
-    return float((logsumexp(logits, axis=1) - right).sum() / np.log(2))
+    return (logsumexp(logits, axis=1) - right) / np.log(2)
 
 
 def checked_states(gallery: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import xarray as xr
 
+from probe.intervals import group_jackknife
 from probe.knn import unit_rows
 from store import Run
 
 METHODS = ("pca", "umap")
 NEIGHBOURS = 15
 MOST = 1000  # objects on a map; more are a blur, and UMAP's time
+GROUPS = 15  # of objects, left out in turn
+FAITHFUL = {
+    "trustworthiness": "1 = neighbours are true ones",
+    "continuity": "1 = true neighbours stay near",
+}
 WINDOW = 2  # layers on either side that a layer is tied to
 
 
@@ -36,9 +42,11 @@ def maps(
 
     Returns `position` (method, draw, variant, layer, object, axis), scaled so that the objects'
     mean distance to their centre is 1, with `trustworthiness` and `continuity` (method, draw,
-    variant, layer; 1 is perfect, of 15 neighbours by cosine), `jump` (...), the mean distance
-    an object moves from the layer before, and `label` and `class_name` (object). Every map is
-    rotated onto the one before, and the first of each model onto that of the first model.
+    variant, layer; 1 is perfect, of 15 neighbours by cosine) and the `_low` and `_high` ends of
+    their 95 % intervals over objects (15 groups of them left out of the drawn map in turn), `jump`
+    (...), the mean distance an object moves from the layer before, and `label` and `class_name`
+    (object). Every map is rotated onto the one before, and the first of each model onto
+    that of the first model.
     """
     names = list(run.variants if variants is None else variants)
     depth = sorted(run.layers if layers is None else layers)
@@ -47,10 +55,10 @@ def maps(
     samples = min(run.done(name) for name in names)
     table = run.samples().isel(sample=slice(samples))
     objects = _objects(table["split"].values, seed)
-    if len(objects) < 2 * NEIGHBOURS + 2:
+    least = 2 * NEIGHBOURS + 2 + 2 * NEIGHBOURS // GROUPS + 1  # with a group left out as well
+    if len(objects) < least:
         raise ValueError(
-            f"{len(objects)} query objects: a map of {NEIGHBOURS} neighbours needs "
-            f"{2 * NEIGHBOURS + 2}"
+            f"{len(objects)} query objects: a map of {NEIGHBOURS} neighbours needs {least}"
         )
     states = {
         name: [
@@ -70,18 +78,22 @@ def maps(
         draw = _pca if methods[m] == "pca" else _aligned_umap
         onto = position[m, 0, 0, 0] if v or d else None
         position[m, d, v] = chained(draw(states[names[v]], seed + d), onto)
-    quality = np.empty((2, *grid))
+    trusted = np.empty((2, 3, *grid))  # mean, low, high
     for m, d, v, at in np.ndindex(*grid):
         shown = position[m, d, v, at]
-        quality[:, m, d, v, at] = faithful(states[names[v]][at], shown)
+        value, out = faithful_parts(states[names[v]][at], shown, seed=seed)
+        trusted[..., m, d, v, at] = np.stack(group_jackknife(value, out), axis=1).clip(max=1)
     jump = np.full(grid, np.nan)
     jump[..., 1:] = np.linalg.norm(np.diff(position, axis=3), axis=-1).mean(axis=-1)
     dims = ("method", "draw", "variant", "layer")
     return xr.Dataset(
         {
             "position": ((*dims, "object", "axis"), position.astype(np.float32)),
-            "trustworthiness": (dims, quality[0], {"direction": "1 = neighbours are true ones"}),
-            "continuity": (dims, quality[1], {"direction": "1 = true neighbours stay near"}),
+            **{
+                name + ending: (dims, three[at], {"direction": direction})
+                for (name, direction), three in zip(FAITHFUL.items(), trusted, strict=True)
+                for at, ending in enumerate(("", "_low", "_high"))
+            },
             "jump": (dims, jump, {"long_name": "mean move from the layer before, in mean radii"}),
             "label": ("object", table["label"].values[objects]),
             "class_name": ("object", table["class_name"].values[objects]),
@@ -120,13 +132,70 @@ def faithful(states: np.ndarray, shown: np.ndarray, k: int = NEIGHBOURS) -> tupl
 
     Venna & Kaski 2001; continuity is the trustworthiness of the states as a map of the map.
     """
-    from sklearn.manifold import trustworthiness
+    value, _ = faithful_parts(states, shown, k, groups=1)
+    return float(value[0]), float(value[1])
 
+
+def faithful_parts(
+    states: np.ndarray,
+    shown: np.ndarray,
+    k: int = NEIGHBOURS,
+    *,
+    groups: int = GROUPS,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`faithful`, (2,), and the same with groups of objects left out in turn, (2, groups).
+
+    They are left out of the map that was drawn, which is not drawn anew.
+    """
+    if 2 * k + 1 >= len(states):
+        raise ValueError(f"k={k} neighbours of {len(states)} objects: need k under half of them")
     rows = unit_rows(states)  # Euclid's neighbours of these are those by cosine
-    return (
-        float(trustworthiness(rows, shown, n_neighbors=k)),
-        float(trustworthiness(shown, rows, n_neighbors=k)),
-    )
+    far, near = _squared(rows), _squared(np.asarray(shown, np.float64))
+    group = np.random.default_rng([seed, 29]).permutation(len(rows)) % groups
+    left = [np.flatnonzero(group != g) for g in range(groups)] if groups > 1 else []
+    both = [_trust(far, near, k, left), _trust(near, far, k, left)]
+    return np.array([one[0] for one in both]), np.array([one[1:] for one in both])
+
+
+def quality(one: xr.Dataset) -> str:
+    """Trustworthiness and continuity of one map of `maps` in words, with half their intervals."""
+    said = []
+    for name in FAITHFUL:
+        text = f"{float(one[name]):.2f}"
+        if f"{name}_high" in one:
+            text += f" ± {float(one[name] - one[f'{name}_low']):.2f}"
+        said.append(text)
+    return " / ".join(said)
+
+
+def _trust(far: np.ndarray, near: np.ndarray, k: int, left: list[np.ndarray]) -> list[float]:
+    """Of all objects, then of each subset `left`. far, near : (objects, objects), distances."""
+    order = near.argsort(axis=1, kind="stable")  # itself first, at -1
+    rank = np.empty(order.shape, np.int32)  # 0 is itself
+    place = np.arange(len(rank))[:, None]
+    rank[place, far.argsort(axis=1, kind="stable")] = np.arange(len(rank), dtype=np.int32)
+    found = []
+    for kept in [np.arange(len(rank)), *left]:
+        gone = np.setdiff1d(place, kept)
+        at = order[kept, : k + 1 + len(gone)]
+        out = np.isin(at, gone).argsort(axis=1, kind="stable")[:, 1 : k + 1]
+        at = np.take_along_axis(at, out, axis=1)
+        own = np.take_along_axis(rank[kept], at, axis=1)
+        before = np.sort(rank[np.ix_(kept, gone)], axis=1)
+        own -= np.stack([np.searchsorted(*pair) for pair in zip(before, own, strict=True)])
+        n = len(kept)
+        lost = np.maximum(own - k, 0).sum()
+        found.append(float(1 - lost * 2 / (n * k * (2 * n - 3 * k - 1))))
+    return found
+
+
+def _squared(rows: np.ndarray) -> np.ndarray:
+    """Squared distances of all pairs, and -1 of each to itself."""
+    lengths = (rows**2).sum(axis=1)
+    found = np.maximum(lengths[:, None] + lengths[None] - 2 * rows @ rows.T, 0)
+    np.fill_diagonal(found, -1)
+    return found
 
 
 def _objects(split: np.ndarray, seed: int) -> np.ndarray:

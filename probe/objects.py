@@ -45,8 +45,8 @@ def objects(
     `drift`             its mean over the tokens
 
     and of each object `factor` (factor, sample), descriptors of its cloud. An object is no
-    neighbour of itself or of its copies and near-copies. A model is a variant, or VARIANT@STEP where
-    a variant was captured at several steps. Raises ValueError for an unfinished run.
+    neighbour of itself, its copies and near-copies. A model is a variant, or VARIANT@STEP where a
+    variant was captured at several steps. Raises ValueError for an unfinished run.
     """
     if not run.complete:
         raise ValueError(f"{run.name} is not completely captured: its objects can't be compared")

@@ -20,6 +20,7 @@ from probe.findings import (
     verdict_name,
 )
 from probe.judged import counted
+from probe.maps import quality
 
 __all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
 WIDTH = 120  # columns that no table exceeds
@@ -261,8 +262,7 @@ def _maps_table(results: xr.Dataset, method: str) -> Table:
     first = results.sel({"method": method}).isel(draw=0)  # `method` is also a word of sel
     for layer in results.layer.values:
         row = [first.sel(variant=variant, layer=layer) for variant in results.variant.values]
-        cells = [f"{float(r.trustworthiness):.2f} / {float(r.continuity):.2f}" for r in row]
-        table.add_row(str(layer), *cells)
+        table.add_row(str(layer), *map(quality, row))
     return table
 
 

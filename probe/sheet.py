@@ -34,6 +34,18 @@ class Sheet:
         attrs = {"long_name": name, "direction": direction}
         self.results[key] = (dims, np.asarray(values, np.float64), attrs)
 
+    def put_control(self, key: str, dims: tuple[str, ...], draws: Any, name: str, why: str) -> None:
+        """What chance gives: mean over draws (*dims, draws), with their standard deviation.
+
+        A draw is no object: the spread says how far one of them is from another, and the mean is
+        no estimate of anything about the objects, so it gets no interval over them.
+        """
+        draws = np.asarray(draws, np.float64)
+        about = f"{name}, a control: mean of {draws.shape[-1]} draws"
+        self.put(key, dims, draws.mean(axis=-1), about, why)
+        about = f"{name}, a control: standard deviation over {draws.shape[-1]} draws"
+        self.put(f"{key}_spread", dims, draws.std(axis=-1), about, "of one draw from another")
+
     def put_interval(
         self, key: str, dims: tuple[str, ...], estimate: Any, name: str, direction: str
     ) -> None:

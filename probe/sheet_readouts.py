@@ -27,8 +27,8 @@ def put_knn(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     queries = hits.shape[-1]
     share = intervals.wilson(hits.sum(axis=-1), queries, LEVEL)
     sheet.put_interval("knn", dims, share, name, HIGHER)
-    shuffled = sheet.stacked(cells, "shuffled")
-    sheet.put("knn_shuffled", dims, shuffled, f"{name}, labels shuffled", HIGHER)
+    shuffled = np.moveaxis(sheet.stacked(cells, "shuffled"), 2, -1)  # (variants, layers, k, draws)
+    sheet.put_control("knn_shuffled", dims, shuffled, f"{name}, labels shuffled", HIGHER)
     for ending, text, cell in references(cells, name):
         share = intervals.wilson(cell["hits"].sum(axis=-1), queries, LEVEL)
         sheet.put_interval(f"knn_{ending}", ("k",), share, text, HIGHER)
@@ -41,7 +41,7 @@ def put_knn(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         gaps = [_layerwise(by_k[a], by_k[b], sheet.seed, exact=True) for a, b in sheet.pairs]
         where = ("comparison", "k", "layer")
         sheet.put_differences("knn_difference", where, gaps, f"difference in {name}")
-    chance = shuffled.mean(axis=(0, 1))
+    chance = shuffled.mean(axis=(0, 1, -1))
     target = reference[None, :, None]
     sheet.put_verdict("knn", ("k",), by_k, target, chance, name, against="the target", hits=True)
     share = intervals.wilson(sheet.stacked(cells, "hits_without").sum(axis=-1), queries, LEVEL)
@@ -127,7 +127,8 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         sheet.put_interval(key, dims, estimate, text, HIGHER)
     control = sheet.stacked(cells, "control_hits").mean(axis=-1)
     dealt = f"{name}, labels shuffled"
-    sheet.put("linear_shuffled", dims, control, dealt, HIGHER)
+    draws = sheet.stacked(cells, "control_accuracies")
+    sheet.put_control("linear_shuffled", dims, draws, dealt, HIGHER)
     for key, part, text in (
         ("linear_train", "train_accuracy", f"{name}, on the gallery"),
         ("linear_shuffled_train", "control_train_accuracy", f"{dealt}, on the gallery"),
@@ -135,14 +136,11 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     ):
         sheet.put(key, dims, sheet.stacked(cells, part), text, FITTED)
     code = "bits of the gallery's labels without the states over those with, online code"
-    for key, where, values in (
-        ("linear_compression", dims, sheet.stacked(cells, "compression")),
-        *(
-            (f"linear_{ending}_compression", (), cell["compression"])
-            for ending, _, cell in references(cells, name)
-        ),
-    ):
-        sheet.put(key, where, values, code, "higher is easier to read, 1 = nothing to read")
+    easier = "higher is easier to read, 1 = nothing to read"
+    estimate = np.moveaxis(sheet.stacked(cells, "compression"), -1, 0)
+    sheet.put_interval("linear_compression", dims, estimate, code, easier)
+    for ending, text, cell in references(cells, code):
+        sheet.put_interval(f"linear_compression_{ending}", (), cell["compression"], text, easier)
     for ending, text, cell in references(cells, name):
         sheet.put_interval(f"linear_{ending}", (), cell["accuracy"], text, HIGHER)
     hits = sheet.stacked(cells, "hits").astype(np.float64)  # (variants, layers, queries)
@@ -153,6 +151,12 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         gaps = [_hit_differences(hits[a], hits[b], sheet.seed) for a, b in sheet.pairs]
         where = ("comparison", "layer")
         sheet.put_differences("linear_difference", where, gaps, f"difference in {name}")
+        bits = sheet.stacked(cells, "lengths")  # (variants, layers, gallery)
+        gaps = [
+            intervals.paired_difference(bits[a], bits[b], seed=sheet.seed) for a, b in sheet.pairs
+        ]
+        text = "difference in bits that the class of a gallery object costs, online code"
+        sheet.put_differences("linear_bits_difference", where, gaps, text)
     chance = control.mean()
     sheet.put_verdict("linear", (), hits, own, chance, name, against="the target", hits=True)
 
@@ -166,12 +170,17 @@ def put_geometry(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
     estimate = [sheet.stacked(cells, part) for part in ("mean", "low", "high")]
     sheet.put_interval("geometry", dims, estimate, name, HIGHER)
     shuffled = sheet.stacked(cells, "shuffled")
-    sheet.put("geometry_shuffled", dims, shuffled, f"{name}, values shuffled", HIGHER)
+    sheet.put(
+        "geometry_shuffled", dims, shuffled, f"{name}, values shuffled, a control: mean", HIGHER
+    )
     for part, text in (("train", "on the gallery"), ("penalty", "penalty")):
         sheet.put(f"geometry_{part}", dims, sheet.stacked(cells, part), f"{name}, {text}", FITTED)
     for ending, text, cell in references(cells, name):
         own = [cell[part] for part in ("mean", "low", "high")]
         sheet.put_interval(f"geometry_{ending}", ("property",), own, text, HIGHER)
+    spread = sheet.stacked(cells, "shuffled_spread")
+    text = f"{name}, values shuffled, a control: standard deviation over 10 draws"
+    sheet.put("geometry_shuffled_spread", dims, spread, text, "of one draw from another")
     # R^2 is 1 - the mean error: the gap in R^2 is that in error, the other way round
     errors = sheet.stacked(cells, "error").swapaxes(1, 2)  # (variants, properties, layers, queries)
     reference = np.broadcast_to(cells[TARGET]["error"][:, None], errors.shape[1:])
@@ -249,3 +258,7 @@ def _put_protocols(sheet: Sheet, cells: dict[Any, Cell], name: str) -> None:
     splits = sheet.stacked(cells, "test90_10")
     text = f"{name}, a tenth of the query objects against the rest, split by split"
     sheet.put("knn_test90_10", (*dims, "split"), splits, text, HIGHER)
+    right, asked = sheet.stacked(cells, "right"), sheet.stacked(cells, "asked")[:, :, None]
+    share = intervals.ratio(right, np.broadcast_to(asked, right.shape), LEVEL)
+    text = f"{name}, a tenth of the query objects against the rest, over all splits"
+    sheet.put_interval("knn_test90_10", dims, share, text, HIGHER)

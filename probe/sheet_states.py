@@ -100,7 +100,8 @@ def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> No
     shuffled = sheet.stacked(cells, "shuffled")
     for at, key in enumerate(dimension.STATISTICS):
         text = f"{NAMES[key]}, each dimension dealt out on its own"
-        sheet.put(f"{key}_shuffled", dims, shuffled[..., at], text, "no direction but the axes")
+        why = "no direction but the axes"
+        sheet.put_control(f"{key}_shuffled", dims, shuffled[..., at], text, why)
     if "diversity" in cells[TARGET]:
         _put_diversity(sheet, cells)
     tokens = sheet.stacked(cells, "massive")
@@ -161,7 +162,8 @@ def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> N
     shuffled = sheet.stacked(cells, "shuffled")
     for at, key in enumerate(pairs.ALIKE):
         text, direction = f"{NAMES[key]}, its objects shuffled", MORE[key]
-        sheet.put(f"{key}_shuffled", ("variant", "layer"), shuffled[..., at], text, direction)
+        where = ("variant", "layer")
+        sheet.put_control(f"{key}_shuffled", where, shuffled[..., at], text, direction)
     queries = len(sheet.data.query)
     floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
     sheet.put("mutual_knn_floor", (), floor, f"{NAMES['mutual_knn']}, unrelated objects", "")

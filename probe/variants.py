@@ -29,10 +29,16 @@ class Variants(NamedTuple):
 
 
 class Protocols(NamedTuple):
-    """Accuracies among the query objects alone: loo (k, queries) of bool, test90_10 (k, splits)."""
+    """Accuracies among the query objects alone: loo (k, queries) of bool, test90_10 (k, splits).
+
+    right (k, queries) and asked (queries,) : in how many of the splits of test90_10 an object was
+    asked about, and was right.
+    """
 
     loo: np.ndarray
     test90_10: np.ndarray
+    right: np.ndarray
+    asked: np.ndarray
 
 
 def knn_variants(
@@ -90,14 +96,18 @@ def knn_protocols(
     near = _others(states, groups, k)
     loo = [vote(labels[near[:, :count]]) == labels for count in k]
     share = np.empty((len(k), splits))
+    right, times = np.zeros((len(k), len(rows)), int), np.zeros(len(rows), int)
     for split in range(splits):
         order = np.random.default_rng([seed, 11, split]).permutation(rows)
         asked = order[: int(np.ceil(SHARE * len(rows)))]
         gone = np.isin(groups, groups[asked])
         found = _remaining(states, near[asked], asked, gone, max(k))
         for at, count in enumerate(k):
-            share[at, split] = (vote(labels[found[:, :count]]) == labels[asked]).mean()
-    return Protocols(np.stack(loo), share)
+            hits = vote(labels[found[:, :count]]) == labels[asked]
+            share[at, split] = hits.mean()
+            right[at, asked] += hits
+        times[asked] += 1
+    return Protocols(np.stack(loo), share, right, times)
 
 
 def ways() -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from probe.intervals import adjust_normal, bootstrap, mcnemar, paired_difference, wilson
+from probe.intervals import adjust_normal, bootstrap, mcnemar, paired_difference, ratio, wilson
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (7, 10), (10, 10), (430, 528)])
@@ -91,3 +91,16 @@ def test_the_normal_adjustment_is_none_for_one_test_and_near_bonferroni_for_inde
 def test_what_has_no_interval_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_share_of_repeated_questions_is_as_sure_as_its_objects():
+    rng = np.random.default_rng(0)
+    easy = rng.random((2000, 150)) < 0.7  # an object is right whenever it is asked, or never
+    asked = rng.binomial(20, 0.1, size=easy.shape)
+    found = ratio(easy * asked, asked)
+    np.testing.assert_allclose(found.mean, (easy * asked).sum(1) / asked.sum(1))
+    assert 0.935 < ((found.low <= 0.7) & (found.high >= 0.7)).mean() < 0.965
+    once = ratio(easy[:3].astype(int), np.ones((3, 150), int))
+    plain = wilson(easy[:3].sum(axis=1), 150)
+    np.testing.assert_allclose(once, plain, atol=2e-3)
+    assert ratio(np.ones(30), np.ones(30)).low == wilson(30, 30).low

@@ -106,7 +106,7 @@ def test_scale_shift_and_constant_features_change_nothing_and_seeds_repeat():
     np.testing.assert_array_equal(one.control_hits, two.control_hits)
     assert one.code.bits == pytest.approx(two.code.bits)
     again = linear_probe(gallery, labels, query, wanted, mdl=True)
-    assert one.selectivity == again.selectivity and one.code == again.code
+    assert one.selectivity == again.selectivity and one.code.bits == again.code.bits
     other = linear_probe(gallery, labels, query, wanted, seed=1)
     assert (one.control_hits != other.control_hits).any()
 
@@ -162,6 +162,30 @@ def test_the_code_is_short_for_clear_classes_and_no_shorter_than_plain_for_noise
     # the first of the blocks, 12 objects, always costs 2 bits each
     assert 24 < bits[0] < 100 and lengths[0].compression == pytest.approx(800 / bits[0])
     assert lengths[-1].compression == pytest.approx(1, abs=0.05)
+    for code in lengths:
+        assert code.lengths.sum() == pytest.approx(code.bits)
+        assert code.low < code.compression < code.high
+    assert lengths[-1].low < 1 and lengths[1].low > 1
+
+
+def test_the_interval_of_a_code_is_that_of_other_objects_for_its_probes():
+    """The last block drawn anew, 60 times: the length varies as the interval says."""
+    rng = np.random.default_rng(0)
+    centres = 0.8 * rng.normal(size=(4, 6))
+    labels = rng.integers(0, 4, 160)
+    states = centres[labels] + rng.normal(size=(160, 6))
+    last = np.argsort(np.random.default_rng([0, 4]).permutation(160))[80:]
+    found = []
+    for _ in range(60):
+        labels[last] = rng.integers(0, 4, 80)
+        states[last] = centres[labels[last]] + rng.normal(size=(80, 6))
+        found.append(online_code(states, labels))
+    ours = np.mean([np.sqrt(80) * code.lengths[last].std(ddof=1) for code in found])
+    assert ours / np.std([code.bits for code in found], ddof=1) == pytest.approx(1, abs=0.2)
+    past = np.delete(np.arange(160), last)
+    np.testing.assert_array_equal(found[0].lengths[past], found[1].lengths[past])
+    half = found[0].uniform * (1 / found[0].low - 1 / found[0].compression) / 1.96
+    assert half > np.sqrt(80) * found[0].lengths[last].std(ddof=1)  # the blocks before it add
 
 
 GOOD = dict(

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
 
 import store
-from probe.maps import chained, faithful, maps
+from probe.maps import chained, faithful, faithful_parts, maps
 from tests.test_sweep import write_run
 
 
@@ -71,3 +72,21 @@ def test_umap_is_seeded_and_its_points_do_not_jump(run):
     again = maps(run, variants=["baseline", "aligned"], methods=["umap"])
     np.testing.assert_array_equal(once.position, again.position)
     assert float(once.jump.sel(variant="aligned", layer=[4, 8]).max()) < 0.3
+
+
+def test_trust_is_that_of_scikit_learn_with_and_without_objects_left_out():
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(90, 6))
+    rows = states / np.linalg.norm(states, axis=1, keepdims=True)
+    shown = rows[:, :2] + 0.1 * rng.normal(size=(90, 2))
+    value, out = faithful_parts(states, shown, 7, groups=4, seed=3)
+    group = np.random.default_rng([3, 29]).permutation(90) % 4
+    for found, kept in zip(
+        [value, *out.T], [group < 4, *(group != g for g in range(4))], strict=True
+    ):
+        theirs = [
+            trustworthiness(a[kept], b[kept], n_neighbors=7)
+            for a, b in ((rows, shown), (shown, rows))
+        ]
+        np.testing.assert_allclose(found, theirs, atol=1e-12)
+    assert faithful(states, shown, 7) == pytest.approx(value)

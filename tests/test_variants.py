@@ -124,6 +124,9 @@ def test_protocols_from_one_list_are_those_that_scikit_learn_fits_anew(spare, mo
             asked = np.random.default_rng([3, 11, split]).permutation(120)[:12]
             rest = ~np.isin(groups, groups[asked])
             assert found.test90_10[at, split] == theirs(rest, asked, k).mean()
+    assert found.asked.sum() == 6 * 12 and found.asked.max() > 1
+    shares = found.right.sum(axis=1) / found.asked.sum()
+    np.testing.assert_allclose(shares, found.test90_10.mean(axis=1))
 
 
 def test_a_tenth_is_rounded_up_as_the_published_fractions_need():
