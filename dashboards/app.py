@@ -75,6 +75,8 @@ def choose_run(folder: Path, entries: dict[str, opening.Entry]) -> None:
         st.text(entries[name].note)
         show.pick_format()
     st.session_state["opened"] = opening.run_path(folder, name)
+    if entries[name].state == "no run":
+        raise opening.Unreadable(f"{name} is no run: it holds no {opening.STORE}.")
 
 
 main()

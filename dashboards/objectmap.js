@@ -2,7 +2,7 @@
 // Everything is drawn by `picture`, on the screen and into files alike, and all text is drawn or
 // set as text, never as markup.
 
-const GLIDE = 280; // milliseconds from one layer's map to the next one's
+const GLIDE = 220; // milliseconds from one layer's map to the next one's
 const REACH = 14; // pixels around the pointer in which an object is meant
 const SLIP = 4; // pixels that a hand moves while it clicks
 const SHAPES = { // around 0, 10 wide

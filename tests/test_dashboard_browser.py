@@ -215,7 +215,7 @@ def test_the_map_takes_a_lasso_and_glides_to_the_next_layer(server, tab):
     tab.get_by_role("slider").first.press("ArrowLeft")
     map_is_drawn(tab)
     glided = json.loads(canvas.get_attribute("data-glided"))
-    assert glided["milliseconds"] >= 280 and glided["frames"] > 1
+    assert glided["milliseconds"] >= 220 and glided["frames"] > 1
     canvas.press("ArrowRight")  # by keyboard alone
     tip = tab.locator(".object-map .tip")
     tip.wait_for()
