@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from train.comparisons import graded, mcnemar_power, paired, smallest_gain
 from train.papers import ABLATIONS, FIGURE_4, TABLE_1, TABLE_2
-from train.tables import TablesConfig, columns, main, mcnemar_power, paired, smallest_gain
+from train.tables import TablesConfig, columns, main
 
 
 def test_published_accuracies_are_shares_of_2468_and_200_objects():
@@ -62,6 +63,21 @@ def test_the_smallest_gain_has_the_power_and_more_objects_find_less():
     assert np.isnan(smallest_gain(0.2, 4))  # 4 of 4 is p 0.125
 
 
+def test_scores_find_what_a_t_test_of_their_differences_finds():
+    from scipy.stats import nct, t
+
+    rng = np.random.default_rng(0)
+    a, b = rng.random(50), rng.random(50)
+    found = graded(a, b, gain=0.1)
+    error, least = np.std(a - b, ddof=1) / np.sqrt(50), t.ppf(0.975, 49)
+    true = nct.sf(least, 49, 0.1 / error) + nct.cdf(-least, 49, 0.1 / error)
+    assert found.power == pytest.approx(true, abs=0.01)
+    assert nct.sf(least, 49, found.smallest / error) == pytest.approx(0.8, abs=0.01)
+    assert found.higher_a == (a > b).sum() and found.higher_a + found.higher_b == 50
+    same = graded(np.ones(50), np.ones(50), gain=0.1)
+    assert same.equal == 50 and same.p == 1 and same.smallest > 0.05
+
+
 def judged(folder, variant, right, judge="exact", **made_by):
     rows = [
         {"object_id": f"o{at}", "ground_truth": 1, "gpt_cls_result": 1 if hit else 0}
@@ -101,6 +117,8 @@ def test_table_2_has_the_embeddings_and_keeps_the_other_metrics(tmp_path, capsys
     shown = capsys.readouterr().out
     assert "(all-MiniLM-L6-v2)" in shown and "49.5 [" in shown and "bleu" not in shown
     assert "aligned - baseline +10.0 points" in shown
+    assert "of 20 objects aligned scores higher on 20, baseline on 0, both the same on 0" in shown
+    assert "the published gain of 0.40 with" in shown
     kept = json.loads((tmp_path / "evaluation/tables.json").read_text())["columns"]
     assert [one["judge"] for one in kept] == [name, "bleu-1"]
     path.with_suffix(".json").write_text('{"results": [{"object_id": 1}], "overall_scores": {}}')

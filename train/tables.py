@@ -17,8 +17,9 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from probe.intervals import Difference, bootstrap, mcnemar, paired_difference, wilson
+from probe.intervals import bootstrap, wilson
 from train.cli import fail, run
+from train.comparisons import POWER, PUBLISHED_GAIN, Graded, Paired, graded, paired
 from train.config import TRAINED, VARIANTS
 from train.papers import SOURCE, TABLE_1, TABLE_2
 
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
     from train.results import Judged
 
-POWER = 0.8
-PUBLISHED_GAIN = 0.0208
-"""PointAlign's mean gain over MiniGPT-3D in Table 1, all four accuracies."""
+CAPTION_GAIN, SBERT_GAIN, SIMCSE_GAIN = (
+    round(ours - theirs, 2) / 100
+    for ours, theirs in zip(TABLE_2["PointAlign"], TABLE_2["MiniGPT-3D"], strict=True)
+)
+"""PointAlign's over MiniGPT-3D in Table 2: 4.88, 0.40 and -0.07 points."""
 WIDTH = 120
 TRADITIONAL = "traditional"
 """End of the name of a file of caption metrics."""
@@ -38,88 +41,6 @@ ALIKE = ("protocol", "decoding", "published_scoring")
 OVERLAP = ("bleu-", "rouge-", "meteor")
 BESIDE = ("PointLLM-7B", "MiniGPT-3D", "PointAlign")
 """Published rows that are printed; train.papers has them all."""
-
-
-class Paired(NamedTuple):
-    """Two models on the same objects, right (or as a share right) or wrong."""
-
-    objects: int
-    both: int
-    only_a: int
-    only_b: int
-    neither: int
-    mean: float
-    """Difference of the shares, a - b, with its 95 % interval: Wald's after half an object is added
-    to each of the four counts, as none that differ are no proof that none would (Agresti & Min
-    2005)."""
-    low: float
-    high: float
-    p: float
-    """McNemar's, exact."""
-    smallest: float
-    """Smallest difference that this comparison finds with 80 % power."""
-    power: float
-    """With which it finds the published mean gain, 2.08 points."""
-
-
-def paired(a: np.ndarray, b: np.ndarray) -> Paired:
-    """Discordance of two models. a, b : (objects,) of 0 and 1, in one order.
-
-    Raises ValueError where they are not of the same objects, or of fewer than two.
-    """
-    hits_a, hits_b = np.asarray(a) > 0.5, np.asarray(b) > 0.5
-    p = mcnemar(hits_a, hits_b, exact=True)
-    only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
-    n, both = len(hits_a), int((hits_a & hits_b).sum())
-    gap, share = (only_a - only_b) / (n + 2), (only_a + only_b + 1) / (n + 2)
-    half = 1.96 * np.sqrt((share - gap**2) / (n + 2))
-    return Paired(
-        n,
-        both,
-        only_a,
-        only_b,
-        n - both - only_a - only_b,
-        (only_a - only_b) / n,
-        float(gap - half),
-        float(gap + half),
-        p,
-        smallest_gain(share, n),
-        mcnemar_power(PUBLISHED_GAIN, share, n),
-    )
-
-
-def mcnemar_power(gain: float, discordant: float, objects: int, level: float = 0.95) -> float:
-    """Chance that exact McNemar finds a true difference of shares.
-
-    gain       : share of objects by which one model is better, 0 to `discordant`.
-    discordant : share of objects that one gets right and the other wrong.
-
-    Exact: over the binomial number of discordant objects, and who wins them. A gain beyond
-    `discordant`, which can't be, is taken with as many discordant objects as it needs.
-    """
-    from scipy.stats import binom
-
-    discordant = max(discordant, abs(gain))
-    if discordant == 0:
-        return 0.0
-    m = np.arange(objects + 1)
-    wins = (1 + abs(gain) / discordant) / 2
-    most = binom.ppf((1 - level) / 2, m, 0.5)  # of losses, for which p is still too large
-    most -= binom.cdf(most, m, 0.5) > (1 - level) / 2
-    found = np.where(most >= 0, binom.cdf(most, m, wins) + binom.sf(m - most - 1, m, wins), 0.0)
-    return float((binom.pmf(m, objects, discordant) * found).sum())
-
-
-def smallest_gain(discordant: float, objects: int, power: float = POWER) -> float:
-    """Smallest true difference that exact McNemar finds with this power; nan where none."""
-    low, high = 0.0, 1.0
-    if mcnemar_power(high, discordant, objects) < power:
-        return float("nan")
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        enough = mcnemar_power(middle, discordant, objects) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high
 
 
 class Column(NamedTuple):
@@ -136,6 +57,14 @@ class Column(NamedTuple):
         """Whether it is in the tables: BLEU, ROUGE-L and METEOR, which PointLLM's authors advise
         against, are kept in tables.json alone."""
         return not self.judge.startswith(OVERLAP)
+
+    @property
+    def published_gain(self) -> float:
+        """What PointAlign gains over MiniGPT-3D by such a judge, as a share."""
+        if not self.caption:
+            return PUBLISHED_GAIN
+        metrics = {"sbert": SBERT_GAIN, "simcse": SIMCSE_GAIN}
+        return metrics.get(self.judge.partition("_")[0], CAPTION_GAIN)
 
 
 def columns(folder: Path) -> list[Column]:
@@ -204,7 +133,7 @@ def cell(judged: Judged, caption: bool) -> tuple[float, float, float]:
     return float(found.mean), float(found.low), float(found.high)
 
 
-def compare(column: Column) -> Paired | Difference | None:
+def compare(column: Column) -> Paired | Graded | None:
     """Aligned against baseline on the objects that count for both, if both were asked."""
     if not set(TRAINED) <= set(column.models):
         return None
@@ -220,7 +149,7 @@ def compare(column: Column) -> Paired | Difference | None:
             )
     counted = ~np.isnan(baseline.values + aligned.values)
     pair = aligned.values[counted], baseline.values[counted]
-    return paired_difference(*pair) if column.caption else paired(*pair)
+    return graded(*pair, column.published_gain) if column.caption else paired(*pair)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +183,7 @@ def main(config: TablesConfig) -> None:
         if result is not None:
             if column.printed:
                 console.print(f"• {_sentence(column, result)}", highlight=False, soft_wrap=True)
-            kept[-1]["aligned against baseline"] = _plain(result)
+            kept[-1]["aligned against baseline"] = result._asdict()
     path = folder / "tables.json"
     path.write_text(json.dumps({"published": SOURCE, "columns": kept}, indent=1) + "\n")
     print(f"tables are in {path}")
@@ -290,25 +219,21 @@ def _shown(found: tuple[float, float, float]) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _sentence(column: Column, result: Paired | Difference) -> str:
-    mean, low, high = (100 * float(part) for part in (result.mean, result.low, result.high))
+def _sentence(column: Column, result: Paired | Graded) -> str:
+    mean, low, high = (100 * part for part in (result.mean, result.low, result.high))
     said = f"{column.name} ({column.judge}): aligned - baseline {mean:+.1f} points "
-    said += f"[{low:+.1f}, {high:+.1f}]"
-    if not isinstance(result, Paired):
-        return f"{said}, p {float(result.p):.2g} (sign flips)"
-    return (
-        f"{said}; of {result.objects} objects both name {result.both}, aligned alone "
-        f"{result.only_a}, baseline alone {result.only_b}, neither {result.neither}; McNemar p "
-        f"{result.p:.2g}. Differences from {100 * result.smallest:.1f} points on are found with "
-        f"{POWER:.0%} power, the published mean gain of {100 * PUBLISHED_GAIN:.2f} with "
-        f"{result.power:.0%}"
-    )
-
-
-def _plain(result: Paired | Difference) -> dict:
+    said += f"[{low:+.1f}, {high:+.1f}]; of {result.objects} objects "
     if isinstance(result, Paired):
-        return result._asdict()
-    return {name: float(value) for name, value in result._asdict().items() if name != "p_adjusted"}
+        said += f"both name {result.both}, aligned alone {result.only_a}, baseline alone "
+        said += f"{result.only_b}, neither {result.neither}; McNemar p {result.p:.2g}. "
+    else:
+        said += f"aligned scores higher on {result.higher_a}, baseline on {result.higher_b}, both "
+        said += f"the same on {result.equal}; p {result.p:.2g} (sign flips). "
+    return (
+        f"{said}Differences from {100 * result.smallest:.1f} points on are found with {POWER:.0%} "
+        f"power, the published {'' if column.caption else 'mean '}gain of "
+        f"{100 * column.published_gain:.2f} with {result.power:.0%}"
+    )
 
 
 def cli(arguments: list[str] | None = None) -> None:
