@@ -183,9 +183,14 @@ def command(path: Path, probes: str) -> str:
     return f"python -m probe {quoted(path)} --probes {probes}"
 
 
+def from_stage2(path: Path) -> bool:
+    """Whether `train.stage2` made this run: it trains the models that it captures."""
+    return "train.stage2" in str(record(path).get("command"))
+
+
 def explain(path: Path) -> tuple[str, str]:
     """What to say of a run without lenses and causes, and to type; "" where no command has them."""
-    if "train.stage2" in str(record(path).get("command")):
+    if from_stage2(path):
         return "This command measures it:", f"python -m train.explain {quoted(path)}"
     return (
         "python -m train.explain reads models that python -m train.stage2 trained, and those of "

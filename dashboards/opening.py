@@ -103,6 +103,12 @@ def reading(path: Path) -> Iterator[None]:
 
 def open_run(path: Path) -> store.Run:
     """The run in `path`, its plan checked; nothing else is read yet."""
+    if not (path / STORE).exists():
+        running = record(path).get("status") == "running"
+        raise Unreadable(
+            f"{path.name} {'is still running, and' if running else 'is trained only:'} no states "
+            "are captured of it; its Training page shows how far it is."
+        )
     with reading(path):
         run = store.open_run(path)
         names = [str(name) for name in run.variants]

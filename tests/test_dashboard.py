@@ -235,6 +235,14 @@ def test_a_model_that_was_not_trained_here_is_not_promised_an_explanation(tmp_pa
     app = look(tmp_path, "causes")
     assert not app.exception and not app.code
     assert "reads models that python -m train.stage2 trained" in app.info[0].value
+    assert not look(tmp_path, "training").code
+
+
+def test_a_run_that_is_not_captured_yet_is_called_a_run(tmp_path, look):
+    (tmp_path / "new").mkdir()
+    write_record(tmp_path / "new", status="running")
+    assert "new is still running, and no states are captured" in text(look(tmp_path))
+    assert "running; last change" in text(look(tmp_path, "training"))
 
 
 def test_two_models_are_compared_object_by_object(runs, look):

@@ -42,7 +42,7 @@ def show_log(path: Path, running: bool) -> None:
         st.rerun()  # the whole page, so that it stops asking
     progress(path, record, metrics, running)
     if metrics.empty:
-        st.info("No step is logged yet.")
+        st.info("No step is logged yet." if running else "This run has logged no training.")
         return
     figure = training_figure(metrics)
     show.draw(figure, metrics, "training", alt="Losses, learning rate, speed and memory by step")
@@ -77,9 +77,11 @@ def during(path: Path) -> None:
         captured = (path / STORE).exists() and any("@" in name for name in data.models(path))
         if captured:
             show.missing("Not measured yet. This command does:", data.command(path, "steps"))
-        else:
+        elif data.from_stage2(path):
             more = f"{opening.MAKE_A_RUN} --capture-every 60"
             show.missing("No model of this run was captured while it trained. To have that:", more)
+        else:
+            st.text("No model of this run was captured while it trained.")
         return
     with data.reading(path):
         scores = [name for name in STEPS if f"{name}_mean" in results]
