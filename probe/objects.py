@@ -114,8 +114,8 @@ def all_models(run: Run) -> list[str]:
 def states(run: Run, model: str, layer: int) -> xr.DataArray:
     """Lazy tokens (sample, token, dim) of a model of `all_models`."""
     name, _, step = model.partition("@")
-    found = run.final(name).sel(layer=layer)
-    return found.sel(step=int(step)) if step else found
+    found = run.hidden(name).sel(step=int(step)) if step else run.final(name)
+    return found.sel(layer=layer)
 
 
 def mean_tokens(stored: xr.DataArray) -> np.ndarray:

@@ -16,7 +16,8 @@ from dashboards import data, opening, show
 from probe.__main__ import ProbeConfig
 from probe.__main__ import main as probe_a_run
 from probe.contrast import confusion_change, contrast
-from probe.objects import objects, others, painted
+from probe.objects import all_models, objects, others, painted
+from probe.objects import states as model_states
 from probe.plots import (
     INK,
     INK_ON_DARK,
@@ -288,6 +289,41 @@ def measured(tmp_path_factory):
     at["comparison"] = ["aligned - baseline"]
     run.write_probe("steps", xr.Dataset(scores | apart, at))
     return path.parent
+
+
+def test_a_model_can_be_looked_up_at_every_step_it_was_captured_at(tmp_path, look):
+    rng = np.random.default_rng(0)
+    label = np.arange(20) % 2
+    writer = store.create_run(
+        tmp_path / "one",
+        samples={
+            "id": [f"object-{i}" for i in range(20)],
+            "label": label,
+            "class_name": label.astype(str),
+            "split": ["gallery"] * 14 + ["query"] * 6,
+            "caption": [""] * 20,
+        },
+        layers=LAYERS,
+        variants=["aligned"],
+        tokens=TOKENS,
+        dim=DIM,
+        target_dim=DIM,
+        steps=[5, 10],
+        dtype="float32",
+    )
+    for rows in writer.pending("target"):
+        writer.append_target(rows, rng.normal(size=(rows.stop - rows.start, TOKENS, DIM)))
+    states = rng.normal(size=(2, len(LAYERS), 20, TOKENS, DIM)).astype(np.float32)
+    for at, step in enumerate((5, 10)):
+        for rows in writer.pending("aligned", step=step):
+            writer.append("aligned", rows, states[at][:, rows], step=step)
+    writer.finish()
+    run = store.open_run(tmp_path / "one")
+    assert all_models(run) == ["aligned@5", "aligned@10"]
+    np.testing.assert_array_equal(model_states(run, "aligned@5", 4), states[0, 1])
+    np.testing.assert_array_equal(model_states(run, "aligned", 4), states[1, 1])
+    app = look(tmp_path, "explorer", variant="aligned@5")
+    assert not app.exception and not app.error and "20 objects in aligned@5" in text(app)
 
 
 def test_the_command_keeps_what_pages_look_up_of_objects(measured, capsys):
