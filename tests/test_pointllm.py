@@ -251,6 +251,24 @@ def test_every_object_has_another_partner_and_a_row_its_interval():
     assert row["value"] == 0.5 and row["chance"] == 0.5 and row["unnamed"] == 0.25
 
 
+def test_words_come_from_the_space_that_the_clouds_were_bound_to(
+    bound, solids_folder, tmp_path, monkeypatch
+):
+    class Reached(Exception):
+        pass
+
+    def reached(place, merges):
+        raise Reached(place, merges)
+
+    about = json.loads((bound / "config.json").read_text())
+    about |= {"text_model": "imagebind_huge.pth", "merges": "merges.gz"}
+    monkeypatch.setattr("train.retrieve.read_sizes", lambda folder: about)
+    monkeypatch.setattr(anchors, "FrozenSpace", reached)
+    with pytest.raises(Reached) as found:
+        main(PointLLMConfig(pointbind=bound, data_root=solids_folder, out=tmp_path / "out"))
+    assert found.value.args == (Path("imagebind_huge.pth"), Path("merges.gz"))
+
+
 def test_a_folder_of_another_kind_and_other_data_are_refused(bound, solids_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"report\.json: python -m train.pointbind writes"):
         load(config(tmp_path, solids_folder, None))

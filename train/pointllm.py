@@ -88,7 +88,7 @@ def main(config: PointLLMConfig) -> None:
     import torch
     from accelerate import Accelerator
 
-    from train.anchors import text_anchor
+    from train.anchors import FrozenSpace
     from train.hosts import bindllm_files
     from train.provenance import provenance
     from train.record import check_new, check_same, write_record
@@ -111,7 +111,8 @@ def main(config: PointLLMConfig) -> None:
     record = provenance(config, hashes)
     check_same(folder, json.loads(json.dumps(record, default=str)), FREE)
     write_record(folder, record | {"status": "running"})
-    anchor = text_anchor(Path(sizes["text_model"]) if sizes["text_model"] else None)
+    places = (sizes.get(name) for name in ("text_model", "merges"))
+    anchor = FrozenSpace(*(Path(place) if place else None for place in places)).text
     words = class_features(anchor, data.train.class_names)
     anchors = anchor_vectors(anchor, words, data.train)
     recipe = Recipe(config, folder, data.train, anchors, Accelerator(cpu=True))
