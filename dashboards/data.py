@@ -98,6 +98,15 @@ def objects(path: Path, progress: Progress) -> xr.Dataset:
     return _results(path, "objects", _stamp(path, _kept("objects")))
 
 
+def umaps(path: Path, progress: Progress) -> xr.Dataset:
+    """`probe.maps` of a run, computed and stored where there are none.
+
+    Raises Unreadable for a run with too few objects for a map.
+    """
+    _compute_once(path, "maps", _compute_maps, progress)
+    return _results(path, "maps", _stamp(path, _kept("maps")))
+
+
 def results(path: Path, name: str) -> xr.Dataset | None:
     """The stored results of a probe, or None where there are none."""
     if not (path / _kept(name)).is_file():
@@ -352,6 +361,16 @@ def _compute_objects(run: store.Run, progress: Progress) -> xr.Dataset:
 
     seed = int(record(Path(run.path)).get("config", {}).get("seed", 0))
     return objects(run, seed=seed, progress=progress)
+
+
+def _compute_maps(run: store.Run, progress: Progress) -> xr.Dataset:
+    from probe.maps import maps
+
+    seed = int(record(Path(run.path)).get("config", {}).get("seed", 0))
+    try:
+        return maps(run, methods=("umap",), seed=seed, progress=progress)
+    except ValueError as few:
+        raise Unreadable(str(few)) from few
 
 
 def _stamp(path: Path, *names: str) -> tuple[int, ...]:

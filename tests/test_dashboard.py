@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import store
 from dashboards import data, opening, show
+from probe import maps
 from probe.__main__ import ProbeConfig
 from probe.__main__ import main as probe_a_run
 from probe.contrast import confusion_change, contrast
@@ -217,7 +218,6 @@ def test_every_colour_of_the_map_can_be_drawn(runs, look):
 
 def test_what_is_missing_is_said_with_what_to_type(runs, look):
     said = {
-        "explorer": ({"map": "umap"}, "--probes maps"),
         "causes": ({}, "python -m train.explain"),
         "object": ({}, "--probes reconstruction"),
         "degradation": ({"measure": "rebuilt"}, "--probes reconstruction"),
@@ -226,6 +226,33 @@ def test_what_is_missing_is_said_with_what_to_type(runs, look):
         app = look(runs, page, **choices)
         assert not app.exception and not app.error
         assert any(command in code.value for code in app.code), page
+
+
+def test_a_umap_is_made_when_it_is_asked_for(runs, tmp_path, look, monkeypatch):
+    assert "12 query objects: a map of 15 neighbours needs" in text(
+        look(runs, "explorer", map="umap")
+    )
+
+    def made(run, methods, seed, progress):
+        progress(0, 1, "umap of baseline")
+        at = np.indices((2, len(LAYERS), 12, 2)).sum(0) % 5
+        dims = ("variant", "layer", "object", "axis")
+        found = xr.Dataset(
+            {"position": (dims, at.astype(np.float32))},
+            {
+                "variant": VARIANTS,
+                "layer": LAYERS,
+                "object": [f"object-{i}" for i in range(28, 40)],
+            },
+        ).assign({n: ((*dims[:2],), np.ones((2, len(LAYERS)))) for n in maps.FAITHFUL})
+        return found.expand_dims(method=methods, draw=[seed])
+
+    write_run(tmp_path / "one")
+    monkeypatch.setattr(maps, "maps", made)
+    app = look(tmp_path, "explorer", map="umap")
+    assert not app.exception and "it was made of 12 of 40 objects" in text(app)
+    assert len(drawn(app)["samples"]) == 12 and not app.code
+    assert store.open_run(tmp_path / "one").probes("maps").method == ["umap"]
 
 
 def test_a_model_that_was_not_trained_here_is_not_promised_an_explanation(tmp_path, look):

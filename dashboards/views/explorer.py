@@ -37,10 +37,14 @@ def main(path: Path) -> None:
     frame, quality, note = data.frame(found.position.sel(model=model)), "", ""
     if method == "umap":
         name = data.probed(path, model)
+        try:
+            maps = show.computing(partial(data.umaps, path), "Making the UMAPs of this run")
+        except data.Unreadable as why:
+            note = f"No UMAP: {why}. This is PCA."
         if maps is not None and data.has_map(maps, name, layer):
             table, frame, quality = data.umap_table(table, maps, name, layer)
-        else:
-            note = f"There is no UMAP of layer {layer} of {model} yet: this is PCA."
+        elif maps is not None:
+            note = f"The stored maps have no UMAP of layer {layer} of {model}: this is PCA."
     factors = data.factors(path, found)
     if by in factors:
         table[by] = factors[by].values[table.index]
@@ -55,7 +59,7 @@ def main(path: Path) -> None:
             st.text(note)
         title = factors[by].title if by in factors else COLOURS.get(by, "")
         chosen = the_map(table, found, (by, title), frame, model, layer, quality)
-        if note:
+        if note and maps is not None:
             show.missing("This command makes the UMAP of every layer:", data.command(path, "maps"))
     with right:
         beside(path, table, found, model, layer, chosen)
