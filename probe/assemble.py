@@ -43,6 +43,7 @@ def assemble(
             "query_copies_dropped": data.copies[1],
             "chance": controls.chance_level(data.labels[data.gallery], data.labels[data.query]),
             "classes": len(names),
+            **_rare(data, table),
             "probes": list(cells),
         },
     )
@@ -56,6 +57,19 @@ def assemble(
         if probe in cells:
             put(sheet, cells[probe], table)
     return sheet.results
+
+
+def _rare(data: Objects, table: xr.Dataset) -> dict[str, Any]:
+    """Classes that cannot be told, or hardly: absent from the gallery, or there with one object."""
+    names = table["class_name"].values
+    there, counts = np.unique(data.labels[data.gallery], return_counts=True)
+    absent = data.query[~np.isin(data.labels[data.query], there)]
+    single = data.gallery[np.isin(data.labels[data.gallery], there[counts == 1])]
+    return {
+        "queries_of_absent_classes": len(absent),
+        "absent_classes": sorted({str(names[row]) for row in absent}),
+        "single_classes": sorted({str(names[row]) for row in single}),
+    }
 
 
 PUT = {

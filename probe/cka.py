@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from probe import intervals
 from probe.hsic import (
     Rows,
     Sums,
@@ -26,6 +27,7 @@ from probe.hsic import (
     sums_of,
     u_centred,
 )
+from probe.intervals import Difference
 
 
 class CkaInterval(NamedTuple):
@@ -102,6 +104,30 @@ def difference_of(
     left_out = out1 - out2
     low, high, p = _normal(first - second, left_out, level)
     return CkaDifference(first - second, low, high, p, left_out)
+
+
+def over_layers(
+    mean: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    p: np.ndarray,
+    left_out: np.ndarray,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Differences of the same objects, (layers,) each, with p and a band over all layers at once.
+
+    left_out : (layers, samples), whose moving together tells how the layers do
+    """
+    covariance = jackknife_covariance(left_out)
+    error = np.sqrt(np.diag(covariance))
+    same = error == 0  # equal models: nothing to test
+    size = np.where(same, 1, error)
+    correlation = covariance / np.outer(size, size)
+    adjusted = intervals.adjust_normal(np.where(same, 0, mean / size), correlation, seed)
+    width = np.quantile(intervals.largest_normal(correlation, seed), level) * error
+    below, above = np.minimum(low, mean - width), np.maximum(high, mean + width)
+    return Difference(mean, low, high, p, np.maximum(p, adjusted), below, above)
 
 
 def own_parts(value: np.ndarray, left_out: np.ndarray) -> np.ndarray:

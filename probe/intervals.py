@@ -16,13 +16,16 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A paired difference, its bounds, and two p-values: alone, and over all rows at once."""
+    """A paired difference: its bounds and p, each alone and over all rows at once."""
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
     p: np.ndarray
     p_adjusted: np.ndarray
+    wide_low: np.ndarray
+    """With `wide_high` the band that covers all rows at once, at the same level."""
+    wide_high: np.ndarray
 
 
 def wilson(hits: np.ndarray | int, n: int, level: float = 0.95) -> Interval:
@@ -96,7 +99,9 @@ def paired_difference(
     p          : share of random sign flips with a difference as large, two-sided
     p_adjusted : the same for the largest of all rows (Westfall & Young 1993), so that the
                  chance of any false alarm over, say, all layers is the level itself
-    simultaneous : widen the bounds so that all rows are covered at once at `level`
+    wide_low, wide_high : bounds that cover all rows at once at `level`, by the largest deviation
+                 over the rows of each resample
+    simultaneous : give these as `low` and `high` too
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
@@ -105,11 +110,12 @@ def paired_difference(
     mean = gaps.mean(axis=-1)
     p, p_adjusted = _sign_flips(gaps, permutations, seed)
     means = resampled_means(gaps, resamples, seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    below, above = _simultaneous_bounds(mean, means, level)
+    wide = np.minimum(low, below), np.maximum(high, above)  # of one row they are the same thing
     if simultaneous:
-        low, high = _simultaneous_bounds(mean, means, level)
-    else:
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return Difference(mean, low, high, p, p_adjusted)
+        low, high = wide
+    return Difference(mean, low, high, p, p_adjusted, *wide)
 
 
 def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray, *, exact: bool = False) -> float:
@@ -155,15 +161,18 @@ def group_difference(
     """a - b of the same objects in the same groups; arguments as for `group_jackknife`.
 
     Leading axes (..., layers); `p_adjusted` is Holm's over the layers, which needs no more than
-    the p of each (Holm 1979).
+    the p of each (Holm 1979), and the band over all of them Bonferroni's.
     """
     from scipy.special import stdtr
 
+    a, b = np.asarray(a), np.asarray(b)
     gap, left_out = a - b, out_a - out_b
     found, error = group_jackknife(gap, left_out, level), _group_error(left_out)
     score = np.divide(np.abs(gap), error, out=np.zeros_like(gap), where=error > 0)
     p = np.where(error > 0, 2 * stdtr(left_out.shape[-1] - 1, -score), 1.0)
-    return Difference(*found, p, holm(p))
+    layers = gap.shape[-1] if np.ndim(gap) else 1
+    wide = group_jackknife(gap, left_out, 1 - (1 - level) / layers)
+    return Difference(*found, p, holm(p), *wide[1:])
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -187,11 +196,16 @@ def adjust_normal(z: np.ndarray, correlation: np.ndarray, seed: int = 0) -> np.n
 
     z : (tests,)    correlation : (tests, tests) of the statistics under the null.
     """
+    largest = largest_normal(correlation, seed)
+    return (1 + (largest[:, None] >= np.abs(z)).sum(axis=0)) / (1 + len(largest))
+
+
+def largest_normal(correlation: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Draws of the largest |z| of standard normal statistics so correlated, (20000,)."""
     rng = np.random.default_rng(seed)
     values, vectors = np.linalg.eigh(correlation)
     root = vectors * np.sqrt(np.maximum(values, 0))
-    largest = np.abs(rng.standard_normal((20_000, len(z))) @ root.T).max(axis=1)
-    return (1 + (largest[:, None] >= np.abs(z)).sum(axis=0)) / (1 + len(largest))
+    return np.abs(rng.standard_normal((20_000, len(values))) @ root.T).max(axis=1)
 
 
 def _checked(values: np.ndarray) -> np.ndarray:

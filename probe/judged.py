@@ -29,7 +29,7 @@ def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
 def verdict_name(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
     """Name of a measure with the loss that counts and what it is measured from."""
     margin = results[f"{score}_margin"].sel(where)
-    size = _amount(float(margin), JUDGED[score][1])
+    size = _amount(float(margin), JUDGED[score][1]) if np.isfinite(margin) else "none at chance"
     return f"{_name(score, where)} ({size}, {margin.attrs['against']})"
 
 
@@ -54,6 +54,10 @@ def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
 def verdict(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
     """Where the models fall, in a sentence that says what counts as a fall."""
     row, margin = results.sel(where), results[f"{score}_margin"].sel(where)
+    if np.isnan(margin):
+        return (
+            f"No verdict on {_name(score, where)}: {margin.attrs['against']} is itself at chance."
+        )
     size = _amount(float(margin), JUDGED[score][1])
     said = [f"{models} {words}" for models, words in _grouped(row, score)]
     return (
@@ -66,6 +70,10 @@ def verdict_of_pair(results: xr.Dataset, score: str, where: dict[str, int]) -> s
     """What alignment does to the fall, and within what the two models are proven alike."""
     pair, share = results.sel(where).sel(comparison=MAIN), JUDGED[score][1]
     margin = float(pair[f"{score}_margin"])
+    least = float(pair[f"{score}_detectable"].values.max())
+    power = f"a difference of {_amount(least, share)} would be found 4 times in 5."
+    if np.isnan(margin):
+        return f"{capitalised(_name(score, where))}: {power}"
     alike = pair[f"{score}_alike_p"].values < SIGNIFICANT
     size = f"± {_amount(margin, share)}"
     if alike.all():
@@ -75,11 +83,7 @@ def verdict_of_pair(results: xr.Dataset, score: str, where: dict[str, int]) -> s
         said = f"aligned and baseline are proven alike within {size} at layers {layers} only"
     else:
         said = f"at no layer are aligned and baseline proven alike within {size}"
-    least = float(pair[f"{score}_detectable"].values.max())
-    return (
-        f"{capitalised(_name(score, where))}: {_moved(pair, score)}{said}; a difference of "
-        f"{_amount(least, share)} would be found 4 times in 5."
-    )
+    return f"{capitalised(_name(score, where))}: {_moved(pair, score)}{said}; {power}"
 
 
 def _moved(pair: xr.Dataset, score: str) -> str:
@@ -155,7 +159,13 @@ def counted(results: xr.Dataset) -> str:
         if about[f"{side}_copies_dropped"]
     ]
     kept = f": {' and '.join(left)}" if left else ""
-    return f" (near-copies share a group, {about['groups']} groups in all{kept})"
+    rare = ""
+    if number := about.get("queries_of_absent_classes", 0):
+        names = listed(about["absent_classes"])
+        rare += f"; queries of {names}, which the gallery lacks, count as wrong: {number}"
+    if single := about.get("single_classes", []):
+        rare += f"; with one gallery object, which K above 2 outvotes: {listed(single)}"
+    return f" (near-copies share a group, {about['groups']} groups in all{kept}{rare})"
 
 
 def _copies(copies: int) -> str:

@@ -18,7 +18,8 @@ WORDS = {
     "encoder's output": "what the frozen point encoder makes of a cloud, which the Q-Former reads",
     "target": "the frozen Q-Former's tokens of the same object, which alignment pulls toward",
     "gallery, query": "objects that are looked up among, and that are asked about; never the same",
-    "beyond noise": "p under 0.05 over all captured layers at once, paired by object",
+    "beyond noise": "p under 0.05 over all captured layers at once, paired by object; a thin bar "
+    "is the 95 % band over all layers at once, a thick one the interval of its layer alone",
 }
 METHODS = {  # by a variable that shows that it was measured
     "knn_mean": "Accuracy: share of query objects whose class wins the vote of the K gallery "

@@ -14,6 +14,8 @@ from probe.published_figures import Published
 from probe.report import MAIN, SIGNIFICANT
 
 ROOM = 0.1  # above and below what a panel shows, as a share of it; a note fits in there
+BAND = "thin: 95 % over all layers at once"
+FAINT = "#8A8A8A"
 MARKED = {  # filled or hollow
     True: f"aligned − baseline, p < {SIGNIFICANT} over all layers at once",
     False: "aligned − baseline, within noise",
@@ -52,12 +54,15 @@ class Gap(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     sure: np.ndarray
+    wide: tuple[np.ndarray, np.ndarray] | None = None
+    """Ends of the band that covers all layers at once; earlier results lack it."""
 
 
 def gap_of(results: xr.Dataset, key: str, title: str, axis: str, scale: float = 1) -> Gap | None:
     """Aligned less baseline in `key`, over its layers; None where it was not compared.
 
-    results : with `KEY_difference`, `_low`, `_high` and `_p_adjusted` over (comparison, layer)
+    results : with `KEY_difference`, `_low`, `_high`, `_p_adjusted` and, for the band over all
+    layers at once, `_wide_low` and `_wide_high` over (comparison, layer)
     """
     there = f"{key}_difference" in results and "comparison" in results.dims
     if not there or MAIN not in results.comparison.values:
@@ -66,7 +71,12 @@ def gap_of(results: xr.Dataset, key: str, title: str, axis: str, scale: float = 
     parts = [compared[f"{key}_difference{end}"] for end in ("", "_low", "_high", "_p_adjusted")]
     mean, low, high, p = (part.values for part in parts)
     layers = compared.layer.values
-    return Gap(title, axis, layers, scale * mean, scale * low, scale * high, p < SIGNIFICANT)
+    wide = None
+    if f"{key}_difference_wide_low" in compared:
+        ends = (compared[f"{key}_difference_wide_{end}"].values for end in ("low", "high"))
+        wide = (scale * next(ends), scale * next(ends))
+    low, high = scale * low, scale * high
+    return Gap(title, axis, layers, scale * mean, low, high, p < SIGNIFICANT, wide)
 
 
 def span(panel: Panel) -> tuple[float, float]:
@@ -137,6 +147,21 @@ def add_gap(figure: go.Figure, gap: Gap, in_legend: bool, **place: int) -> None:
     edge = {"color": colour("aligned"), "width": 1.6}
     style = {"color": colour("aligned"), "size": 9, "line": edge}
     symbols = [shape("aligned") + ("" if sure else "-open") for sure in gap.sure]
+    if gap.wide is not None:
+        low, high = gap.wide
+        bars = {"array": high - gap.mean, "arrayminus": gap.mean - low, "thickness": 0.8}
+        figure.add_scatter(
+            x=gap.layers,
+            y=gap.mean,
+            name=BAND,
+            legendgroup=BAND,
+            mode="markers",
+            marker={"size": 1, "color": FAINT},
+            error_y=bars | {"color": FAINT, "width": 6},
+            showlegend=in_legend,
+            hoverinfo="skip",
+            **place,
+        )
     figure.add_scatter(
         x=gap.layers,
         y=gap.mean,
@@ -264,6 +289,11 @@ def draw_gap(axis: Any, gap: Gap, handles: dict[str, Any]) -> None:
     axis.errorbar(
         gap.layers, gap.mean, yerr=bars, color=style["color"], linewidth=1.2, capsize=3, zorder=2
     )
+    if gap.wide is not None:
+        low, high = gap.wide
+        bars = [np.maximum(gap.mean - low, 0), np.maximum(high - gap.mean, 0)]
+        style_of = {"fmt": "none", "ecolor": FAINT, "elinewidth": 0.7, "capsize": 5, "zorder": 1}
+        handles.setdefault(BAND, axis.errorbar(gap.layers, gap.mean, yerr=bars, **style_of))
     for sure, name in MARKED.items():
         there = gap.sure == sure
         fill = style["color"] if sure else "white"

@@ -207,7 +207,7 @@ def _footnote(results: xr.Dataset) -> str:
     return (
         f"{about['query_objects']} query objects, {about['gallery_objects']} in the gallery, "
         f"{about['classes']} classes{counted(results)}. In brackets: "
-        f"{about['level']:.0%} intervals over query objects.\n"
+        f"{about['level']:.0%} intervals over query objects, layer by layer.\n"
         f"* differs, p < {SIGNIFICANT} over all layers at once, paired by object."
     )
 

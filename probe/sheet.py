@@ -9,6 +9,7 @@ from probe import intervals, verdict
 from probe.cells import LEVEL, Cell, Objects, Settings
 
 HIGHER, LOWER = "higher is better", "lower is closer"
+BOUNDS = ("low", "high")
 DEPTH = "a layer, inf where it is beyond the deepest"
 
 
@@ -58,9 +59,10 @@ class Sheet:
     ) -> None:
         endings = {"": "", "_low": ", low end", "_high": ", high end"}
         tests = {"_p": ", p of this layer alone", "_p_adjusted": ", p over all layers at once"}
+        wide = {f"_wide_{end}": f", {end} end of the band over all layers" for end in BOUNDS}
         parts = zip(*gaps, strict=True)
-        for (ending, text), values in zip({**endings, **tests}.items(), parts, strict=True):
-            direction = "0 = no difference" if ending in endings else "smaller is stronger evidence"
+        for (ending, text), values in zip({**endings, **tests, **wide}.items(), parts, strict=True):
+            direction = "smaller is stronger evidence" if ending in tests else "0 = no difference"
             self.put(f"{key}{ending}", dims, np.stack(values), f"{name}{text}", direction)
 
     def put_verdict(

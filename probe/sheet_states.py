@@ -58,24 +58,14 @@ def _put_cka(sheet: Sheet, cells: dict[Any, Cell], key: str, name: str) -> None:
         each = zip(values[a, :, 0], left_out[a], values[b, :, 0], left_out[b], strict=True)
         rows = [cka.difference_of(*one, LEVEL) for one in each]
         mean, low, high, p = np.array([row[:4] for row in rows]).T
-        adjusted = _adjust(mean, np.stack([row.left_out for row in rows]), sheet.seed)
-        gaps.append(intervals.Difference(mean, low, high, p, np.maximum(p, adjusted)))
+        left = np.stack([row.left_out for row in rows])
+        gaps.append(cka.over_layers(mean, low, high, p, left, LEVEL, sheet.seed))
     if gaps:
         where = ("comparison", "layer")
         sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
     own = cka.own_parts(values[..., 0], left_out)
     against = f"layer {sheet.layers[0]}"
     sheet.put_verdict(key, (), own, own[:, :1], 0.0, name, against=against)
-
-
-def _adjust(mean: np.ndarray, left_out: np.ndarray, seed: int) -> np.ndarray:
-    """p over all layers at once, from how the layers' jackknife values move together."""
-    covariance = cka.jackknife_covariance(left_out)
-    error = np.sqrt(np.diag(covariance))
-    same = error == 0  # equal models: nothing to test
-    error[same] = 1
-    correlation = covariance / np.outer(error, error)
-    return intervals.adjust_normal(np.where(same, 0, mean / error), correlation, seed)
 
 
 NAMES = {

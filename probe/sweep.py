@@ -65,7 +65,8 @@ def sweep(
     it, and `encoder_cka_*` (variant, layer) is the CKA with it, which no model was trained toward.
     Against
     the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
-    layers at once, `_p_adjusted` (comparison, layer). Each variable names its direction.
+    layers at once, `_p_adjusted` and the band `_wide_low`, `_wide_high` (comparison, layer).
+    Each variable names its direction.
     Verdicts (`probe.verdict`), of the target as reference or, for cka and drift, of the
     shallowest layer: `*_fall_mean`, `_low`, `_high`, `_p`, `*_fallen`, `*_held`, `*_margin` by
     variant; `*_shift_*`, `*_alike_p` and `*_detectable` by comparison.
@@ -116,6 +117,8 @@ def cells_of(
     """What `sweep` is assembled from: scores object by object. Arguments as there."""
     variants, layers = _wanted(run, probes, layers, variants)
     data = read_objects(run, variants)
+    if len(data.query) < 2:
+        raise ValueError(f"{run.path} has 1 query object: an interval needs 2 or more")
     if "geometry" in probes:
         if progress:
             progress(0, 1, "descriptors")
@@ -190,7 +193,11 @@ def _spread(
         from dask.distributed import Client, as_completed
     except ImportError:
         raise ValueError("--dask needs dask.distributed: pip install distributed") from None
-    with Client(dask) as client:
+    try:
+        reached = Client(dask)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--dask {dask}: no scheduler answers there ({error})") from None
+    with reached as client:
         shared = client.scatter(data, broadcast=True, hash=False)
         waiting = {
             client.submit(measure, run, place, shared, **rest, pure=False): place

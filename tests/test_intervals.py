@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from probe.intervals import adjust_normal, bootstrap, mcnemar, paired_difference, ratio, wilson
+from probe.intervals import (
+    adjust_normal,
+    bootstrap,
+    group_difference,
+    mcnemar,
+    paired_difference,
+    ratio,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 10), (7, 10), (10, 10), (430, 528)])
@@ -62,6 +70,27 @@ def test_a_planted_difference_is_found_with_its_size():
     assert ((found.low[2:] < [0.5, 1]) & (found.high[2:] > [0.5, 1])).all()
     wide = paired_difference(a, b, simultaneous=True)
     assert (wide.low < found.low).all() and (wide.high > found.high).all()
+    np.testing.assert_array_equal((found.wide_low, found.wide_high), (wide.low, wide.high))
+
+
+def test_bands_hold_all_layers_at_once_and_end_where_the_adjusted_p_does():
+    rng = np.random.default_rng(0)
+    held = {"means": 0, "groups": 0}
+    group = np.arange(90) % 15
+    for _ in range(300):
+        a = rng.normal(size=(6, 90)) + rng.normal(size=90)
+        b = np.zeros_like(a)
+        means = paired_difference(a, b, resamples=600, permutations=2)
+        out = np.stack([a[:, group != g].mean(axis=1) for g in range(15)], axis=1)
+        groups = group_difference(a.mean(axis=1), out, b.mean(axis=1), 0 * out)
+        for name, one in (("means", means), ("groups", groups)):
+            held[name] += bool(((one.wide_low <= 0) & (one.wide_high >= 0)).all())
+    assert 0.91 < held["means"] / 300 < 0.98 and held["groups"] / 300 > 0.93
+    shifted = rng.normal(0.3, 1, size=(6, 90))
+    found = paired_difference(shifted, np.zeros((6, 90)), resamples=4000)
+    outside = (found.wide_low > 0) | (found.wide_high < 0)
+    clear = np.abs(found.p_adjusted - 0.05) > 0.02
+    np.testing.assert_array_equal(outside[clear], (found.p_adjusted < 0.05)[clear])
 
 
 def test_equal_scores_give_no_difference():

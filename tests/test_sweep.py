@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from rich.console import Console
 
 import store
 from probe.__main__ import ProbeConfig, main
+from probe.cli import exit_code
 from probe.geometry import descriptors, geometry_by_layer
 from probe.judged import counted
 from probe.plots import (
@@ -324,3 +326,58 @@ def test_no_number_of_the_table_is_cut_off_in_a_narrow_terminal(results):
     assert "…" not in narrow.getvalue()
     rows = [line for line in wide.getvalue().splitlines() if line.startswith("│")]
     assert rows and all(row in narrow.getvalue() for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "said"),
+    [
+        ({}, ["--k", "1,1000"], "must be 1 to 32, the gallery's objects"),
+        ({}, ["--layers", "0,99"], "has no layer 99: it has 0, 4"),
+        ({"split": ["gallery"] * 47 + ["query"]}, [], "1 query object: an interval needs 2"),
+        ({"split": ["gallery"] * 48}, [], "48 gallery and 0 query samples: need both"),
+        ({"hidden": np.ones((2, 48, 3, 8))}, [], "layer 0: x is constant"),
+        ({"hidden": np.zeros((2, 48, 3, 8))}, [], "gallery sample 0 is zero: it has no cosine"),
+        ({"nan": (1, 5, 0, 0)}, [], "layer 4: gallery sample 5 has values that are not finite"),
+        ({"label": np.zeros(48, int)}, ["--probes", "linear"], "all gallery labels are 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::store.writer.NonFiniteWarning")
+def test_a_flawed_run_is_one_sentence_and_code_2(change, command, said, tmp_path, capsys):
+    path = flawed_run(tmp_path / "run", **change)
+    assert exit_code(lambda: main(tyro.cli(ProbeConfig, args=[str(path), *command]))) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "Traceback" not in error
+
+
+def test_a_class_that_cannot_be_told_is_counted_and_named(tmp_path):
+    label = np.arange(48) % 4
+    label[-1], label[0] = 4, 5  # one query object of its own class, and one gallery object
+    found = sweep(store.open_run(flawed_run(tmp_path / "run", label=label)), ["knn"], k=[1])
+    assert found.attrs["queries_of_absent_classes"] == 1
+    text = counted(found)
+    assert "queries of class 4, which the gallery lacks, count as wrong: 1" in text
+    assert "one gallery object, which K above 2 outvotes: class 5" in text
+
+
+def flawed_run(path, *, label=None, split=None, hidden=None, nan=None):
+    rng = np.random.default_rng(0)
+    label = np.arange(48) % 4 if label is None else label
+    target = rng.normal(size=(48, 3, 6)) + label[:, None, None]
+    states = rng.normal(size=(2, 48, 3, 8)) if hidden is None else hidden
+    if nan:
+        states[nan] = np.nan
+    samples = {
+        "id": [f"object-{i}" for i in range(48)],
+        "label": label,
+        "class_name": [f"class {i}" for i in label],
+        "split": ["gallery"] * 32 + ["query"] * 16 if split is None else split,
+        "caption": ["A shape."] * 48,
+    }
+    sizes = {"layers": [0, 4], "variants": ["baseline"], "tokens": 3, "dim": 8, "target_dim": 6}
+    writer = store.create_run(path, samples=samples, **sizes)
+    for start in range(0, 48, writer.chunk):
+        rows = slice(start, min(start + writer.chunk, 48))
+        writer.append_target(rows, target[rows])
+        writer.append("baseline", rows, states[:, rows])
+    writer.finish()
+    return path
