@@ -11,7 +11,7 @@ import pytest
 
 from train.config import Stage2Config
 from train.data.load import load_data, share
-from train.data.objaverse import CORRUPT, objaverse, read_annotations
+from train.data.objaverse import CORRUPT, benchmark, objaverse, read_annotations
 from train.data.objects import KINDS
 from train.data.shapes import shapes
 
@@ -46,6 +46,23 @@ def write_set(root, train=("a1", "b2"), query=("c3",), clouds=None):
     (root / COMPLEX).write_text(json.dumps([talk]))
     (root / QUERY).write_text(json.dumps([row(name, ("What?", "A thing.")) for name in query]))
     return root
+
+
+def test_the_benchmark_is_its_200_references_and_needs_no_training_files(tmp_path):
+    root = write_set(tmp_path, train=("a1",), query=("b1", "b2"))
+    rows = (root / QUERY).read_text()
+    (root / QUERY.replace("_200_", "_3000_")).write_text(rows.replace("b1", "a2"))
+    for path in root.glob("*660K*"):
+        path.unlink()
+    (root / "8192_npy" / "a1_8192.npy").unlink()
+    found = benchmark(root)
+    assert found.ids == ["b1", "b2"] and found.class_names == ["object"]
+    assert found.points([0]).shape == (1, 8192, 6)
+    (root / "8192_npy" / "b2_8192.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 benchmark objects, .* have no cloud .*: b2"):
+        benchmark(root)
+    (root / QUERY).unlink()
+    assert benchmark(root) is None
 
 
 def test_shapes_read_as_objaverse_are_the_same_objects(tmp_path):

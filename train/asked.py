@@ -39,7 +39,7 @@ class Asked:
     record: dict[str, Any]
     variants: list[str]
     name: str
-    """Of the data: run, modelnet or objaverse."""
+    """Of the data: that of the run, modelnet, objaverse (the published 200) or objaverse-query."""
     digest: str
     """Of the objects' source."""
     ids: list[str]
@@ -127,18 +127,21 @@ def _test_set(config: EvaluateConfig, common: dict[str, Any]) -> Asked:
     if config.data == "modelnet":
         from train.data.modelnet import modelnet
 
+        name: str = config.data
         objects = in_file_order(modelnet(config.data_root))
     else:
-        from train.data.objaverse import objaverse
+        from train.data.objaverse import benchmark, objaverse
 
-        objects = objaverse(config.data_root).query
+        published = benchmark(config.data_root)
+        name = "objaverse" if published else "objaverse-query"
+        objects = published or objaverse(config.data_root).query
     rows = _some(np.arange(len(objects)), config.limit)
     few = objects.take(rows.tolist())
     front = _Front(config, common["record"], few)
     numbered = config.data == "modelnet"
     return Asked(
         **common,
-        name=config.data,
+        name=name,
         digest=objects.fingerprint(),
         ids=[str(row) for row in rows] if numbered else few.ids,
         labels=few.labels,

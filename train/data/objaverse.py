@@ -18,10 +18,8 @@ TRAIN_FILES = (
     "PointLLM_brief_description_660K_filtered.json",
     "PointLLM_complex_instruction_70K.json",
 )
-QUERY_FILES = (
-    "PointLLM_brief_description_val_3000_GT.json",
-    "PointLLM_brief_description_val_200_GT.json",
-)
+BENCHMARK = "PointLLM_brief_description_val_200_GT.json"
+QUERY_FILES = ("PointLLM_brief_description_val_3000_GT.json", BENCHMARK)
 UNLABELLED = "object"
 NAMED = 20
 """How many missing objects are named."""
@@ -107,7 +105,7 @@ def objaverse(
         split: [each for path in paths for each in read_annotations(path)]
         for split, paths in files.items()
     }
-    here = {path.name.removesuffix(f"_{POINTS}.npy") for path in (root / "8192_npy").glob("*.npy")}
+    here = _clouds_in(root)
     for split in rows:
         rows[split] = _present(rows[split], here, root, split, partial)
     if "query" not in rows:
@@ -121,12 +119,31 @@ def objaverse(
     return _assemble(root, "objaverse", rows, classes, _identity(root, files, here))
 
 
+def benchmark(root: Path) -> Objects | None:
+    """The objects of the published benchmark, which needs no training files; None without its file.
+
+    root : holds 8192_npy/ with their clouds and the 200 reference captions
+    """
+    root = Path(root)
+    path = root / BENCHMARK
+    if not path.is_file():
+        return None
+    here = _clouds_in(root)
+    rows = _present(read_annotations(path), here, root, "benchmark", partial=False)
+    identity = _identity(root, {"query": [path]}, here & {row[0] for row in rows})
+    return _objects(root, rows, {}, [UNLABELLED], {}, identity)
+
+
 def read_set(root: Path, name: str) -> DataSet:
     """A whole set in the published layout with its own classes, factors and splits."""
     files = _split_files(root)
     rows = {split: read_annotations(paths[0]) for split, paths in files.items()}
     record = _read_json(root / "recipe.json", "recipe")
     return _assemble(root, name, rows, _class_of(root), record["clouds_sha256"])
+
+
+def _clouds_in(root: Path) -> set[str]:
+    return {path.name.removesuffix(f"_{POINTS}.npy") for path in (root / "8192_npy").glob("*.npy")}
 
 
 def _split_files(root: Path) -> dict[str, list[Path]]:
