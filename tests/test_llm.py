@@ -369,3 +369,33 @@ def test_a_tokenizer_file_that_is_none_is_one_sentence(tmp_path):
             ValueError, match=r"tokenizer\.json is not a tokenizer \(.*copy it again"
         ):
             read_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("config.json", lambda old: b"{", r"config\.json can't be read \(.*not a valid JSON"),
+        (
+            "config.json",
+            lambda old: old.replace(b'"num_attention_heads": 4', b'"num_attention_heads": 5'),
+            r"can't be read \(.*multiple of the number of attention heads \(5\)",
+        ),
+        (
+            "config.json",
+            lambda old: old.replace(b'"intermediate_size": 32', b'"intermediate_size": 40'),
+            r"12 tensors are of another shape .*down_proj\.weight \(16, 32\) instead of \(16, 40\)",
+        ),
+        ("model.safetensors", lambda old: old[:900], r"the model can't be read \(.*header"),
+    ],
+    ids=["no JSON", "heads", "shapes", "cut"],
+)
+def test_a_damaged_folder_is_one_sentence_and_nothing_else(file, damage, sentence, folder, capfd):
+    path, _ = folder("llama")
+    whole = (path / file).read_bytes()
+    (path / file).write_bytes(damage(whole))
+    assert (path / file).read_bytes() != whole
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=sentence) as error:
+        llm_from_folder(path)
+    assert "\n" not in str(error.value)
+    assert not "".join(capfd.readouterr())

@@ -66,7 +66,8 @@ def describe(
     batch = " to ".join(str(size) for size in dict.fromkeys((several[0], several[-1])))
     say(f"steps      {config.steps} of {batch} conversations, each model")
     say(f"layers     {', '.join(map(str, layers))}; aligned at {config.align_layer}")
-    say("memory     of training, computed from the shapes:")
+    held = str(dtype).removeprefix("torch.")
+    say(f"memory     of training in {held}, computed from the shapes:")
     for line in memory.lines():
         say(f"             {line}", soft_wrap=True)
     say(f"store      {store / MIB:,.0f} MiB before compression, {objects} objects")

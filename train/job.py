@@ -90,13 +90,17 @@ class Stage2Run:
         check_same(self.folder, self.record, NOT_PART_OF_A_RUN)
 
     def describe(self) -> None:
-        """Say what the run would do and cost, and change nothing."""
+        """Say what the run would do and cost, and change nothing.
+
+        A published model is meant for a GPU: what it takes there is said where there is none, too.
+        """
+        card = self.config.preset == "minigpt3d"
         describe(
             self.config,
             self.sizes,
             self.layers,
             self.data,
-            dtype=DTYPES[self._precision()],
+            dtype=DTYPES[self._precision(card)],
             processes=self.processes,
             say=self.console.print,
         )
@@ -300,13 +304,15 @@ class Stage2Run:
                     f"the data has {len(objects)} {name} objects; the probes need {FEWEST} or more"
                 )
 
-    def _precision(self) -> str:
+    def _precision(self, card: bool = False) -> str:
+        """Mixed precision in accelerate's words; with `card`, on a GPU even if none is here."""
         if self.config.precision != "auto":
             return self.config.precision
-        if not torch.cuda.is_available():
+        here = torch.cuda.is_available()
+        if not here and not card:
             return "no"
-        released = self.config.recipe == "release"
-        return "fp16" if released or not torch.cuda.is_bf16_supported() else "bf16"
+        older = here and not torch.cuda.is_bf16_supported()
+        return "fp16" if older or self.config.recipe == "release" else "bf16"
 
     def _training(self) -> Training:
         config = self.config

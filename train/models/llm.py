@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -156,12 +157,14 @@ def llm_from_folder(
     kinds : architectures that are taken, by transformers' names; None for every causal one.
 
     Nothing is fetched and no code of the folder runs. Raises FileNotFoundError when a part is not
-    there, ValueError for weights in any form but safetensors, for another architecture, for tensors
-    missing or unknown and for a tokenizer that doesn't fit the model or can't begin a prompt.
+    there, ValueError for weights in any form but safetensors, for another architecture, for a file
+    that is damaged, for tensors missing, unknown or of another shape and for a tokenizer that
+    doesn't fit the model or can't begin a prompt.
     """
     path = Path(path)
     _check_files(path)
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = _by_transformers(AutoConfig.from_pretrained, path, "config.json", **local)
     if kinds is not None and config.model_type not in kinds:
         raise ValueError(
             f"{path} holds a model of type {config.model_type!r}, wanted phi3 or llama; Phi-2 as "
@@ -175,19 +178,26 @@ def llm_from_folder(
     if (tokens := tokenizer.get_vocab_size()) > config.vocab_size:
         raise ValueError(f"{path}: {tokens} tokens, but embeddings of only {config.vocab_size}")
     logging.disable_progress_bar()  # ours is the one that tells the time left
-    read: Any = AutoModelForCausalLM.from_pretrained
-    llm, report = read(
+    llm, report = _by_transformers(
+        AutoModelForCausalLM.from_pretrained,
         path,
+        "the model",
         dtype=dtype,
-        local_files_only=True,
         use_safetensors=True,
-        trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
+        **local,
     )
     if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
         raise ValueError(
             f"{path}: {len(wrong)} tensors are missing or unknown, {min(wrong)} among them; "
             "the folder is not whole or of another model"
+        )
+    if other := sorted(report["mismatched_keys"]):
+        name, given, wanted = other[0]
+        raise ValueError(
+            f"{path}: {len(other)} tensors are of another shape than config.json says, {name} "
+            f"{tuple(given)} instead of {tuple(wanted)} among them; the folder is of two models"
         )
     hold_in(llm, dtype)
     return llm, tokenizer
@@ -204,6 +214,23 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{path} is not a tokenizer ({error}); copy it again") from None
+
+
+def _by_transformers(read: Callable[..., Any], path: Path, what: str, **options: Any) -> Any:
+    """What transformers reads in a folder; what it can't, as one sentence instead of a report."""
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return read(path, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # of the library's own kinds, of safetensors' and of torch's
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: {what} can't be read ({reason}); copy the folder again"
+        ) from None
+    finally:
+        logging.set_verbosity(told)
 
 
 def _check_files(path: Path) -> None:
