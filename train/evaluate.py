@@ -43,8 +43,8 @@ class EvaluateConfig:
     """Questions by their published index, 0, 1 or 2, a list such as 0,1; or a question in words
     (default: 0,1 to classify, 2 for captions)."""
     data: Literal["run", "modelnet", "objaverse"] = "run"
-    """The query objects that the run captured, or a whole test set under --data-root: ModelNet's, or
-    PointLLM's 200 references with their clouds in 8192_npy (no training files are needed)."""
+    """The query objects that the run captured, or a whole test set under --data-root: ModelNet's,
+    or PointLLM's 200 references with their clouds in 8192_npy (no training files are needed)."""
     data_root: Path = Path("data")
     limit: int = 0
     """Objects at most; 0 for all."""
