@@ -600,6 +600,7 @@ def test_the_demo_is_small_whole_and_names_no_machine(tmp_path):
     assert opening.DEMO.stat().st_size < 8_000_000
     path = opening.demo_folder() / "demo-shapes"
     assert store.verify_run(path) == []
+    assert store.open_run(path).encoder().notnull().all()
     assert "/tmp" not in (path / "run.json").read_text()
 
 
