@@ -1,13 +1,19 @@
 """Caption metrics against values worked out by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 pytest.importorskip("nltk")
 pytest.importorskip("rouge_score")
 
 from train.caption_metrics import _NoSynonyms, caption_scores, overlap, traditional
 from train.results import Answers
+from train.sentences import SimCSE
 
 TEXT = "the cat sat on the mat"
 
@@ -59,3 +65,50 @@ def test_the_file_has_the_published_form():
     assert found["inference_prompt"] == answers.prompt
     assert found["overall_scores"] == {"bleu-1": "50.0000"}
     assert found["results"][0]["scores"] == {"bleu-1": 50.0}
+
+
+@pytest.fixture
+def simcse(tmp_path, tiny_checkpoint):
+    """A folder as princeton-nlp publishes it: RoBERTa, its tokenizer, weights in one .bin."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=2000, num_hidden_layers=1, pad_token_id=0, **sizes)
+    model = RobertaModel(config).eval()
+    config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    words = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=words.id_to_token(0))
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path, model, tokenizer
+
+
+def test_simcse_is_the_cosine_of_the_poolers_output(simcse):
+    folder, model, tokenizer = simcse
+    texts = ["a red chair", "a chair with four legs"]
+    with torch.no_grad():
+        outputs = [model(**tokenizer(text, return_tensors="pt")).pooler_output for text in texts]
+    wanted = torch.cosine_similarity(*outputs).item()
+    found = caption_scores([texts[0]], [texts[1]], simcse=folder)
+    assert found[f"simcse_similarity ({folder.name})"][0] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_weights_that_would_run_code_or_are_cut_short_are_refused(simcse, tmp_path):
+    folder = simcse[0]
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = folder / "pytorch_model.bin"
+    whole = path.read_bytes()
+    torch.save({"embeddings.word_embeddings.weight": Evil()}, path)
+    with pytest.raises(ValueError, match="has no weights that can be read"):
+        SimCSE(folder)
+    assert not (tmp_path / "ran").exists()
+    for wrong in (whole[: len(whole) // 2], b""):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="has no weights that can be read"):
+            SimCSE(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match="has no weights that can be read"):
+        SimCSE(folder)

