@@ -103,8 +103,13 @@ def test_weights_of_another_size_and_strange_names_are_refused():
     assert only_text.load_published(weights) == ["audio"]
     with pytest.raises(ValueError, match=r"1 not known \(modality_heads.smell.0.weight\)"):
         only_text.load_published(weights | {"modality_heads.smell.0.weight": torch.zeros(2)})
-    with pytest.raises(ValueError, match=r"of another shape .*\(49408, 8\) instead of \(49408, 16"):
-        ImageBind({"text": Size(16, 1, 2)}, output=4).load_published(weights)
+    for size, said in ((Size(16, 1, 2), "1 of width 16"), (Size(8, 3, 2), "3 of width 8")):
+        with pytest.raises(
+            ValueError, match=f"text tower .* 1 blocks of width 8 instead of {said}"
+        ):
+            ImageBind({"text": size}, output=4).load_published(weights)
+    with pytest.raises(ValueError, match=r"of another shape .*\(4, 8\) instead of \(5, 8"):
+        ImageBind({"text": small["text"]}, output=5).load_published(weights)
     with pytest.raises(ValueError, match="no such modality: smell; there are vision, text"):
         ImageBind({"smell": HUGE["text"]})
     with pytest.raises(ValueError, match="no tower for audio: this ImageBind has text"):

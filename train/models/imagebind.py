@@ -108,8 +108,8 @@ class ImageBind(nn.Module):
     def load_published(self, state_dict: Mapping[str, Tensor]) -> list[str]:
         """Load a published file; returns the modalities in it that this model has no tower for.
 
-        Raises ValueError that names what is missing, not known or of another shape; nothing is
-        loaded then.
+        Raises ValueError that names a tower of another size, or what is missing, not known or of
+        another shape; nothing is loaded then.
         """
         absent = HUGE.keys() - self.modality_trunks.keys()
         passed: set[str] = set()
@@ -120,9 +120,28 @@ class ImageBind(nn.Module):
                 passed.add(modality)
             else:
                 weights[name] = value
+        for modality in self.modality_trunks:
+            theirs, ours = (_size(one, modality) for one in (weights, self.state_dict()))
+            if theirs[0] and theirs != ours:
+                raise ValueError(
+                    f"ImageBind: the {modality} tower of these weights has {theirs[0]} blocks of "
+                    f"width {theirs[1]} instead of {ours[0]} of width {ours[1]}: they are those of "
+                    "a model of another size"
+                )
         check_names("ImageBind", self.state_dict(), weights)
         self.load_state_dict(weights)
         return sorted(passed)
+
+
+def _size(weights: Mapping[str, Tensor], modality: str) -> tuple[int, int]:
+    """Blocks and width of a tower by its tensors, zeros where there are none."""
+    start = f"modality_trunks.{modality}.blocks."
+    norms = [
+        value
+        for name, value in weights.items()
+        if name.startswith(start) and name.endswith(".norm_1.weight")
+    ]
+    return len(norms), len(norms[0]) if norms else 0
 
 
 class Scale(nn.Module):
