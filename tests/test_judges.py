@@ -277,7 +277,9 @@ def test_a_file_of_answers_is_judged_by_a_server(server, tmp_path, monkeypatch, 
     assert found["accuracy"] == "100.00%" and found["prompt_tokens"] == 14
     assert found["GPT_cost"] == pytest.approx(0.014 + 0.012)
     assert "{reference}" in found["prompt"]
-    assert "2 of 2 are right" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 of 2 are right" in shown
+    assert "0 invalid, 14 tokens in and 6 out, cost 0.026" in shown
     assert not any(SECRET in file.read_text() for file in tmp_path.iterdir())
 
 

@@ -48,6 +48,9 @@ def judge_answers(
     written = path.with_name(f"{path.stem}_evaluated_{plain}.json")
     write_judged(written, found)
     said = _sentence(given, task, scored, judge.name, config.seed)
+    if any(tokens):
+        said += f", {tokens[0]:,} tokens in and {tokens[1]:,} out"
+        said += f", cost {cost:.4g}" if cost else ""
     if task == "caption":
         said += _caption_metrics(config, given, path)
     return said, written
