@@ -3,13 +3,24 @@
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from store.layout import parts
+from store.schema import plan_attrs, sample_columns
 from tests.test_prompts import Bytes
 from train.alignment import Stage2Objective
-from train.budget import GIB, Memory, forward_memory, lengths_of, training_memory
+from train.budget import (
+    GIB,
+    SHOWN_POINTS,
+    Memory,
+    forward_memory,
+    lengths_of,
+    store_bytes,
+    training_memory,
+)
 from train.checkpoint import train_only
 from train.config import MODELS, NANO, SMALL, STAGE2, Stage2Config
 from train.data.objects import Conversation
@@ -176,3 +187,27 @@ def test_what_does_not_fit_says_so_and_what_to_do():
     assert lines[3].split() == ["activations", "3.0", "MiB"]
     assert "23.0 GiB, more than the 22.0 GiB" in lines[-1]
     assert "--gradient-checkpointing" in lines[-1]
+
+
+def test_the_stores_bytes_are_those_of_the_arrays_it_lays_out():
+    config, sizes, objects = STAGE2["nano"], MODELS["nano"], 6
+    table = {name: ["a"] * objects for name in ("class_name", "caption")}
+    table |= {"id": list("abcdef"), "label": [0] * objects, "split": ["query"] * objects}
+    plan = plan_attrs(
+        sample_columns(table),
+        layers=[0, 4],
+        variants=["baseline", "aligned"],
+        tokens=sizes.queries,
+        dim=sizes.llm_width,
+        target_dim=sizes.qformer_width,
+        points=np.zeros((objects, SHOWN_POINTS, 6), np.float32),
+        encoder_dim=2 * sizes.encoder_width,
+        patches=sizes.groups,
+        steps=None,
+        dtype="float16",
+        provenance={},
+    )
+    arrays = [part for group in parts(plan).values() for part in group]
+    stored = sum(np.prod(part.shape) * np.dtype(part.dtype).itemsize for part in arrays)
+    stored += objects * SHOWN_POINTS * 6 * 4
+    assert store_bytes(config, sizes, layers=2, objects=objects, variants=2) == stored

@@ -216,13 +216,15 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def store_bytes(config: Stage2Config, sizes: ModelConfig, layers: int, objects: int, variants: int):
-    """Bytes of the store before compression: states, targets and clouds."""
+    """Bytes of the store: states, what the frozen front makes of each object, and clouds."""
     width = 4 if config.capture_dtype == "float32" else 2
     if config.capture_every:  # the two models in training are captured several times
         variants += 2 * (config.steps // config.capture_every - 1)
     states = variants * layers * objects * sizes.queries * sizes.llm_width * width
     targets = objects * sizes.queries * sizes.qformer_width * width
-    return states + targets + objects * SHOWN_POINTS * 6 * 4
+    encoded = objects * 2 * sizes.encoder_width * width
+    attention = objects * sizes.groups * (sizes.queries * 2 + 3 * 4)  # shares, and patch centres
+    return states + targets + encoded + attention + objects * SHOWN_POINTS * 6 * 4
 
 
 SHOWN_POINTS = 2048
