@@ -222,7 +222,7 @@ def draw(path: Path, clouds: np.ndarray, names: Sequence[str], title: str, up: s
         shown = cloud[:, 3:].clip(0, 1) if cloud[:, 3:].any() else z
         axes.scatter(x, y, z, c=shown, s=2)
         axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8))
-        axes.set_box_aspect((1, 1, 1), zoom=1.4)
+        axes.set_box_aspect((1, 1, 1), zoom=1.2)
         axes.set_axis_off()
         axes.set_title(name, fontsize=8)
     figure.suptitle(title, fontsize=10)
