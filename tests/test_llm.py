@@ -382,8 +382,8 @@ def test_a_tokenizer_file_that_is_none_is_one_sentence(tmp_path):
         ),
         (
             "config.json",
-            lambda old: old.replace(b'"intermediate_size": 32', b'"intermediate_size": 40'),
-            r"12 tensors are of another shape .*down_proj\.weight \(16, 32\) instead of \(16, 40\)",
+            lambda old: old.replace(b'"intermediate_size": 64', b'"intermediate_size": 40'),
+            r"12 tensors are of another shape .*down_proj\.weight \(48, 64\) instead of \(48, 40\)",
         ),
         ("model.safetensors", lambda old: old[:900], r"the model can't be read \(.*header"),
     ],
