@@ -26,6 +26,11 @@ def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
     return found
 
 
+def own(results: xr.Dataset, score: str) -> xr.Dataset:
+    """The variables of one measure: a selection of a whole sweep selects in all its hundreds."""
+    return results[[name for name in results if str(name).startswith(f"{score}_")]]
+
+
 def verdict_name(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
     """Name of a measure with the loss that counts and what it is measured from."""
     margin = results[f"{score}_margin"].sel(where)
@@ -35,7 +40,7 @@ def verdict_name(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
 
 def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
     """Where one model falls, with its interval, or how far it is shown to hold."""
-    one = row.sel(variant=variant)
+    one = own(row, score).sel(variant=variant)
     depth, low, high, p, held = (
         float(one[f"{score}_{part}"])
         for part in ("fall_mean", "fall_low", "fall_high", "fall_p", "held")
@@ -53,7 +58,7 @@ def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
 
 def verdict(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
     """Where the models fall, in a sentence that says what counts as a fall."""
-    row, margin = results.sel(where), results[f"{score}_margin"].sel(where)
+    row, margin = own(results, score).sel(where), results[f"{score}_margin"].sel(where)
     if np.isnan(margin):
         return (
             f"No verdict on {_name(score, where)}: {margin.attrs['against']} is itself at chance."
@@ -68,7 +73,7 @@ def verdict(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
 
 def verdict_of_pair(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
     """What alignment does to the fall, and within what the two models are proven alike."""
-    pair, share = results.sel(where).sel(comparison=MAIN), JUDGED[score][1]
+    pair, share = own(results, score).sel(where).sel(comparison=MAIN), JUDGED[score][1]
     margin = float(pair[f"{score}_margin"])
     least = float(pair[f"{score}_detectable"].values.max())
     power = f"a difference of {_amount(least, share)} would be found 4 times in 5."

@@ -8,6 +8,7 @@ import xarray as xr
 
 from probe import figures
 from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
+from probe.judged import own
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES
@@ -59,7 +60,7 @@ def verdicts(results: xr.Dataset) -> list[Part]:
         [
             [
                 verdict_name(results, score, where),
-                *(verdict_cell(results.sel(where), score, name) for name in names),
+                *(verdict_cell(own(results, score).sel(where), score, name) for name in names),
             ]
             for score, where in rows
         ],
@@ -99,6 +100,7 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
     if "k" in results[f"{key}_mean"].dims:
         k = int(results.k.values[-1])
         results, title = results.sel(k=k), title.format(k=k)
+    results = own(results, key)
     names = results.variant.values.astype(str)
     head, control = ["layer", *names], None
     for ending, words in CONTROLS.items():
@@ -116,6 +118,9 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
     compared = f"{key}_difference" in results and MAIN in results.comparison.values
     if compared:
         head += ["aligned − baseline", "p, all layers"]
+    band = compared and f"{key}_difference_wide_low" in results
+    if band:
+        head += ["band over all layers"]
     rows = []
     for layer in results.layer.values:
         at = results.sel(layer=layer)
@@ -130,6 +135,9 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
             three = [scale * float(pair[f"{key}_difference{p}"]) for p in ("", "_low", "_high")]
             cells.append("{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*three, d=digits))
             cells.append(f"{float(pair[f'{key}_difference_p_adjusted']):.2g}")
+            if band:
+                ends = [scale * float(pair[f"{key}_difference_wide_{end}"]) for end in PARTS[1:]]
+                cells.append("[{:+.{d}f}, {:+.{d}f}]".format(*ends, d=digits))
         rows.append(cells)
     return Table(title, head, rows)
 

@@ -31,5 +31,12 @@ def legend(figure: Any, handles: dict[str, Any], **more: Any) -> None:
 
 def png(figure: Any) -> bytes:
     file = io.BytesIO()
+    lay_out(figure)
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def lay_out(figure: Any) -> None:
+    """Places the panels once: saving would do so twice, at a third of a report's time."""
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from probe.pixels import lay_out
 from probe.plots_panels import (
     Gap,
     Line,
@@ -175,6 +176,7 @@ def save_depth_png(results: xr.Dataset, path: str | Path) -> Path:
         frameon=False,
         fontsize=11,
     )
+    lay_out(figure)
     figure.savefig(path)
     return Path(path)
 

@@ -19,7 +19,7 @@ from probe.findings import (
     verdict_cell,
     verdict_name,
 )
-from probe.judged import counted
+from probe.judged import counted, own
 from probe.maps import quality
 
 __all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
@@ -165,6 +165,7 @@ def _layer_table(
     """A row a layer: each model with its interval, then aligned less baseline."""
     table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
     table.add_column("layer", justify="right")
+    results = own(results, score)
     for variant in results.variant.values.astype(str):
         table.add_column(variant, justify="right", no_wrap=True)
     compared = f"{score}_difference" in results and MAIN in results.comparison.values
