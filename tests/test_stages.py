@@ -23,7 +23,7 @@ from train import stage1, stage2
 from train.checkpoint import load_first_queries, load_model, own_tensors, save_model
 from train.config import MODELS, STAGE1, Stage1Config, Stage2Config
 from train.models.llm import bare
-from train.models.minigpt3d import build
+from train.models.minigpt3d import MiniGPT3D, build
 from train.stages import ORDER, parse_stages, plan, trained_in
 
 TRAINED = {"I": "I-mlp", "II": "II-brief", "III": "III-mixed", "IV": "IV-experts"}
@@ -116,6 +116,28 @@ def test_stage_one_leaves_the_lora_of_the_qformer_without_effect(chain):
     model = load_model(chain["I"] / "checkpoint")[0]
     factors = [p for name, p in model.qformer.named_parameters() if ".lora_B." in name]
     assert factors and not any(factor.any() for factor in factors)
+
+
+def test_patches_of_the_release_are_drawn_at_every_step_and_the_same_each_time(
+    chain, annotated, tmp_path, monkeypatch
+):
+    """A random first centre and half-precision neighbours; each run reads its clouds anew."""
+    asked, losses = [], {}
+    faithful = MiniGPT3D.faithful
+    monkeypatch.setattr(
+        MiniGPT3D, "faithful", lambda *args, **kept: asked.append(kept) or faithful(*args, **kept)
+    )
+    released = {"fps_start": "random", "neighbour_precision": "float16", "mlp_steps": 3}
+    start = chain["priors"] / "checkpoint"
+    for name, more in {"one": released, "same": released, "ours": {"mlp_steps": 3}}.items():
+        stage1.main(config(annotated, tmp_path / name, "I", start=start, **more))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["one"] == losses["same"] != losses["ours"]
+    assert [(each["fps_start"], each["neighbour_precision"]) for each in asked] == [
+        *[("random", "float16"), ("first", "float16")] * 2,
+        *[("first", "float32")] * 2,
+    ]
 
 
 def test_experts_begin_with_the_queries_before_stage_two_and_share_the_first(chain):

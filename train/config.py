@@ -150,6 +150,11 @@ class Stage1Config:
     qformer_dropout: Literal["off", "training", "always"] = "off"
     """LoRA dropout of the Q-Former: where its LoRA trains (stages II and III), or in stage IV too,
     where it is frozen, as the release leaves it on by accident."""
+    fps_start: Literal["first", "random"] = "first"
+    """First centre of farthest-point sampling; at random, as the release draws it at every step:
+    clouds are then encoded at every step too."""
+    neighbour_precision: Literal["float32", "float16"] = "float32"
+    """Distances by which patches find their points; the release has half precision."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping, as published."""
     cache: bool = True

@@ -138,10 +138,19 @@ class Recipe:
             self.sizes = add_experts(
                 self.model, self.sizes, self.first_queries, self.config.router, self.config.seed
             )
-        self._drop_out(stage in DROPPED_OUT[self.config.qformer_dropout])
+        self.model.faithful(
+            fps_start=self.config.fps_start,
+            qformer_dropout=stage in DROPPED_OUT[self.config.qformer_dropout],
+            neighbour_precision=self.config.neighbour_precision,
+        )
         for phase in plan(stage, self.config):
             self._fit(phase)
-        self._drop_out(False)
+        # What is measured and written is the same each time.
+        self.model.faithful(
+            fps_start="first",
+            qformer_dropout=False,
+            neighbour_precision=self.config.neighbour_precision,
+        )
         if stage == "priors":
             self.first_queries = self.model.qformer.query_tokens.detach().cpu().clone()
 
@@ -233,7 +242,7 @@ class Recipe:
                 points=self.sizes.points,
                 **common,
             )
-        if self.config.cache and self.encoded is None:
+        if self.config.cache and self.config.fps_start == "first" and self.encoded is None:
             self.encoded = encode_all(
                 self.model, self.data, self.sizes.points, self.accelerator.device
             )
@@ -257,9 +266,6 @@ class Recipe:
 
         keep = kept_rows(self.data, self.sizes.points)
         return torch.from_numpy(self.data.points(rows.tolist())[:, keep])
-
-    def _drop_out(self, on: bool) -> None:
-        self.model.faithful(fps_start="first", qformer_dropout=on, neighbour_precision="float32")
 
 
 def describe(config: Stage1Config, stages: list[str]) -> None:

@@ -8,9 +8,10 @@ and the peaks computed. Nothing is written.
 
 What it says:
 
-- Aligned over baseline step: 1.001 at published sizes, counted. At nano, on two busy cores, seven
-  ratios lie between 0.98 and 1.06, median 1.04: the noise is larger than the 3 to 4 ms that hooks,
-  projector and AdamW, timed by themselves, add to a step of some 0.7 s.
+- Aligned over baseline step: 1.001 at published sizes, counted. At nano, on two idle cores, the
+  median of 50 pairs of steps of 0.41 s, turn about, is 1.017 with a 95 % interval of 1.007 to
+  1.031 (by the processor's time 1.016, 1.009 to 1.027): the goal is 1.02. Single ratios scatter
+  more widely than that, so few rounds on a busy machine say nothing.
 - Uncached over cached step: 1.17 at nano. At published sizes the goal of 3 is out of reach by
   arithmetic: a batch of 10 x 160 tokens takes 17.2 TFLOP (2.5 billion weights, 2 operations each,
   forward and once more for the gradients of the activations; no block recomputed, which would
