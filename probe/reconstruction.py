@@ -243,7 +243,7 @@ def _assemble(
     if others:
         results = results.assign_coords(comparison=[f"{name} - {REFERENCE}" for name in others])
     empty = np.empty(0)
-    data = Objects(len(table["sample"]), empty, empty, query, 0, empty, empty)
+    data = Objects(len(table["sample"]), empty, empty, query, (0, 0), empty, empty)
     sheet = Sheet(results, data, Settings((), seed), models)
     for key, name, direction, sign in (
         ("chamfer", "Chamfer distance of the rebuilt cloud", "lower is closer", -1),
