@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import store
+from store.reader import elsewhere
 from store.schema import STORE
 
 MAKE_A_RUN = "python -m train.stage2 --capture-layers 4,8,...,32"
@@ -104,6 +105,11 @@ def reading(path: Path) -> Iterator[None]:
 def open_run(path: Path) -> store.Run:
     """The run in `path`, its plan checked; nothing else is read yet."""
     if not (path / STORE).exists():
+        if named := elsewhere(path):
+            raise Unreadable(
+                f"{path.name} keeps its states in {named}: copy {STORE} from there into its folder "
+                "to look at them here."
+            )
         running = record(path).get("status") == "running"
         raise Unreadable(
             f"{path.name} {'is still running, and' if running else 'is trained only:'} no states "

@@ -25,9 +25,9 @@ class ProbeConfig:
     python -m probe report RUN then writes a report of what was found.
     """
 
-    run: Positional[Path]
-    """Run folder."""
-    more: Positional[tuple[Path, ...]] = ()
+    run: Positional[str]
+    """Run folder, or URL of its states as s3://bucket/run."""
+    more: Positional[tuple[str, ...]] = ()
     """Runs of the same recipe under other seeds: intervals then cover seeds as well as objects,
     and are kept in the first run."""
     layers: str = "all"
@@ -41,7 +41,7 @@ class ProbeConfig:
     """Neighbours that vote, a list."""
     seed: int = 0
     """Seeds resampling, permutations, folds, maps and decoders."""
-    again: Path | None = None
+    again: str | None = None
     """Run folder of a second capture of the same objects: measures the noise floor."""
     dask: str | None = None
     """Address of a dask scheduler, as tcp://host:8786, to spread the layers of the sweep over."""
@@ -51,10 +51,10 @@ class ProbeConfig:
 class ReportConfig:
     """Write what the probes of a run found: report.html, report.md and its figures, in the run."""
 
-    run: Positional[Path]
-    """Run folder, with a sweep in it: python -m probe RUN."""
+    run: Positional[str]
+    """Run folder or URL, with a sweep in it: python -m probe RUN."""
     out: Path | None = None
-    """Folder to write to; the run's own by default."""
+    """Folder to write to; the run's own by default. That of a run behind a URL is to be named."""
 
 
 def main(config: ProbeConfig) -> None:

@@ -34,8 +34,8 @@ NAMES = ("depth.png", "depth.md", "depth.csv")
 class HostsConfig:
     """Depth curves of several runs in one figure and one table."""
 
-    runs: Positional[tuple[Path, ...]]
-    """Run folders, each with a sweep in it: python -m probe RUN."""
+    runs: Positional[tuple[str, ...]]
+    """Run folders or URLs, each with a sweep in it: python -m probe RUN."""
     names: tuple[str, ...] = ()
     """What to call them, one each (default: folder and model)."""
     variants: str = "all"
@@ -54,7 +54,7 @@ def main(config: HostsConfig) -> None:
         raise ValueError(f"--names: {len(config.names)} names for {len(config.runs)} runs")
     sweeps = {}
     for at, path in enumerate(config.runs):
-        name = config.names[at] if config.names else path.name
+        name = config.names[at] if config.names else Path(path).name
         if name in sweeps:
             raise ValueError(f"two runs are called {name}: give each a name of its own by --names")
         sweeps[name] = _chosen(open_run(path).probes("sweep"), config.variants, name)

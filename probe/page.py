@@ -27,19 +27,21 @@ SETTING = ("preset", "data", "seed", "steps", "learning_rate", "batch_size", "pr
 def write_report(run: Run, out: Path | None = None) -> list[Path]:
     """Write report.html, report.md and report/*.png; returns the paths of the first two.
 
-    out : the folder to write to; the run's own by default, which must be on a disk. Raises
-    ValueError for a run that was not probed.
+    out : the folder to write to; the run's own by default, which must be on a disk. The record
+    run.json is that of the run's folder, or of `out` where states and record lie apart.
+
+    Raises ValueError for a run that was not probed.
     """
     if out is None and not isinstance(run.path, Path):
-        raise ValueError(f"{run.path} is no folder of this machine: name one with --out")
+        raise ValueError(f"{run.name} is no folder of this machine: name one with --out")
     folder = Path(run.path if out is None else out)
     try:
         results = run.probes("sweep")
     except StoreError:
         raise ValueError(
-            f"{run.path} has no sweep to report: python -m probe {run.path} makes it"
+            f"{run.name} has no sweep to report: python -m probe {run.name} makes it"
         ) from None
-    sections = _sections(run, results)
+    sections = _sections(run, results, _record(run, folder))
     folder.mkdir(parents=True, exist_ok=True)
     page, text = folder / "report.html", folder / "report.md"
     page.write_text(as_html(results.attrs["run"], sections), encoding="utf-8")
@@ -50,8 +52,7 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
     return [page, text]
 
 
-def _sections(run: Run, results: xr.Dataset) -> list[Section]:
-    record = _record(run)
+def _sections(run: Run, results: xr.Dataset, record: dict[str, Any]) -> list[Section]:
     config = record.get("config", {})
     others = {name: run.probes(name) for name in BESIDE if _has(run, name)}
     question = [words.QUESTION, *words.comparison(config, run.variants), _asked(results)]
@@ -119,7 +120,8 @@ def _reproduce(
 ) -> Section:
     """The commands, in order; the run is named as it was made, or by its folder."""
     where = Path(record.get("config", {}).get("out") or results.attrs["run"])
-    name = shlex.quote(str(where if where.name == results.attrs["run"] else results.attrs["run"]))
+    named = where if where.name == results.attrs["run"] else results.attrs["run"]
+    name = shlex.quote(str(record.get("config", {}).get("store") or named))
     commands = [str(record["command"])] if "command" in record else []
     k = ",".join(map(str, results.k.values))
     layers = results.layer.values.tolist()
@@ -143,9 +145,11 @@ def _reproduce(
     )
 
 
-def _record(run: Run) -> dict[str, Any]:
-    file = Path(run.path) / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _record(run: Run, folder: Path) -> dict[str, Any]:
+    for file in (Path(run.path) / "run.json", folder / "run.json"):
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+    return {}
 
 
 def _has(run: Run, name: str) -> bool:

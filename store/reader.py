@@ -49,6 +49,8 @@ class Run:
         self.name = run.name
         if run.local is not None and not (run.local / STORE).is_dir():
             what = f"it holds no {STORE}" if run.local.is_dir() else "there is no such folder"
+            if named := elsewhere(run.local):
+                what += f", its states are in {named}"
             raise StoreError(f"{path} is no run: {what}")
         try:
             root = json.loads(self._store.read("zarr.json"))
@@ -249,6 +251,16 @@ class Run:
     def _labels(self) -> xr.Dataset:
         """The table without its captions, which may be long and are rarely asked for."""
         return self._table(LABELS)
+
+
+def elsewhere(folder: Path) -> str | None:
+    """Where the states of a run were put, by its record; None where they are in its folder."""
+    if (folder / STORE).exists():
+        return None
+    try:
+        return json.loads((folder / "run.json").read_text())["config"]["store"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _write_results(folder: Path, results: xr.Dataset) -> None:

@@ -174,7 +174,7 @@ def test_text_of_the_data_is_escaped(run, whole):
 
     from probe.page import _sections
 
-    sections = _sections(Fake(), named)
+    sections = _sections(Fake(), named, {})
     page, text = as_html(EVIL, sections), as_markdown(EVIL, sections)
     # inside a figure's data plotly writes \u003c for the bracket
     assert EVIL not in page and "<script>alert" not in page and "<script>alert" not in text

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,17 @@ import xarray as xr
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from store import open_run
+from store import StoreError, open_run
+from store.place import Place
+from store.remote import Unreachable
+from store.schema import STORE
 from tests.conftest import TINY
 from train.checkpoint import load_model
+from train.cli import read_config, run
+from train.config import STAGE2
+from train.finished import captured_of
 from train.models.phi import build_phi
+from train.stage2 import main
 
 JOB = ("--steps", "6", "--batch-size", "4", "--save-every", "2", "--log-every", "1")
 SETTINGS = (
@@ -131,6 +139,44 @@ def states(folder):
     run = open_run(folder)
     hidden = {name: run.hidden(name).values.tobytes() for name in run.variants}
     return hidden | {"encoder": run.encoder().values.tobytes()}
+
+
+def test_the_states_can_lie_in_a_bucket_and_the_run_goes_on_there(
+    finished, tmp_path, tiny_checkpoint, solids_folder, monkeypatch, capsys
+):
+    words = command(
+        tiny_checkpoint, solids_folder, tmp_path / "run", "--store", "memory://bucket/run"
+    )
+    config = read_config(STAGE2, arguments=words[3:])
+    write = Place.write
+
+    def lose(self, key, *rest):
+        if key == "aligned/hidden/c/0/1/0/0":
+            raise Unreachable("memory://bucket/run can't be reached")
+        write(self, key, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write", lose)
+        with pytest.raises(SystemExit, match="1"):
+            run(main, config)
+    assert not open_run("memory://bucket/run").complete
+    main(config)
+    stored, plain = Place("memory://bucket/run/activations.zarr"), Place(finished[0] / STORE)
+    theirs, ours = (
+        {key: place.read(key) for key in list(place.keys()) if not key.startswith("probes/")}
+        for place in (plain, stored)
+    )
+    assert ours == theirs
+    assert losses(tmp_path / "run") == losses(finished[0])
+    assert "python -m probe memory://bucket/run" in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "python -m probe memory://bucket/run" in page and "hash of stage1" in page
+    assert not (tmp_path / "run" / STORE).exists()
+    assert captured_of(tmp_path / "run").name == "memory://bucket/run"
+    with pytest.raises(StoreError, match="its states are in memory://bucket/run"):
+        open_run(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="another --store"):
+        main(replace(config, out=tmp_path / "other"))
 
 
 def losses(folder):

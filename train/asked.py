@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from store import open_run
 from train.checkpoint import sha256
 from train.config import TRAINED
 from train.data.objects import DataSet, Objects
-from train.finished import began_with, load_variant, recorded
+from train.finished import began_with, captured_of, load_variant, recorded
 from train.frozen import keep_targets, kept_targets
 from train.start import model_sizes
 
@@ -89,12 +88,12 @@ def asked_about(config: EvaluateConfig) -> Asked:
             f"{config.run} is not finished; repeat the command that began it: {record['command']}"
         )
     common: dict[str, Any] = {"run": config.run, "stage1": config.stage1, "record": record}
-    captured = open_run(config.run)
+    captured = captured_of(config.run)
     names = [name.strip() for name in config.variants.split(",")]
     common["variants"] = list(captured.variants) if names == ["all"] else names
     if wrong := [name for name in common["variants"] if name not in captured.variants]:
         raise ValueError(
-            f"--variants {wrong[0]!r}: {captured.path} has {', '.join(captured.variants)}"
+            f"--variants {wrong[0]!r}: {captured.name} has {', '.join(captured.variants)}"
         )
     if config.data == "run":
         return _captured(config, captured, common)

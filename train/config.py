@@ -216,6 +216,8 @@ class Stage2Config:
     """YAML file of these settings; flags on the command line win over it."""
     out: Path | None = None
     """Folder of the run (default runs/PRESET-DATA-seedSEED); an interrupted run there goes on."""
+    store: str | None = None
+    """Where the states go instead: a folder, or any fsspec URL such as s3://bucket/run."""
     stage1: Path | None = None
     """Checkpoint to start from (default: the nano one that ships with the project)."""
     weights: Path | None = None

@@ -70,7 +70,7 @@ class ExplainConfig:
             return list(captured.variants)
         if wrong := [name for name in names if name not in captured.variants]:
             raise ValueError(
-                f"--variants {wrong[0]!r}: {captured.path} has {', '.join(captured.variants)}"
+                f"--variants {wrong[0]!r}: {captured.name} has {', '.join(captured.variants)}"
             )
         return names
 
@@ -78,10 +78,10 @@ class ExplainConfig:
 def main(config: ExplainConfig) -> None:
     """Probe each model in turn, write the results into the run and say what they show."""
     from probe.report import progress_bar
-    from store import open_run
+    from train.finished import captured_of
 
     begun = time.perf_counter()
-    captured = open_run(config.run)
+    captured = captured_of(config.run)
     explained = Explained(config, captured)
     probes = {"lens": explained.lens, "causal": explained.causal}
     with progress_bar() as show:
@@ -91,7 +91,7 @@ def main(config: ExplainConfig) -> None:
             for sentence in said:
                 print(f"• {sentence}")
     objects, seconds = len(explained.query.ids), time.perf_counter() - begun
-    print(f"{objects} query objects; results are in {config.run}; took {seconds:.0f} s")
+    print(f"{objects} query objects; results are in {captured.name}; took {seconds:.0f} s")
 
 
 class Explained:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probe.lens import Captions, Text
 from probe.patching import Asked, states_at
-from store.reader import Run
+from store.reader import Run, elsewhere, open_run
 from train.checkpoint import read_tensors
 from train.config import TRAINED, Stage2Config
 from train.data.captions import BRIEF_QUESTIONS, CLASS_QUESTIONS, class_answer
@@ -85,6 +85,11 @@ def recorded(folder: Path) -> dict[str, Any]:
             f"{folder} holds no run.json: give the folder of a run of python -m train.stage2"
         )
     return json.loads(path.read_text())
+
+
+def captured_of(folder: Path) -> Run:
+    """What a run captured, where its --store put it; StoreError where there is none."""
+    return open_run(elsewhere(folder) or folder)
 
 
 def began_with(record: dict[str, Any], stage1: Path | None = None) -> Stage2Config:

@@ -17,6 +17,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from torch import Tensor
 
+from store.remote import Unreachable
 from store.writer import RunWriter, create_run, resume_run
 from train.alignment import Stage2Objective
 from train.batches import MIX, Batches, Drawn
@@ -32,7 +33,7 @@ from train.loop import Schedule, Training, fit, refuse_shards
 from train.models.minigpt3d import MiniGPT3D, set_switches
 from train.prompts import prefix
 from train.provenance import provenance
-from train.record import check_new, check_same, read_record, write_record
+from train.record import check_elsewhere, check_new, check_same, read_record, write_record
 from train.start import load_start
 from train.variants import Variants, checkpoint_of, keep
 
@@ -69,6 +70,7 @@ class Stage2Run:
         self.console = Console(quiet=not self.accelerator.is_main_process)
         if not config.dry_run:
             check_new(self.folder)
+            check_elsewhere(self.folder, config.store)
         with self.accelerator.main_process_first():  # it may have to make the data
             self.data = load_data(config)
         self._check_neighbours()
@@ -109,7 +111,7 @@ class Stage2Run:
         """Make the folder, run the frozen front once for each object, lay out the store.
 
         The processes share the objects. What the main process can't make leaves no new folder
-        behind: nothing in it would be worth going on from.
+        behind: nothing in it would be worth going on from, unless part of it is elsewhere already.
         """
         main, new = self.accelerator.is_main_process, not self.folder.exists()
         self.accelerator.wait_for_everyone()  # all have looked at the folder before it changes
@@ -122,8 +124,8 @@ class Stage2Run:
             with self.accelerator.main_process_first():
                 writer = self.writer
             self._store_front(writer)
-        except Exception:
-            if main and new:
+        except Exception as error:
+            if main and new and not isinstance(error, Unreachable):
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
         self.accelerator.wait_for_everyone()
@@ -264,7 +266,7 @@ class Stage2Run:
         from store import open_run
 
         self.writer.finish()
-        captured = open_run(self.folder)
+        captured = open_run(self.place)
         with progress_bar() as progress:
             self.scores = sweep(
                 captured, k=tuple(self.config.ks), seed=self.config.seed, progress=progress
@@ -282,14 +284,18 @@ class Stage2Run:
 
         done = {"status": "complete", "seconds": round(seconds, 1), "proofs": self.proofs}
         write_record(self.folder, self.record | done)
-        report, _ = write_report(open_run(self.folder))
+        report, _ = write_report(open_run(self.place), self.folder)
         say = self.console.print
         say(f"\nrun      {self.folder}", soft_wrap=True)
         say(f"picture  {self.folder / 'depth.png'}", soft_wrap=True)
         say(f"page     {self.folder / 'depth.html'}", soft_wrap=True)
         say(f"report   {report}", soft_wrap=True)
         say(f"open     python -m webbrowser -t {report}", soft_wrap=True)
-        say(f"explore  streamlit run dashboards/app.py -- {self.folder.parent}", soft_wrap=True)
+        if self.config.store:
+            say(f"states   {self.place}", soft_wrap=True)
+            say(f"probe    python -m probe {self.place}", soft_wrap=True)
+        else:
+            say(f"explore  streamlit run dashboards/app.py -- {self.folder.parent}", soft_wrap=True)
         say(f"took     {seconds:.0f} s")
 
     def _check_neighbours(self) -> None:
@@ -351,6 +357,11 @@ class Stage2Run:
     def _seen(self, part: str) -> Tensor:
         return torch.cat([kept(self._cache(name), part) for name in ("gallery", "query")])
 
+    @property
+    def place(self) -> str | Path:
+        """Where the states go."""
+        return self.config.store or self.folder
+
     @cached_property
     def writer(self) -> RunWriter:
         """Of the store, which the main process makes before the others ask for it."""
@@ -371,5 +382,5 @@ class Stage2Run:
             "provenance": {name: self.record[name] for name in ("hashes", "seed")},
         }
         if self.accelerator.is_main_process:
-            return create_run(self.folder, **plan, resume=True)
-        return resume_run(self.folder, process=self.process, **plan)
+            return create_run(self.place, **plan, resume=True)
+        return resume_run(self.place, process=self.process, **plan)

@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from store.place import Place
+from store.schema import STORE
+
 RECORD = "run.json"
 
 
@@ -21,6 +24,15 @@ def check_new(folder: Path) -> None:
         raise FileExistsError(
             f"{folder} already holds a complete run; see it with python -m probe {folder}, or "
             "choose another --out"
+        )
+
+
+def check_elsewhere(folder: Path, store: str | None) -> None:
+    """Raise FileExistsError where a new run would put its states into the store of another."""
+    if store and not read_record(folder) and Place(store).exists(f"{STORE}/zarr.json"):
+        raise FileExistsError(
+            f"{store} already holds a run, which was not begun in {folder}; give the --out that it "
+            "was begun with, or choose another --store"
         )
 
 

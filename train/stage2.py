@@ -20,6 +20,7 @@ def main(config: Stage2Config) -> None:
     layers = sorted({0, *parse_layers(config.capture_layers, sizes.llm_depth)})
     config.aligned_layers(sizes.llm_depth)
 
+    from train.capture_job import held
     from train.job import Stage2Run
 
     job = Stage2Run(config, sizes, layers)
@@ -27,17 +28,19 @@ def main(config: Stage2Config) -> None:
         job.describe()
         return
     begun = time.perf_counter()
-    job.load()
-    job.start()
-    for variant in VARIANTS:
-        if variant in TRAINED:
-            job.train(variant)
-        job.capture(variant)
-    if job.accelerator.is_main_process:
-        job.measure()
-        job.finish(time.perf_counter() - begun)
-    else:
-        job.writer.close()
+    main_process = job.accelerator.is_main_process
+    with held(config.store if main_process else None):
+        job.load()
+        job.start()
+        for variant in VARIANTS:
+            if variant in TRAINED:
+                job.train(variant)
+            job.capture(variant)
+        if main_process:
+            job.measure()
+            job.finish(time.perf_counter() - begun)
+        else:
+            job.writer.close()
 
 
 if __name__ == "__main__":
