@@ -15,11 +15,13 @@ DTYPES = ("float16", "bfloat16", "float32")
 RESERVED = ("points", "target", "encoder", "probes", "attention")
 CHANNELS = ("x", "y", "z", "red", "green", "blue")
 CHUNK_BYTES = 4 * 2**20  # one layer of one shard; all layers of it are one file, one append
-# Chosen for the two reads that matter, at 32 tokens of 2560 numbers and 9 layers
-# (tests/benchmarks/bench_store.py --sweep --samples 256 --rounds 5): times over those of one plain
-# file, from disk, one layer of all samples and one sample at all layers. Files of 1, 2, 4, 8, 16
-# MiB a layer: 0.91, 0.74, 0.70, 0.72, 0.91 and 0.09 to 0.10. Chunks of 128, 512, 2048 KiB: 0.70,
-# 0.73, 0.70 and 0.10, 0.14, 0.49.
+# Chosen for the two reads that matter, at 32 tokens of 2560 numbers, 9 layers, 256 samples
+# (tests/benchmarks/bench_store.py --sweep): times from disk over those of one plain file, to be
+# compared with one another only, in a first run / in a second one beside other programs. Files of
+# 1, 2, 4, 8, 16 MiB a layer, one layer of all samples: 0.91, 0.74, 0.70, 0.72, 0.91 / 1.07, 1.11,
+# 0.89, 0.77, 0.95, which doesn't tell 4 from 8. Chunks of 128, 512, 2048 KiB, one sample at all
+# layers: 0.10, 0.14, 0.49 / 0.11, 0.15, 0.68; one layer of all samples: 0.70, 0.73, 0.70 / 0.89,
+# 0.67, 0.86, no order. Smaller chunks were not tried.
 MOST_SAMPLES = 128  # in a shard; bounds what an interrupted capture has to do again
 INNER_BYTES = 128 * 2**10  # an inner chunk, the least that is read: see tests/benchmarks
 TEXT = np.dtypes.StringDType()
