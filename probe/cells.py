@@ -120,7 +120,7 @@ def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
-    `lengths` (gallery,) of its code.
+    of its code `bits` a label, and `bits_left_out` (groups,) with groups of objects left out.
     """
     states = tokens.mean(axis=1, dtype=np.float64)
     found = linear_probe(
@@ -139,7 +139,8 @@ def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     parts = {name: np.array(getattr(found, name)) for name in names}
     code = found.code
     compression = np.array([code.compression, code.low, code.high])
-    return parts | {"compression": compression, "lengths": code.lengths}
+    bits = {"bits": code.lengths.mean(), "bits_left_out": code.left_out}
+    return parts | {"compression": compression} | bits
 
 
 def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:

@@ -20,6 +20,7 @@ from probe.intervals import Interval
 PENALTIES = np.logspace(-6, 3, 10)  # an object, against features whose mean variance is 1
 FOLDS = 5
 SHARPNESS = np.append(0, np.logspace(-1, 2, 13))  # of the softmax that makes scores a code
+GROUPS = 10  # of the coded objects, left out in turn: each costs a tenth of a read-out
 
 
 class OnlineCode(NamedTuple):
@@ -28,9 +29,10 @@ class OnlineCode(NamedTuple):
     bits        : prequential length, lower is easier to read
     uniform     : bits without the states, all classes alike
     compression : uniform / bits, higher is easier to read; 1 where the states do not help
-    low, high   : its 95 % interval over the objects that are coded, the probes held as they were
-                  fitted: it does not cover other objects to fit them on, nor another order
+    low, high   : its 95 % interval over data sets of as many objects: other objects to code, to fit
+                  on, and in another order
     lengths     : (samples,) bits of each object's label, in the order of the samples
+    left_out    : (groups,) bits a label with one group of objects left out at a time
     """
 
     bits: float
@@ -39,6 +41,7 @@ class OnlineCode(NamedTuple):
     low: float
     high: float
     lengths: np.ndarray
+    left_out: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -145,44 +148,54 @@ def online_code(
     Objects come in a random order and in blocks, each as long as all before it. The first is
     coded with all classes alike, each later one with the probabilities of a probe of what came
     before: ridge scores through a softmax, whose penalty and sharpness are those that would have
-    coded held-out folds of the past best. A sender and a receiver could do the same, so that the
-    length pays for the probe as well as for its errors, and no probe size has to be justified.
-    It depends on the order somewhat: compare layers under one seed. Given the past, the groups of a
-    block are independent, so the variance of the length is the sum of the blocks' own.
+    coded held-out folds of the past best, averaged with all classes alike, which count as one
+    object more: else a few well separated objects make it too sure. A sender and a receiver could
+    do the same, so that the length pays for the probe as well as for its errors, and no probe size
+    has to be justified. It depends on the order somewhat: compare layers under one seed.
     Voita & Titov 2020 (arXiv:2003.12298, section 2.2), who use neural probes and tenfold finer
     first blocks.
+
+    The interval is a delete-a-group jackknife of the logarithm: a group is left out of what is
+    fitted as well as of what is coded, each block keeping its place, its folds and, but for a step
+    of the grids, its penalty and sharpness. A learner of few objects, as at first,
+    varies less than leaving some out says: simulated 95 % intervals hold 96 to 100 %.
     """
     states, _ = checked_states(states, states)
     names, codes, _ = _classes(states, labels, states, labels)
     groups = checked_groups(groups, len(states), folds)
-    from scipy.special import ndtri
-
-    rank = np.random.default_rng([seed, 4]).permutation(groups.max() + 1)
+    rng = np.random.default_rng([seed, 4])
+    rank = rng.permutation(groups.max() + 1)
     order = np.argsort(rank[groups], kind="stable")
     states, codes, groups = states[order], codes[order], groups[order]
+    parts = min(GROUPS, groups.max() + 1)
+    turns = rng.permuted(np.tile(np.arange(parts), (-(-len(rank) // parts), 1)), axis=1)
+    part = turns.ravel()[rank[groups]]  # each as often as the others in every stretch of the order
     ends = [len(codes)]
     while ends[0] >= 4 * folds:
         ends.insert(0, ends[0] // 2)
     lengths = np.full(len(codes), np.log2(len(names)))
-    variance = 0.0
+    without = np.tile(lengths, (parts, 1))
     for past, end in pairwise(ends):
-        rows = slice(past, end)
-        lengths[rows] = _block_bits(
-            states[:end], codes[:end], past, len(names), groups, folds, penalties
-        )
-        each = np.bincount(np.unique(groups[rows], return_inverse=True)[1], lengths[rows])
-        variance += len(each) * each.var(ddof=1) if len(each) > 1 else 0.0
+        now = slice(past, end)
+        block = _Block(states[:end], codes[:end], past, len(names), groups[:past], folds)
+        lengths[now], chosen = block.bits(np.ones(past, bool), penalties)
+        for one in range(parts):
+            without[one, now], _ = block.bits(part[:past] != one, penalties, chosen)
+    left_out = np.array([without[one, part != one].mean() for one in range(parts)])
     bits, uniform = lengths.sum(), len(codes) * np.log2(len(names))
-    half = ndtri((1 + level) / 2) * np.sqrt(variance)
+    bounds = intervals.group_jackknife(
+        np.log(uniform / bits), np.log(np.log2(len(names)) / left_out), level
+    )
     placed = np.empty_like(lengths)
     placed[order] = lengths
     return OnlineCode(
         bits=float(bits),
         uniform=float(uniform),
         compression=float(uniform / bits),
-        low=float(uniform / (bits + half)),
-        high=float(uniform / max(bits - half, 1e-12)),
+        low=float(np.exp(bounds.low)),
+        high=float(np.exp(bounds.high)),
         lengths=placed,
+        left_out=left_out,
     )
 
 
@@ -306,40 +319,60 @@ def _control_tasks(codes: np.ndarray, groups: np.ndarray, shuffles: int, seed: i
     return shuffled_labels(codes[first], shuffles=shuffles, seed=seed)[:, row_group]
 
 
-def _block_bits(
-    states: np.ndarray,
-    codes: np.ndarray,
-    past: int,
-    classes: int,
-    groups: np.ndarray,
-    folds: int,
-    penalties: np.ndarray,
-) -> np.ndarray:
-    """Bits for each label from row `past` on, by a probe of the rows before it."""
-    known, new = codes[:past], codes[past:]
-    distinct = len(np.unique(groups[:past]))
-    if len(np.unique(known)) < 2 or distinct < folds:
-        return np.full(len(new), np.log2(classes))
-    basis = decompose(states[:past], states[past:])
-    y = _one_hot(known, classes)
-    projected = basis.gallery.T @ y
-    fold = deal_folds(groups[:past], known, folds, seed=0)
-    best = (np.inf, penalties[-1], 0.0)
-    for penalty in penalties[::-1]:
-        scores = held_out(basis, y, projected, fold, penalty)
-        for sharpness in SHARPNESS:
-            best = min(best, (_bits(sharpness * scores, known).sum(), penalty, sharpness))
-    _, penalty, sharpness = best
-    scores = basis.query @ (basis.shrink(penalty)[:, None] * projected)
-    return _bits(sharpness * scores, new)
+class _Block:
+    """Objects from row `past` on, coded by a probe of the rows before it."""
+
+    def __init__(
+        self,
+        states: np.ndarray,
+        codes: np.ndarray,
+        past: int,
+        classes: int,
+        groups: np.ndarray,
+        folds: int,
+    ) -> None:
+        self.past, self.new = np.split(states, [past])
+        self.known, self.wanted = np.split(codes, [past])
+        self.classes = classes
+        self.enough = len(np.unique(groups)) >= folds
+        self.fold = deal_folds(groups, self.known, folds, seed=0)
+
+    def bits(
+        self, keep: np.ndarray, penalties: np.ndarray, near: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, tuple[int, int] | None]:
+        """Bits of each new label, and the places of penalty and sharpness in their grids.
+
+        keep : (past,), what the probe is fitted on    near : places to look at and next to only
+        """
+        known = self.known[keep]
+        if len(np.unique(known)) < 2 or not self.enough:
+            return np.full(len(self.wanted), np.log2(self.classes)), None
+        basis = decompose(self.past[keep], self.new)
+        y = _one_hot(known, self.classes)
+        projected = basis.gallery.T @ y
+        best = (np.inf, -1, -1)
+        for i in _about(len(penalties), near and near[0])[::-1]:
+            scores = held_out(basis, y, projected, self.fold[keep], penalties[i])
+            for j in _about(len(SHARPNESS), near and near[1]):
+                best = min(best, (_bits(SHARPNESS[j] * scores, known, len(known)).sum(), i, j))
+        _, i, j = best
+        scores = basis.query @ (basis.shrink(penalties[i])[:, None] * projected)
+        return _bits(SHARPNESS[j] * scores, self.wanted, len(known)), (i, j)
 
 
-def _bits(logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Code length of each class under a softmax, (samples,). logits : (samples, classes)."""
-    from scipy.special import logsumexp
+def _about(count: int, near: int | None) -> range:
+    """Places of a grid, those within a step of one of them where it is given."""
+    return range(count) if near is None else range(max(near - 1, 0), min(near + 2, count))
 
-    right = logits[np.arange(len(codes)), codes]
-    return (logsumexp(logits, axis=1) - right) / np.log(2)
+
+def _bits(logits: np.ndarray, codes: np.ndarray, seen: int) -> np.ndarray:
+    """Code length of each class, (samples,), under a softmax that counts as `seen` objects, with
+    one more of all classes alike. logits : (samples, classes).
+    """
+    from scipy.special import log_softmax
+
+    right = np.exp(log_softmax(logits, axis=1)[np.arange(len(codes)), codes])
+    return -np.log2((seen * right + 1 / logits.shape[1]) / (seen + 1))
 
 
 def checked_states(gallery: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

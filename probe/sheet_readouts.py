@@ -151,9 +151,9 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         gaps = [_hit_differences(hits[a], hits[b], sheet.seed) for a, b in sheet.pairs]
         where = ("comparison", "layer")
         sheet.put_differences("linear_difference", where, gaps, f"difference in {name}")
-        bits = sheet.stacked(cells, "lengths")  # (variants, layers, gallery)
+        bits, out = (sheet.stacked(cells, part) for part in ("bits", "bits_left_out"))
         gaps = [
-            intervals.paired_difference(bits[a], bits[b], seed=sheet.seed) for a, b in sheet.pairs
+            intervals.group_difference(bits[a], out[a], bits[b], out[b]) for a, b in sheet.pairs
         ]
         text = "difference in bits that the class of a gallery object costs, online code"
         sheet.put_differences("linear_bits_difference", where, gaps, text)

@@ -168,24 +168,30 @@ def test_the_code_is_short_for_clear_classes_and_no_shorter_than_plain_for_noise
     assert lengths[-1].low < 1 and lengths[1].low > 1
 
 
-def test_the_interval_of_a_code_is_that_of_other_objects_for_its_probes():
-    """The last block drawn anew, 60 times: the length varies as the interval says."""
+@pytest.mark.parametrize(("dim", "gap"), [(6, 0.8), (12, 2.0)])
+def test_the_interval_of_a_code_covers_whole_new_data_sets(dim, gap):
+    """Objects that are coded, objects that are fitted and their order are all drawn anew."""
     rng = np.random.default_rng(0)
-    centres = 0.8 * rng.normal(size=(4, 6))
-    labels = rng.integers(0, 4, 160)
-    states = centres[labels] + rng.normal(size=(160, 6))
-    last = np.argsort(np.random.default_rng([0, 4]).permutation(160))[80:]
+    centres = gap * rng.normal(size=(4, dim))
     found = []
-    for _ in range(60):
-        labels[last] = rng.integers(0, 4, 80)
-        states[last] = centres[labels[last]] + rng.normal(size=(80, 6))
-        found.append(online_code(states, labels))
-    ours = np.mean([np.sqrt(80) * code.lengths[last].std(ddof=1) for code in found])
-    assert ours / np.std([code.bits for code in found], ddof=1) == pytest.approx(1, abs=0.2)
-    past = np.delete(np.arange(160), last)
-    np.testing.assert_array_equal(found[0].lengths[past], found[1].lengths[past])
-    half = found[0].uniform * (1 / found[0].low - 1 / found[0].compression) / 1.96
-    assert half > np.sqrt(80) * found[0].lengths[last].std(ddof=1)  # the blocks before it add
+    for at in range(50):
+        labels = rng.integers(0, 4, 80)
+        found.append(online_code(centres[labels] + rng.normal(size=(80, dim)), labels, seed=at))
+    truth = np.exp(np.mean([np.log(code.compression) for code in found]))
+    # 0.95 or more, with a standard error of 0.03
+    assert np.mean([code.low <= truth <= code.high for code in found]) > 0.88
+    assert all(code.low > 0 for code in found)
+    # 40 objects seen: even a sure probe leaves all classes alike the weight of one
+    assert max(code.lengths.max() for code in found) <= np.log2(4 * 41) + 1e-9
+
+
+def test_a_group_left_out_is_left_out_of_the_code_and_of_what_it_is_fitted_on():
+    gallery, labels, _, _ = classes(gallery=80, gap=1)
+    whole = online_code(gallery, labels)
+    assert whole.left_out.shape == (10,) and np.ptp(whole.left_out) > 0
+    same = online_code(np.repeat(gallery, 2, 0), np.repeat(labels, 2), groups=np.arange(160) // 2)
+    # copies stay together, so the parts are of the same objects; the probes have more to go by
+    assert same.left_out.shape == (10,) and np.corrcoef(same.left_out, whole.left_out)[0, 1] > 0.5
 
 
 GOOD = dict(
