@@ -233,7 +233,11 @@ def test_figures_can_be_saved_as_png_and_as_svg(server, tab):
         if kind == "svg":
             tab.get_by_role("combobox", name=re.compile("Camera button saves")).click()
             tab.get_by_role("option", name="SVG").click()
-            settle(tab)
+        tab.wait_for_function(
+            "kind => document.querySelector('.js-plotly-plot')"
+            "._context.toImageButtonOptions.format === kind",
+            arg=kind,
+        )
         tab.locator(".js-plotly-plot").first.hover()
         saved_by(tab, tab.locator('.modebar-btn[data-title^="Download plot"]').first, kind)
     open_page(tab, "explorer")
