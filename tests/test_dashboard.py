@@ -271,6 +271,9 @@ def test_a_run_that_is_not_captured_yet_is_called_a_run(tmp_path, look):
     write_record(tmp_path / "new", status="running")
     assert "new is still running, and no states are captured" in text(look(tmp_path))
     assert "running; last change" in text(look(tmp_path, "training"))
+    record = {"status": "complete", "config": {"store": "s3://bucket/run"}}
+    (tmp_path / "new" / "run.json").write_text(json.dumps(record))
+    assert "new keeps its states in s3://bucket/run: copy" in text(look(tmp_path))
 
 
 def test_two_models_are_compared_object_by_object(runs, look):

@@ -38,6 +38,8 @@ def test_a_wrong_value_stops_before_anything_runs(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         jobs_of(["align_loss=cosine,nonsense"], [0], tmp_path / "sweep", NANO, [])
     assert stopped.value.code == 2 and "nonsense" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--store is of one run"):
+        jobs_of([], [0], tmp_path / "sweep", NANO, ["--store", "s3://bucket/run"])
     assert not (tmp_path / "sweep").exists()
 
 

@@ -19,7 +19,7 @@ from train.cli import read_config
 from train.config import STAGE2, TRAINED, Stage2Config, with_recipe
 from train.record import read_record, write_record
 
-OF_THE_SWEEP = {"seed", "out", "config", "dry_run"}
+OF_THE_SWEEP = {"seed", "out", "store", "config", "dry_run"}
 """Settings of stage 2 that a sweep does not vary."""
 
 
@@ -97,7 +97,8 @@ def jobs_of(
         for seed in seeds:
             folder = out / f"{setting}-seed{seed}".replace("/", "_")
             words = [*rest, *setting.words, "--seed", str(seed), "--out", str(folder)]
-            read_config(STAGE2, arguments=words, recipe=with_recipe)
+            if read_config(STAGE2, arguments=words, recipe=with_recipe).store:
+                raise ValueError("--store is of one run: those of a sweep keep theirs in --out")
             jobs.append(Job(setting, seed, folder, words))
     return jobs
 
