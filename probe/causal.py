@@ -14,6 +14,7 @@ knockout(_mean)           | variant, window              | change where the text
 transplant(_mean)         | into, layer                  | change by the other model's tokens
 ..._p_adjusted            | as the three above           | p of no effect, over all layers or
                           |                              | windows at once
+..._wide_low, _wide_high  | as the three above           | 95 % band over these at once
 transplant_gap(_mean)     | into                         | the other model less this one
 transplant_share_mean     | into, layer                  | transplant over gap: 0 answers as
                           |                              | itself, 1 as the other; nan where the
@@ -327,8 +328,10 @@ def _add_means(results: xr.Dataset, name: str, seed: int, *, tested: bool = Fals
         results[f"{name}_{part}"] = (dims, numbers)
     if tested:
         curves = rows.reshape(-1, *rows.shape[-2:])
-        p = [paired_difference(each, 0 * each, seed=seed).p_adjusted for each in curves]
-        results[f"{name}_p_adjusted"] = (dims, np.reshape(p, rows.shape[:-1]))
+        tests = [paired_difference(each, 0 * each, seed=seed) for each in curves]
+        for part in ("p_adjusted", "wide_low", "wide_high"):
+            each_test = np.reshape([getattr(one, part) for one in tests], rows.shape[:-1])
+            results[f"{name}_{part}"] = (dims, each_test)
 
 
 def _add_share(results: xr.Dataset, seed: int) -> None:

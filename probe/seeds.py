@@ -109,10 +109,11 @@ def over_runs(
     `knn_*` (variant, k, layer), `cka_*`, `encoder_cka_*`, `drift_*`, `drift_centred_*`, `linear_*`
     (variant, layer) as far as their probes are asked for and all runs have what they need: `_mean`,
     `_low`, `_high`, and `_by_run` (run, ...). Paired by run and object against the baseline:
-    `*_difference`, `_low`, `_high`, `_p` and, by Holm over the layers, `_p_adjusted`
-    (comparison, ...). Of the verdicts `*_fall_by_run` (run, variant, ...) and `*_shift_by_run`
-    (run, comparison, ...), with mean, low and high over seeds where all runs have one. The
-    attribute `shared` says whether all runs ask about the same objects.
+    `*_difference`, `_low`, `_high`, `_p`, by Holm over the layers `_p_adjusted`, and by Bonferroni
+    the band over all of them `_wide_low`, `_wide_high` (comparison, ...). Of the verdicts
+    `*_fall_by_run` (run, variant, ...) and `*_shift_by_run` (run, comparison, ...), with mean, low
+    and high over seeds where all runs have one. The attribute `shared` says whether all runs ask
+    about the same objects.
 
     Each run's own sweep is kept in it. Raises ValueError for runs that lack a model, a layer or a
     class of the first, or of which one is given twice.
@@ -219,9 +220,14 @@ def _put(
     if not models:
         return
     a, b = (list(side) for side in zip(*models, strict=True))
-    gap = over_seeds([one[a].astype(float) - one[b] for one in values], shared=shared)
+    gaps = [one[a].astype(float) - one[b] for one in values]
+    gap = over_seeds(gaps, shared=shared)
     where, text = ("comparison", *dims), f"difference in {name}"
     _add(results, f"{key}_difference", where, gap, text, "0 = no difference")
+    band = over_seeds(gaps, shared=shared, level=1 - (1 - LEVEL) / gap.mean.shape[-1])
+    for end, bound in (("low", band.low), ("high", band.high)):
+        about = {"long_name": f"{text}, {end} end of the band over all layers, over seeds"}
+        results[f"{key}_difference_wide_{end}"] = (where, bound, about)
 
 
 def _add(

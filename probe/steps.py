@@ -20,6 +20,7 @@ SCORES = {  # name and direction
         "lower is closer",
     ),
 }
+ENDINGS = ("", "_low", "_high", "_p", "_p_adjusted", "_wide_low", "_wide_high")
 PARTS = ("plain", "centred")  # of `probe.drift.Drift`: what "drift" and "drift_centred" average
 
 
@@ -40,8 +41,8 @@ def steps(
     measured as in `probe.sweep.sweep`, with 95 % intervals over the query objects; nan at steps
     that a model was not captured at. Paired by object against the baseline at the same step:
     `*_step_difference`, `_low`, `_high`, `_p` and, over all layers and steps at once, `_p_adjusted`
-    (comparison, step, layer), nan at steps that one of the two lacks. Raises ValueError where no
-    model has steps.
+    and the band `_wide_low`, `_wide_high` (comparison, step, layer), nan at steps that one of the
+    two lacks. Raises ValueError where no model has steps.
     """
     names = [name for name in (variants or run.variants) if run.steps(name)]
     if not names:
@@ -128,7 +129,7 @@ def _differences(
     ]
     results = xr.Dataset(coords={"step": every, "layer": depth})
     for key, (text, _) in SCORES.items():
-        grid = np.full((5, len(every), len(depth)), np.nan)
+        grid = np.full((len(ENDINGS), len(every), len(depth)), np.nan)
         if places:
             pairs = [
                 tuple(cells[model, every[i], depth[j]] for model in (name, REFERENCE))
@@ -136,7 +137,7 @@ def _differences(
             ]
             i, j = np.array(places).T
             grid[:, i, j] = _paired(key, pairs, seed)
-        for at, ending in enumerate(("", "_low", "_high", "_p", "_p_adjusted")):
+        for at, ending in enumerate(ENDINGS):
             test = ending.startswith("_p")
             direction = "smaller is stronger evidence" if test else "0 = no difference"
             about = {"long_name": f"difference in {text}", "direction": direction}
@@ -145,17 +146,18 @@ def _differences(
 
 
 def _paired(key: str, pairs: list[tuple[Cell, ...]], seed: int) -> np.ndarray:
-    """Difference, bounds, p and p over all of them at once, (5, pairs)."""
+    """Each of `ENDINGS` of a difference, (endings, pairs)."""
     if key != "cka":
         part = PARTS[key == "drift_centred"]
         a, b = (np.stack([pair[side][part] for pair in pairs]) for side in (0, 1))
-        return np.stack(intervals.paired_difference(a, b, seed=seed)[:5])
+        return np.stack(intervals.paired_difference(a, b, seed=seed))
     rows = [
         cka.difference_of(a["cka"][0], a["cka_left_out"], b["cka"][0], b["cka_left_out"], LEVEL)
         for a, b in pairs
     ]
     mean, low, high, p = np.array([row[:4] for row in rows]).T
-    return np.stack([mean, low, high, p, intervals.holm(p)])
+    left_out = np.array([row.left_out for row in rows])
+    return np.stack(cka.over_layers(mean, low, high, p, left_out, LEVEL, seed))
 
 
 def _cell(data: Objects, stored: np.ndarray, seed: int) -> Cell:

@@ -266,6 +266,8 @@ def test_a_transplant_closes_the_gap_at_the_one_layer_that_differs():
     assert (into[:2] == 0).all() and (into[4] == 0).all()
     np.testing.assert_allclose(into[2], gap, atol=1e-5)
     np.testing.assert_allclose(results.transplant.sel(into="aligned").values[2], -gap, atol=1e-5)
+    assert (results.transplant_wide_low <= results.transplant_low).all()
+    assert (results.transplant_wide_high >= results.transplant_high).all()
     share = results.transplant_share_mean.sel(into="baseline")
     if share.notnull().all():
         np.testing.assert_allclose(share[:3], [0, 0, 1], atol=1e-5)

@@ -135,6 +135,7 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
         )
     pair = kept.sel(comparison="aligned - baseline", layer=4)
     assert float(pair.cka_difference_low) > 0 and float(pair.cka_difference_p_adjusted) < 0.05
+    assert float(pair.cka_difference_wide_low) < float(pair.cka_difference_low)
     said = capsys.readouterr().out
     assert "3 seeds (seed0, seed1, seed2), of 30 query objects, others in each" in " ".join(
         said.split()

@@ -87,6 +87,8 @@ def test_the_difference_at_each_step_is_that_of_the_sweep_and_nan_where_one_mode
             np.testing.assert_allclose(here, last[f"{score}_difference{part}"], atol=0.01)
         alone, adjusted = (pair[f"{score}_step_difference_{p}"][1:] for p in ("p", "p_adjusted"))
         assert (adjusted >= alone - 1e-12).all()
+        low, below = (pair[f"{score}_step_difference{end}"][1:] for end in ("_low", "_wide_low"))
+        assert (below <= low + 1e-12).all() and (below < low).any()
     # at step 20 the two were made alike, at step 40 the baseline has lost the target
     alike, apart = (pair.sel(step=step, layer=4) for step in (20, 40))
     p_alike, p_apart = (float(one.cka_step_difference_p_adjusted) for one in (alike, apart))
