@@ -3,7 +3,7 @@
     python -m pytest -m slow tests/test_commands_run.py
 
 Left out are those that want the published weights (`tests/test_published.py` has them at a tiny
-size), and those that CI runs by itself.
+size), those that CI runs by itself, and the benchmarks, which have tests at a small size.
 """
 
 import os
@@ -34,7 +34,7 @@ QUICK = {
     "train.pointllm": "--language-steps 4 --pretrain-steps 4 --finetune-steps 4",
 }
 """Flags that make a command quick; those that it has itself stay."""
-ELSEWHERE = re.compile(r"--preset minigpt3d|pytest|notebooks\.execute")
+ELSEWHERE = re.compile(r"--preset minigpt3d|pytest|notebooks\.execute|tests\.benchmarks")
 MAIN = "python -m train.stage2 --capture-layers 4,8,...,32"
 RUN, SECOND, THIRD = (f"runs/nano-shapes-seed{seed}" for seed in range(3))
 BOUND, TALKER = "runs/pointbind-shapes-seed0", "runs/pointllm-shapes-seed0"
