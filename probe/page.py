@@ -56,7 +56,9 @@ def _sections(run: Run, results: xr.Dataset, record: dict[str, Any]) -> list[Sec
     config = record.get("config", {})
     others = {name: run.probes(name) for name in BESIDE if _has(run, name)}
     question = [words.QUESTION, *words.comparison(config, run.variants), _asked(results)]
-    glossary = Table("Words", ["word", "meaning"], words.words(run.variants))
+    glossary = Table(
+        "Words", ["word", "meaning"], words.words(run.variants, run.attrs["provenance"])
+    )
     found = [
         Section("Question", question, [glossary]),
         Section("What was found", over_depth(results), parts.verdicts(results)),

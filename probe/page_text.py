@@ -51,7 +51,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; mar
        padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .3rem; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd; break-after: avoid; }
-nav { font-size: .9rem; line-height: 1.9; } nav a { margin-right: 1rem; white-space: nowrap; }
+nav { font-size: .9rem; line-height: 1.9; display: flex; flex-wrap: wrap; gap: 0 1rem; }
 a { color: #0061a8; text-decoration: none; } a:hover { text-decoration: underline; }
 p, li, figcaption { max-width: 62rem; } li { margin: .35rem 0; }
 table { border-collapse: collapse; font-size: .82rem; margin: .5rem 0 1.5rem; }

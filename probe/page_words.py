@@ -15,7 +15,7 @@ MODELS = {
 WORDS = {
     "point tokens": "the positions of the language model's sequence that hold the encoded cloud",
     "layer L": "their states behind block L, before any final norm; 0 is what enters block 1",
-    "encoder's output": "what the frozen point encoder makes of a cloud, which the Q-Former reads",
+    "encoder's output": "what the frozen point encoder makes of a cloud, before any other part",
     "target": "the frozen Q-Former's tokens of the same object, which alignment pulls toward",
     "gallery, query": "objects that are looked up among, and that are asked about; never the same",
     "beyond noise": "p under 0.05 over all captured layers at once, paired by object; a thin bar "
@@ -104,10 +104,16 @@ def limits(config: dict[str, Any], others: Iterable[str]) -> list[str]:
     return [*said, OF_MAPS] if "maps" in others else said
 
 
-def words(variants: Iterable[str]) -> list[list[str]]:
-    """Each word that the report uses, with its meaning; the models of the run first."""
+def words(variants: Iterable[str], provenance: dict[str, Any]) -> list[list[str]]:
+    """Each word that the report uses, with its meaning; the models of the run first.
+
+    provenance : of the run. What a host says of its own `captured` positions and `target` stands in
+    the place of what holds for a model with a Q-Former.
+    """
     of_models = [[name, MODELS[name]] for name in variants if name in MODELS]
-    return of_models + [list(pair) for pair in WORDS.items()]
+    own = {"point tokens": "captured", "target": "target"}
+    said = {word: provenance[key] for word, key in own.items() if key in provenance}
+    return of_models + [list(pair) for pair in (WORDS | said).items()]
 
 
 def comparison(config: dict[str, Any], variants: Iterable[str]) -> list[str]:

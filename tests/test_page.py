@@ -14,6 +14,7 @@ from probe.cells import CELLS
 from probe.findings import findings
 from probe.maps import maps
 from probe.page import as_html, as_markdown, write_report
+from probe.page_words import words
 from probe.plots import save_depth_png
 from probe.reconstruction import reconstruction
 from probe.report import print_beside
@@ -179,6 +180,14 @@ def test_text_of_the_data_is_escaped(run, whole):
     # inside a figure's data plotly writes \u003c for the bracket
     assert EVIL not in page and "<script>alert" not in page and "<script>alert" not in text
     assert html.escape(EVIL) in page
+
+
+def test_a_host_says_in_its_own_words_what_was_captured_and_what_the_target_is():
+    own = {"captured": "8 positions of the prompt", "target": "the joint embedding", "seed": 0}
+    plain, said = (dict(words(["aligned"], one)) for one in ({}, own))
+    assert "Q-Former" in plain["target"] and list(said) == list(plain)
+    assert said["target"] == "the joint embedding" and "Q-Former" not in str(said)
+    assert said["point tokens"] == "8 positions of the prompt"
 
 
 def test_a_run_that_was_not_probed_says_so(tmp_path):
