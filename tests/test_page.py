@@ -88,10 +88,10 @@ def test_in_print_every_live_figure_is_its_picture(report):
 
 def test_other_likenesses_are_told_with_their_values_and_by_which_aligned_is_closer(whole):
     said = next(one for one in findings(whole) if one.startswith("Other likenesses of baseline"))
-    for key, words in (("svcca", "SVCCA"), ("pwcca", "PWCCA")):
+    for key, name in (("svcca", "SVCCA"), ("pwcca", "PWCCA")):
         one = whole.sel(variant="baseline")
         at = [float(one[f"{key}_mean"].sel(layer=layer)) for layer in (0, 12)]
-        assert "{} {:.2f} to {:.2f} [".format(words, *at) in said
+        assert "{} {:.2f} to {:.2f} [".format(name, *at) in said
         assert f"shuffled {float(one[f'{key}_shuffled'].sel(layer=12)):.2f}" in said
     compared = next(one for one in findings(whole) if one.startswith("Against the baseline"))
     pair = whole.sel(comparison="aligned - baseline", layer=12)
@@ -169,6 +169,7 @@ def test_text_of_the_data_is_escaped(run, whole):
 
     class Fake:
         path, variants, layers = run.path, [*run.variants[:-1], EVIL], run.layers
+        attrs = run.attrs | {"provenance": {"captured": EVIL}}
 
         def probes(self, name):
             return named if name == "sweep" else run.probes(name)
