@@ -74,9 +74,7 @@ def filled(command: str, house: Path) -> str:
     elif "prune" in command:
         shutil.copytree(house / RUN, house / "pruned")
         command = command.replace("RUN", "pruned")
-    elif (
-        "s3://bucket" in command
-    ):  # a folder stands for it; tests/test_store_s3.py has a real server
+    elif "s3://bucket" in command:  # a folder stands for it; other tests have a real server
         command = command.replace("s3://bucket", (house / "bucket").as_uri()) + " --out runs/behind"
     command = re.sub(r"\bRUN3\b", THIRD, re.sub(r"\bRUN2\b", SECOND, command))
     command = re.sub(r"\bRUN1?\b", RUN, command).replace("OUT", "merged")
