@@ -16,8 +16,8 @@ transplant(_mean)         | into, layer                  | change by the other m
                           |                              | windows at once
 ..._wide_low, _wide_high  | as the three above           | 95 % band over these at once
 transplant_gap(_mean)     | into                         | the other model less this one
-transplant_share_mean     | into, layer                  | transplant over gap: 0 answers as
-                          |                              | itself, 1 as the other; nan where the
+transplant_share_mean,    | into, layer                  | transplant over gap: 0 answers as
+_wide_low, _wide_high     |                              | itself, 1 as the other; nan where the
                           |                              | gap may be 0
 stops, _low, _high        | variant, intervention        | layer from which on the effect is
                           |                              | under 5 % of that at the first; nan
@@ -46,7 +46,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probe.intervals import Interval, bootstrap, paired_difference, resampled_means
+from probe.intervals import (
+    Interval,
+    bootstrap,
+    paired_difference,
+    percentile_band,
+    resampled_means,
+)
 from probe.patching import Asked, answered, find_blocks, kept, outputs_of, replaced, resumed, unread
 
 INTERVENTIONS = ("zero", "mean", "shuffle", "same_class", "other_class", "unread")
@@ -346,10 +352,13 @@ def _add_share(results: xr.Dataset, seed: int) -> None:
     both = np.concatenate([change, gap[:, None]], axis=1)  # (into, layers + 1, objects)
     means = resampled_means(both, 2000, seed)  # (resamples, into, layers + 1)
     with np.errstate(divide="ignore", invalid="ignore"):  # a gap of 0, which is not shown
-        low, high = np.quantile(means[..., :-1] / means[..., -1:], [0.025, 0.975], axis=0)
+        shares = means[..., :-1] / means[..., -1:]
+        low, high = np.quantile(shares, [0.025, 0.975], axis=0)
         share = both.mean(axis=-1)[:, :-1] / gap.mean(axis=-1, keepdims=True)
     sure = (results.transplant_gap_low * results.transplant_gap_high > 0).values[:, None]
-    for part, values in (("mean", share), ("low", low), ("high", high)):
+    bands = np.stack([percentile_band(of_one) for of_one in shares.swapaxes(0, 1)], axis=1)
+    found = {"mean": share, "low": low, "high": high, "wide_low": bands[0], "wide_high": bands[1]}
+    for part, values in found.items():
         # A share of a gap that may be 0 says nothing.
         results[f"transplant_share_{part}"] = (("into", "layer"), np.where(sure, values, np.nan))
 

@@ -230,6 +230,19 @@ def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
     return means.reshape(resamples, *values.shape[:-1])
 
 
+def percentile_band(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the band that holds a share `level` of the curves whole: each (layers,).
+
+    draws : (resamples, layers), of what may have outliers, as a ratio has: the ends are ranks, as
+    far from both ends of every layer (Mandel & Betensky 2008, section 2).
+    """
+    ranked = np.sort(draws, axis=0)
+    rank = draws.argsort(axis=0).argsort(axis=0)
+    outermost = np.minimum(rank, len(draws) - 1 - rank).min(axis=1)
+    at = int(np.quantile(outermost, 1 - level, method="lower"))
+    return ranked[at], ranked[len(draws) - 1 - at]
+
+
 def _simultaneous_bounds(
     mean: np.ndarray, means: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
 from probe.judged import own
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
-from probe.plots_causal import TITLES
+from probe.plots_causal import TITLES, causal_figure
 from probe.plots_style import REFERENCES
+from probe.plots_training import steps_gaps, steps_gaps_figure
 
 PARTS = ("mean", "low", "high")
 SCORES = {  # key, title with its direction, scale, decimals
@@ -41,6 +42,13 @@ LIKE = {
 CONTROLS = {"shuffled": "shuffled", "random": "unrelated"}
 LAID_OUT = {"umap": " UMAP lays out each model anew: compare maps along a row, not down a column."}
 NATS = "change in nats   (below 0: less likely)"
+KNOCKOUT = {"knockout": ("Points hidden from the text in some blocks", NATS)}
+TRANSPLANT = {
+    "transplant_share": (
+        "Receives the other model's points",
+        "share of the gap to it   (1: answers as it does)",
+    )
+}
 WORDS = {
     "advantage": ("Word of its own class", "nats above the others' words   (higher is better)"),
     "rank": ("Rank of the class word", "rank   (1 is best)"),
@@ -238,7 +246,7 @@ def over_seeds(results: xr.Dataset) -> Section:
         "seeds and objects."
     )
     live = figures.curves_figure(panels, results, below)
-    picture = Picture("seeds", caption, figures.curves_png(panels), live)
+    picture = Picture("seeds", caption, figures.curves_png(panels, below), live)
     return Section("Over seeds", seeds.findings(results), [picture, *tables(results, SCORES)])
 
 
@@ -265,6 +273,10 @@ def training(results: xr.Dataset) -> Section:
         )
         for score in ("cka", "drift_centred")
     ]
+    if gaps := steps_gaps(results, "cka"):
+        caption = "Aligned less the baseline in CKA with the target, a panel a training step."
+        live = steps_gaps_figure(gaps, results)
+        parts.append(Picture("steps_difference", caption, figures.curves_png(gaps), live))
     return Section("During training", findings(results), parts)
 
 
@@ -301,6 +313,22 @@ def maps(results: xr.Dataset) -> Section:
     return Section("Maps", [], parts)
 
 
+def _transplants(causes: xr.Dataset) -> Picture:
+    """Blocks that text can't read, and the share of the gap that the other's points close."""
+    blind = causes.assign_coords(layer=("window", causes.window_last.values))
+    names = [f"knockout_{part}" for part in (*PARTS, "wide_low", "wide_high")]
+    blind = blind[[name for name in names if name in blind]].swap_dims(window="layer")
+    names = [f"transplant_share_{part}" for part in (*PARTS, "wide_low", "wide_high")]
+    moved = causes[[name for name in names if name in causes]].rename(into="variant")
+    panels = figures.curves(blind, KNOCKOUT) + figures.curves(moved, TRANSPLANT)
+    caption = (
+        "Left: text can't read the points in the blocks up to this layer from the last one drawn. "
+        "Right: each model with the other's point tokens at layer L alone; nothing is drawn where "
+        "the gap between the two may be 0."
+    )
+    return Picture("transplant", caption, figures.curves_png(panels))
+
+
 def looking(causes: xr.Dataset | None, lens: xr.Dataset | None) -> Section:
     """Whether the model still reads its point tokens, and what they say in words."""
     from probe import causal as of_causes
@@ -318,8 +346,10 @@ def looking(causes: xr.Dataset | None, lens: xr.Dataset | None) -> Section:
             "Point tokens changed at layer L and all behind it. At 0 all of the effect is seen; "
             "where a curve is back at 0 the answer is settled and the tokens are no longer read."
         )
-        live = figures.curves_figure(panels, causes)
+        live = causal_figure(causes).update_layout(title=None)
         parts.append(Picture("causal", caption, figures.curves_png(panels), live))
+        if "transplant_share_mean" in causes:
+            parts.append(_transplants(causes))
     if lens is not None:
         said += of_lens.findings(lens)
         panels = figures.curves(lens.sel(lens="tuned"), WORDS)

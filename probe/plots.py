@@ -28,9 +28,11 @@ from probe.plots_style import (
     INK,
     INK_ON_DARK,
     LAYER,
+    LAYERS,
     REFERENCES,
     SHAPES,
     above,
+    add_band,
     colour,
     on_dark,
     shape,
@@ -105,7 +107,8 @@ def depth_figure(results: xr.Dataset) -> go.Figure:
 def difference_figure(results: xr.Dataset, score: str = "knn") -> go.Figure:
     """Each model less the baseline over the layers, paired by object, with intervals.
 
-    Marks are filled where p < 0.05 over all layers at once, hollow where that is within noise.
+    Marks are filled where p < 0.05 over all layers at once, hollow where that is within noise; thin
+    bars are the band that covers all layers at once. Earlier results lack it.
     """
     key = f"{score}_difference"
     if key not in results:
@@ -124,6 +127,12 @@ def difference_figure(results: xr.Dataset, score: str = "knn") -> go.Figure:
         mean, low, high, p = (gaps[part].sel(where).values for part in gaps)
         model = pair.split(" - ")[0]
         symbols = [shape(model) + ("" if sure else "-open") for sure in p < SIGNIFICANT]
+        if f"{key}_wide_low" in results:
+            low_wide, high_wide = (
+                scale * results[f"{key}_wide_{end}"].sel(where).values for end in ("low", "high")
+            )
+            ends, first = (low_wide, high_wide), (pair, k) == curves[0]
+            add_band(figure, layers + shift, mean, ends, first, LAYERS)
         dash = "solid" if k == by_k[0] else "dash"
         figure.add_scatter(
             x=layers + shift,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from probe.plots_style import INK, LAYER, above, colour, shape, shifts, some
+from probe.plots_style import BAND, INK, LAYER, LAYERS, above, add_band, colour, shape, shifts, some
 from probe.report import SIGNIFICANT
 
 TITLES = {
@@ -36,6 +36,8 @@ class Curves(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     filled: np.ndarray | None = None
+    wide: tuple[np.ndarray, np.ndarray] | None = None
+    """Ends of the band that covers all x of a curve at once, (curves, x) each."""
     reference: Mapping[str, np.ndarray] = {}
     """Dotted lines by the name of their curve."""
     zero: str = ""
@@ -61,13 +63,14 @@ def lens_figure(results: xr.Dataset, lens: str = "tuned") -> go.Figure:
     figure = _figure(panels, columns=2, height=360)
     ticks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
     figure.update_yaxes(type="log", autorange="reversed", tickvals=ticks, row=1, col=2)
-    return figure.update_layout(title=_title(results, f"point tokens in words ({lens} lens)"))
+    return figure.update_layout(title_text=_title(results, f"point tokens in words ({lens} lens)"))
 
 
 def causal_figure(results: xr.Dataset) -> go.Figure:
     """What becomes of the answer where point tokens are changed, by layer.
 
-    results : of `probe.causal.causal`. Marks are filled where p < 0.05 over all layers at once.
+    results : of `probe.causal.causal`. Marks are filled where p < 0.05 over all layers at once;
+    thin bars are the band that covers all layers at once. Earlier results lack it.
     """
     panels = [
         _curves(results.sel(intervention=name), "change", title, CHANGE, zero="no effect")
@@ -80,7 +83,8 @@ def causal_figure(results: xr.Dataset) -> go.Figure:
     if "transplant_share_mean" in results:
         panels.append(_transplant(results))
     figure = _figure(panels, columns=2, height=290)
-    figure.update_xaxes(title="blocks in which they are hidden", title_font_size=12, row=4, col=1)
+    hidden = {"text": "blocks in which they are hidden", "font": {"size": 12}}
+    figure.update_xaxes(title=hidden, row=4, col=1)
     for name, symbol in (
         (f"p < {SIGNIFICANT} over all layers", "circle"),
         ("noise", "circle-open"),
@@ -88,7 +92,7 @@ def causal_figure(results: xr.Dataset) -> go.Figure:
         marker = {"symbol": symbol, "color": INK, "size": 8}
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker)
     what = f"what a {results.attrs['answer']} answer owes to the point tokens"
-    return figure.update_layout(title=_title(results, what))
+    return figure.update_layout(title_text=_title(results, what))
 
 
 def _curves(
@@ -100,7 +104,17 @@ def _curves(
     p = results.get(f"{score}_p_adjusted")
     filled = None if p is None else p.values < SIGNIFICANT
     names = results.variant.values.astype(str).tolist()
-    return Curves(title, axis, names, results.layer.values, mean, low, high, filled, zero=zero)
+    wide = _wide(results, score, scale)
+    return Curves(
+        title, axis, names, results.layer.values, mean, low, high, filled, wide, zero=zero
+    )
+
+
+def _wide(results: xr.Dataset, score: str, scale: float) -> tuple[np.ndarray, np.ndarray] | None:
+    if f"{score}_wide_low" not in results:
+        return None
+    low, high = (scale * results[f"{score}_wide_{end}"].values for end in ("low", "high"))
+    return low, high
 
 
 def _kl(results: xr.Dataset) -> Curves:
@@ -131,6 +145,7 @@ def _transplant(results: xr.Dataset) -> Curves:
         low=low,
         high=high,
         filled=results.transplant_p_adjusted.values < SIGNIFICANT,
+        wide=_wide(results, "transplant_share", 100),
         zero="as itself",
     )
 
@@ -156,6 +171,7 @@ def _figure(panels: list[Curves], *, columns: int, height: int) -> go.Figure:
         template="plotly_white",
         height=height * rows + 140,
         legend=above(height * rows + 140),
+        title={"y": 1 - 12 / (height * rows + 140), "yanchor": "top"},
         font={"size": 13, "color": INK},
         margin={"t": 130, "b": 60},
     )
@@ -169,8 +185,13 @@ def _add(figure: go.Figure, panel: Curves, named: set[str], **place: int) -> Non
         mean, low, high = panel.mean[row], panel.low[row], panel.high[row]
         filled = np.ones(len(mean), bool) if panel.filled is None else panel.filled[row]
         symbols = [shape(name) + ("" if one else "-open") for one in filled]
+        x = panel.x if aside is None else panel.x + aside[row]
+        if panel.wide is not None:
+            ends = panel.wide[0][row], panel.wide[1][row]
+            add_band(figure, x, mean, ends, BAND not in named, LAYERS, **place)
+            named.add(BAND)
         figure.add_scatter(
-            x=panel.x if aside is None else panel.x + aside[row],
+            x=x,
             y=mean,
             name=name,
             legendgroup=name,

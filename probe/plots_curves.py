@@ -1,6 +1,7 @@
 """Measures that belong together as panels over the layers, and below each what aligned changes."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from probe.pixels import canvas, legend, png
-from probe.plots_panels import Gap, Line, Panel, add_gap, add_panel, draw_panel, gap_of
+from probe.plots_panels import Gap, Line, Panel, add_gap, add_panel, draw_gap, draw_panel, gap_of
 from probe.plots_style import INK, LAYER, REFERENCES, above, ticks
 from probe.published_figures import beside_knn
 from probe.report import MAIN
@@ -79,7 +80,11 @@ def curves(results: xr.Dataset, about: About) -> list[Panel]:
                 flat = control.mean([d for d in control.dims if d != "layer"])
                 values = np.broadcast_to(scale * flat.values, results.sizes["layer"])
                 lines.append(Line(name, values, dash))
-        panels.append(Panel(title, axis, mean, low, high, lines, percent=scale == 100))
+        panel = Panel(title, axis, mean, low, high, lines, percent=scale == 100)
+        if f"{key}_wide_low" in results:
+            ends = (scale * results[f"{key}_wide_{end}"] for end in ("low", "high"))
+            panel = panel._replace(wide=(next(ends), next(ends)))
+        panels.append(panel)
     return panels
 
 
@@ -220,15 +225,27 @@ def curves_figure(
     )
 
 
-def curves_png(panels: Sequence[Panel]) -> bytes:
-    """The same panels, drawn by matplotlib."""
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = canvas(rows, columns, 5.2, 3.6)
+def curves_png(panels: Sequence[Panel | Gap], below: Sequence[Gap | None] = ()) -> bytes:
+    """The same, drawn by matplotlib. panels : may also be differences alone, all to one scale."""
+    columns = min(2 if len(panels) == 4 else 3, len(panels))
+    rows: list[Sequence[Panel | Gap | None]] = []
+    for start in range(0, len(panels), columns):
+        rows.append(panels[start : start + columns])
+        if any(below):
+            rows.append(below[start : start + columns])
+    figure, axes = canvas(len(rows), columns, 5.2, 3.6)
     handles: dict[str, Any] = {}
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        draw_panel(axis, panel, handles)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
+    for row, drawn in zip(axes, rows, strict=True):
+        for axis, panel in zip_longest(row, drawn):
+            if panel is None:
+                axis.set_axis_off()
+            elif isinstance(panel, Gap):
+                draw_gap(axis, panel, handles)
+            else:
+                draw_panel(axis, panel, handles)
+    if isinstance(panels[0], Gap):
+        ends = [axis.get_ylim() for axis in axes.flat[: len(panels)]]
+        for axis in axes.flat[: len(panels)]:
+            axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
     legend(figure, handles)
     return png(figure)

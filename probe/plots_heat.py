@@ -39,15 +39,18 @@ def steps_change_figure(results: xr.Dataset, score: str = "cka") -> go.Figure:
     """What sets each model apart from the baseline at the same step: layers across, steps upwards.
 
     A dot stands where p < 0.05 over all layers and steps at once. Steps that one of the two was
-    not captured at are empty. results, score : as for `steps_figure`
+    not captured at are empty. Under the pointer are the interval of each cell and its part of the
+    band over all. results, score : as for `steps_figure`
     """
     _check(results, f"{score}_step_difference", score)
     pairs = results.comparison.values.astype(str)
     figure = make_subplots(1, len(pairs), subplot_titles=[p.replace(" - ", " − ") for p in pairs])
-    parts = ("", "_low", "_high", "_p_adjusted")
+    wide = ("_wide_low", "_wide_high") if f"{score}_step_difference_wide_low" in results else ()
+    parts = ("", "_low", "_high", "_p_adjusted", *wide)
+    band = ", [%{customdata[3]:+.4f}, %{customdata[4]:+.4f}] over all at once" if wide else ""
     most = float(np.nanmax(np.abs(results[f"{score}_step_difference"]), initial=0)) or 1.0
     for column, pair in enumerate(pairs, 1):
-        gap, low, high, p = (
+        gap, low, high, p, *ends = (
             results[f"{score}_step_difference{part}"].sel(comparison=pair).values for part in parts
         )
         figure.add_heatmap(
@@ -57,10 +60,10 @@ def steps_change_figure(results: xr.Dataset, score: str = "cka") -> go.Figure:
             text=np.where(p < SIGNIFICANT, SURE, ""),
             texttemplate="%{text}",
             textfont={"size": 13},  # plotly takes black or white, whichever is seen
-            customdata=np.stack([low, high, p], axis=-1),
+            customdata=np.stack([low, high, p, *ends], axis=-1),
             coloraxis="coloraxis",
             hovertemplate="layer %{x}, step %{y}: %{z:+.4f} [%{customdata[0]:+.4f}, "
-            "%{customdata[1]:+.4f}], p = %{customdata[2]:.3f}<extra></extra>",
+            f"%{{customdata[1]:+.4f}}]{band}, p = %{{customdata[2]:.3f}}<extra></extra>",
             row=1,
             col=column,
         )

@@ -9,15 +9,25 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from probe.plots_style import INK, LAYER, MARKERS, colour, shape, shifts, some
+from probe.plots_style import (
+    BAND,
+    FAINT,
+    INK,
+    LAYER,
+    LAYERS,
+    MARKERS,
+    add_band,
+    colour,
+    shape,
+    shifts,
+    some,
+)
 from probe.published_figures import Published
 from probe.report import MAIN, SIGNIFICANT
 
 ROOM = 0.1  # above and below what a panel shows, as a share of it; a note fits in there
-BAND = "thin: 95 % over all layers at once"
-FAINT = "#8A8A8A"
 MARKED = {  # filled or hollow
-    True: f"aligned − baseline, p < {SIGNIFICANT} over all layers at once",
+    True: f"aligned − baseline, p < {SIGNIFICANT} over {{}} at once",
     False: "aligned − baseline, within noise",
 }
 
@@ -42,6 +52,8 @@ class Panel(NamedTuple):
     percent: bool = False
     published: tuple[Published, ...] = ()
     """Figures of a paper, drawn as stars."""
+    wide: tuple[xr.DataArray, xr.DataArray] | None = None
+    """Ends of the band that covers all layers of a curve at once, where it was measured."""
 
 
 class Gap(NamedTuple):
@@ -56,6 +68,8 @@ class Gap(NamedTuple):
     sure: np.ndarray
     wide: tuple[np.ndarray, np.ndarray] | None = None
     """Ends of the band that covers all layers at once; earlier results lack it."""
+    over: str = LAYERS
+    """What the band and the filled marks hold for at once."""
 
 
 def gap_of(results: xr.Dataset, key: str, title: str, axis: str, scale: float = 1) -> Gap | None:
@@ -86,7 +100,7 @@ def span(panel: Panel) -> tuple[float, float]:
     """
     target = [line.values for line in panel.lines if line.name == "target"]
     target.append(np.array([one.value for one in panel.published]))
-    values = (panel.mean, panel.low, panel.high)
+    values = (panel.mean, panel.low, panel.high, *(panel.wide or ()))
     shown = np.concatenate([part.values.ravel() for part in values] + target)
     shown = shown[np.isfinite(shown)]
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
@@ -122,6 +136,9 @@ def _values(line: Line, percent: bool) -> str:
 def add_panel(figure: go.Figure, panel: Panel, named: set[str] | None = None, **place: int) -> None:
     """One panel in a plotly figure. named : what its legend has already, and gains here."""
     named = set() if named is None else named
+    for x, mean, ends in _bands(panel):
+        add_band(figure, x, mean, ends, BAND not in named, LAYERS, **place)
+        named.add(BAND)
     for trace in [*_curves(panel), *_references(panel), *_published(panel)]:
         trace.showlegend = trace.name not in named
         named.add(trace.name)
@@ -148,20 +165,7 @@ def add_gap(figure: go.Figure, gap: Gap, in_legend: bool, **place: int) -> None:
     style = {"color": colour("aligned"), "size": 9, "line": edge}
     symbols = [shape("aligned") + ("" if sure else "-open") for sure in gap.sure]
     if gap.wide is not None:
-        low, high = gap.wide
-        bars = {"array": high - gap.mean, "arrayminus": gap.mean - low, "thickness": 0.8}
-        figure.add_scatter(
-            x=gap.layers,
-            y=gap.mean,
-            name=BAND,
-            legendgroup=BAND,
-            mode="markers",
-            marker={"size": 1, "color": FAINT},
-            error_y=bars | {"color": FAINT, "width": 6},
-            showlegend=in_legend,
-            hoverinfo="skip",
-            **place,
-        )
+        add_band(figure, gap.layers, gap.mean, gap.wide, in_legend, gap.over, **place)
     figure.add_scatter(
         x=gap.layers,
         y=gap.mean,
@@ -178,6 +182,7 @@ def add_gap(figure: go.Figure, gap: Gap, in_legend: bool, **place: int) -> None:
     )
     for sure, name in MARKED.items() if in_legend else ():
         marker = style | {"symbol": shape("aligned") + ("" if sure else "-open")}
+        name = name.format(gap.over)
         figure.add_scatter(x=[None], y=[None], name=name, mode="markers", marker=marker, **place)
     figure.add_hline(y=0, line_color=INK, line_width=1, **place)
     figure.update_yaxes(title=gap.axis, zeroline=False, **place)
@@ -207,6 +212,17 @@ def _curves(panel: Panel) -> list[go.Scatter]:
             )
         )
     return traces
+
+
+def _bands(panel: Panel) -> list[tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """Where each model's band stands, its middle and its ends: (layers,) each."""
+    if panel.wide is None:
+        return []
+    found = []
+    for variant, offset in _dodged(panel.mean):
+        mean, low, high = (part.sel(variant=variant).values for part in (panel.mean, *panel.wide))
+        found.append((panel.mean.layer.values + offset, mean, (low, high)))
+    return found
 
 
 def _references(panel: Panel) -> list[go.Scatter]:
@@ -268,6 +284,8 @@ def draw_panel(axis: Any, panel: Panel, handles: dict[str, Any]) -> None:
             capsize=2,
         )
         handles.setdefault(variant, mark)
+    for x, mean, ends in _bands(panel):
+        handles.setdefault(BAND.format(LAYERS), _draw_band(axis, x, mean, *ends))
     for one in panel.published:
         star = axis.scatter(
             one.layer, one.value, s=90, marker="*", color=colour(one.variant), edgecolors=INK
@@ -290,10 +308,7 @@ def draw_gap(axis: Any, gap: Gap, handles: dict[str, Any]) -> None:
         gap.layers, gap.mean, yerr=bars, color=style["color"], linewidth=1.2, capsize=3, zorder=2
     )
     if gap.wide is not None:
-        low, high = gap.wide
-        bars = [np.maximum(gap.mean - low, 0), np.maximum(high - gap.mean, 0)]
-        style_of = {"fmt": "none", "ecolor": FAINT, "elinewidth": 0.7, "capsize": 5, "zorder": 1}
-        handles.setdefault(BAND, axis.errorbar(gap.layers, gap.mean, yerr=bars, **style_of))
+        handles.setdefault(BAND.format(gap.over), _draw_band(axis, gap.layers, gap.mean, *gap.wide))
     for sure, name in MARKED.items():
         there = gap.sure == sure
         fill = style["color"] if sure else "white"
@@ -306,9 +321,18 @@ def draw_gap(axis: Any, gap: Gap, handles: dict[str, Any]) -> None:
             zorder=3,
             **style,
         )
-        handles.setdefault(name, mark)
+        handles.setdefault(name.format(gap.over), mark)
     _dress(axis, gap)
     axis.set_xticks(some(gap.layers))
+
+
+def _draw_band(
+    axis: Any, x: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> Any:
+    """`plots_style.add_band` on a matplotlib axis."""
+    bars = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+    style = {"fmt": "none", "ecolor": FAINT, "elinewidth": 0.7, "capsize": 5, "zorder": 1}
+    return axis.errorbar(x, mean, yerr=bars, **style)
 
 
 def _dress(axis: Any, shown: Panel | Gap) -> None:

@@ -17,6 +17,9 @@ SHAPES = {"stage1": "square", "baseline": "circle", "aligned": "diamond", "untra
 MARKERS = {"square": "s", "circle": "o", "diamond": "D", "x": "X", "triangle-up": "^"}
 MARKERS |= {"star": "*", "hexagon": "h"}
 SPARE_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BAND = "thin: 95 % over {} at once"
+LAYERS = "all layers"
+FAINT = "#8A8A8A"
 DODGE = 0.12  # of the step between layers, so that error bars stand beside each other
 INK = "#333333"
 INK_ON_DARK = "#DDDDDD"
@@ -40,6 +43,38 @@ def colour(variant: str) -> str:
 def shape(variant: str) -> str:
     """The shape of a model's marks, the same in every figure."""
     return SHAPES.get(variant, "triangle-up")
+
+
+def add_band(
+    figure: go.Figure,
+    x: np.ndarray,
+    mean: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
+    in_legend: bool,
+    over: str,
+    **place: int,
+) -> None:
+    """Thin bars to the ends of a band over all layers, behind the interval of each that is drawn.
+
+    in_legend : whether this is the first band of the figure    over : what it covers, all layers
+    """
+    low, high = ends
+    bars = {"array": high - mean, "arrayminus": mean - low, "thickness": 0.8}
+    style: dict[str, Any] = {"name": BAND.format(over), "legendgroup": BAND, "mode": "markers"}
+    style["legendrank"] = 1001  # behind the models
+    figure.add_scatter(
+        x=x,
+        y=mean,
+        marker={"size": 1, "color": FAINT},
+        error_y=bars | {"color": FAINT, "width": 6},
+        showlegend=False,
+        hoverinfo="skip",
+        **style,
+        **place,
+    )
+    if in_legend:
+        marker = {"symbol": "line-ns", "size": 14, "line": {"color": FAINT, "width": 1}}
+        figure.add_scatter(x=[None], y=[None], marker=marker, **style, **place)
 
 
 def on_dark(figure: go.Figure) -> go.Figure:

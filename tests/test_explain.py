@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from probe.patching import states_at
 from probe.plots_causal import causal_figure, lens_figure
+from probe.plots_style import BAND
 from store import open_run
 from store.writer import create_run
 from tests.conftest import CLASSES, TINY
@@ -129,7 +131,11 @@ def test_the_command_writes_both_probes_and_says_what_they_show(made, capsys):
     assert (causal.change_low <= causal.change_mean).all()
     assert np.abs(causal.change.sel(layer=0, intervention="unread")).max() > 0
     assert lens.kl.sel(lens="tuned").mean() < lens.kl.sel(lens="logit").mean()
-    assert len(lens_figure(lens).data) > 12 and len(causal_figure(causal).data) > 20
+    assert len(lens_figure(lens).data) > 12
+    bands = [trace for trace in causal_figure(causal).data if trace.legendgroup == BAND]
+    assert len(bands) == 4 * 7 + 2 + 1  # each curve of each panel has its own; and the legend
+    shares = [causal[f"transplant_share{part}"] for part in ("_wide_low", "_low", "_mean")]
+    assert all(((a <= b) | a.isnull()).all() for a, b in pairwise(shares))
     cli([str(made), "--objects", "12", "--layers", "2", "--probes", "causal"])
     assert open_run(made).probes("causal").identical(causal)
 

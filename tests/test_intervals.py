@@ -10,6 +10,7 @@ from probe.intervals import (
     group_difference,
     mcnemar,
     paired_difference,
+    percentile_band,
     ratio,
     wilson,
 )
@@ -32,6 +33,17 @@ def test_mcnemar_equals_the_binomial_test_of_the_objects_that_differ():
     own = binom.pmf(only_a, only_a + only_b, 0.5)
     assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(exact - own)
     assert mcnemar(a, a) == mcnemar(a, a, exact=True) == 1
+
+
+def test_a_band_of_percentiles_holds_its_share_of_whole_curves_and_is_moved_by_no_outlier():
+    draws = np.random.default_rng(0).multivariate_normal(np.zeros(3), 0.5 * np.eye(3) + 0.5, 4000)
+    low, high = percentile_band(draws)
+    whole = ((low <= draws) & (draws <= high)).all(axis=1).mean()
+    assert 0.95 <= whole < 0.952
+    assert (low < np.quantile(draws, 0.025, axis=0)).all()
+    wild = draws.copy()
+    wild[:3] = 1e9
+    assert (percentile_band(wild)[1] < 1.1 * high).all()
 
 
 def test_mcnemar_of_one_object_that_differs_and_of_as_many_either_way():

@@ -63,8 +63,14 @@ def test_what_is_drawn_can_be_saved_as_a_table(swept):
 
 def test_differences_of_all_models_are_in_points_and_marked(swept):
     figure = difference_figure(swept.sel(k=[1]))
-    np.testing.assert_allclose(figure.data[0].y, 100 * swept.knn_difference.sel(MAIN | {"k": 1}))
-    assert figure.data[0].marker.symbol == ("diamond-open", "diamond")
+    band, in_legend, own = figure.data
+    at = MAIN | {"k": 1}
+    np.testing.assert_allclose(own.y, 100 * swept.knn_difference.sel(at))
+    assert own.marker.symbol == ("diamond-open", "diamond")
+    np.testing.assert_allclose(
+        band.y - band.error_y.arrayminus, 100 * swept.knn_difference_wide_low.sel(at)
+    )
+    assert "over all layers at once" in in_legend.name and band.showlegend is False
     assert figure.layout.yaxis.title.text.startswith("points")
 
 

@@ -7,6 +7,7 @@ import store
 from probe.__main__ import ProbeConfig, main
 from probe.page import write_report
 from probe.plots import steps_figure
+from probe.plots_training import steps_gaps, steps_gaps_figure
 from probe.steps import findings, steps
 from probe.sweep import sweep
 
@@ -117,9 +118,17 @@ def test_the_command_keeps_prints_and_draws_them(run, results, capsys):
         np.testing.assert_array_equal(
             figure.data[1].z, kept[f"{score}_mean"].sel(variant="baseline")
         )
+    gaps = steps_gaps(kept, "cka")
+    assert [gap.title for gap in gaps] == ["step 20", "step 40"]  # both models have these
+    last = kept.sel(step=40, comparison="aligned - baseline")
+    for end, wide in zip(("low", "high"), gaps[1].wide, strict=True):
+        np.testing.assert_array_equal(wide, last[f"cka_step_difference_wide_{end}"])
+    names = {trace.name for trace in steps_gaps_figure(gaps, kept).data}
+    assert "thin: 95 % over all layers and steps at once" in names
     page, _ = write_report(run)
     assert "During training" in page.read_text(encoding="utf-8")
-    assert (page.parent / "report" / "steps_cka.png").stat().st_size > 5000
+    for name in ("steps_cka", "steps_difference"):
+        assert (page.parent / "report" / f"{name}.png").stat().st_size > 5000
 
 
 def test_a_run_without_steps_is_refused_in_one_sentence(run):

@@ -10,8 +10,8 @@ import xarray as xr
 
 from dashboards import data, opening, show
 from probe.plots_heat import STEPS, steps_change_figure, steps_figure
-from probe.plots_training import training_figure
-from probe.steps import findings
+from probe.plots_training import steps_gaps, steps_gaps_figure, training_figure
+from probe.steps import ENDINGS, findings
 from store.schema import STORE
 
 EVERY = 3  # seconds between two looks at a run in progress
@@ -99,10 +99,14 @@ def apart(results: xr.Dataset, score: str) -> None:
     st.subheader("From when on the models differ")
     st.text(DOTS)
     figure = steps_change_figure(results, score).update_layout(margin_t=40)
-    parts = [f"{score}_step_difference{part}" for part in ("", "_low", "_high", "_p_adjusted")]
-    table = results[parts].to_dataframe().dropna().reset_index()
+    parts = [f"{score}_step_difference{part}" for part in ENDINGS]
+    there = [part for part in parts if part in results]
+    table = results[there].to_dataframe().dropna().reset_index()
     alt = "Difference to the baseline by training step and layer"
     show.draw(figure, table, f"steps-{score}-difference", alt=alt)
+    if gaps := steps_gaps(results, score):
+        figure, alt = steps_gaps_figure(gaps, results), "The same over the layers, a panel a step"
+        show.draw(figure, table, f"steps-{score}-gaps", alt=alt)
     for sentence in findings(results):
         st.text(f"• {sentence}")
 
