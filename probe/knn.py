@@ -2,15 +2,20 @@
 
 import importlib.util
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("faiss-gpu", "faiss-cpu", "torch")
 METRICS = ("cosine", "l2")
 SPARE = 16  # candidates beyond k, for queries whose order float32 leaves open
 SAFETY = 4  # times the rounding of a float32 sum; errors measured were 2 (8 dims) to 80 times less
 BLOCK_BYTES = 2**28
+BLOCK = 512  # queries of a product, few enough to stay in the processor's cache
 
 
 def knn_accuracy(
@@ -101,8 +106,11 @@ def nearest(
     rows = candidates[:, :k].astype(np.int64)
     open_ones = np.flatnonzero(close[:, :k].any(axis=1))
     if len(open_ones):
-        parts = query[open_ones], candidates[open_ones], close[open_ones]
-        rows[open_ones] = _settled(gallery, *parts, k)
+
+        def gap(rows: np.ndarray, asked: np.ndarray) -> np.ndarray:
+            return gallery[rows] - query[open_ones[asked]]
+
+        rows[open_ones] = settled(gap, candidates[open_ones], close[open_ones], k, gallery.shape)
     return rows
 
 
@@ -110,19 +118,12 @@ def _checked(
     gallery: np.ndarray, query: np.ndarray, k: int, metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 rows whose squared distances rank them; ValueError for what has none."""
-    gallery, query = np.array(gallery, np.float64), np.array(query, np.float64)  # to be changed
-    if gallery.ndim != 2 or query.ndim != 2 or gallery.shape[1] != query.shape[1]:
-        raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"k={k} must be 1 to {len(gallery)}, the number of gallery samples")
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
-    for name, rows in (("gallery", gallery), ("query", query)):
-        if not np.isfinite(rows).all():
-            bad = int((~np.isfinite(rows)).any(axis=1).argmax())
-            raise ValueError(f"{name} sample {bad} has values that are not finite")
-        if metric == "cosine":
-            rows /= _lengths(rows, name)
+    gallery, query = (np.array(rows, np.float64) for rows in comparable(gallery, query, k))
+    if metric == "cosine":
+        gallery /= _lengths(gallery, "gallery")
+        query /= _lengths(query, "query")
     # a common shift and scale change no order, and bring float32 to its best
     centre = gallery.mean(axis=0)
     gallery -= centre
@@ -130,6 +131,20 @@ def _checked(
     gallery *= scale
     query -= centre
     query *= scale
+    return gallery, query
+
+
+def comparable(gallery: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both as they are; ValueError where they can't be compared."""
+    gallery, query = np.asarray(gallery), np.asarray(query)
+    if gallery.ndim != 2 or query.ndim != 2 or gallery.shape[1] != query.shape[1]:
+        raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
+    if not 1 <= k <= len(gallery):
+        raise ValueError(f"k={k} must be 1 to {len(gallery)}, the number of gallery samples")
+    for name, rows in (("gallery", gallery), ("query", query)):
+        if not np.isfinite(rows).all():
+            bad = int((~np.isfinite(rows)).any(axis=1).argmax())
+            raise ValueError(f"{name} sample {bad} has values that are not finite")
     return gallery, query
 
 
@@ -186,20 +201,36 @@ def _search(
 def _search_torch(
     gallery: np.ndarray, query: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    far = torch.from_numpy(gallery).to(device)
-    half_norm = (far * far).sum(dim=1) / 2
-    step = max(1, BLOCK_BYTES // (4 * len(far)))
+    half_norm = _squared(gallery) / 2
     distances, rows = [], []
-    for start in range(0, len(query), step):
-        near = torch.from_numpy(query[start : start + step]).to(device)
-        scores = near @ far.T - half_norm  # (queries, gallery_samples), higher is nearer
+    for _, product in products(gallery, query):
+        scores = product - product.new_tensor(half_norm)  # higher is nearer
         found = scores.topk(count, dim=1)
         distances.append(-2 * found.values.cpu().numpy())
         rows.append(found.indices.cpu().numpy())
     return np.concatenate(distances), np.concatenate(rows)
+
+
+def products(gallery: np.ndarray, query: np.ndarray) -> Iterator[tuple[slice, "torch.Tensor"]]:
+    """Inner products of some queries with the whole gallery, (queries, gallery_samples) a time.
+
+    Both in float32, on a GPU where there is one. Elsewhere by oneDNN, which is as precise as the
+    product of numpy or torch, and faster where those don't know the processor.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed = device == "cpu" and torch.backends.mkldnn.is_available()
+    far = torch.from_numpy(gallery).to(device)
+    far = far.to_mkldnn() if packed else far
+    step = max(1, min(BLOCK, BLOCK_BYTES // (4 * len(gallery))))
+    for start in range(0, len(query), step):
+        some = slice(start, start + step)
+        near = torch.from_numpy(query[some]).to(device)
+        if packed:
+            yield some, torch.nn.functional.linear(near.to_mkldnn(), far).to_dense()
+        else:
+            yield some, near @ far.T
 
 
 def _doubt(gallery: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -207,42 +238,56 @@ def _doubt(gallery: np.ndarray, query: np.ndarray) -> np.ndarray:
 
     Errors of a sum of n terms grow with sqrt(n) (Higham & Mary 2019, SIAM J. Sci. Comput. 41).
     """
-    rounding = np.finfo(np.float32).eps * np.sqrt(query.shape[1])
-    return SAFETY * rounding * (_squared(query) + _squared(gallery).max())
+    return rounding(query.shape[1]) * (_squared(query) + _squared(gallery).max())
 
 
-def _settled(
-    gallery: np.ndarray, query: np.ndarray, candidates: np.ndarray, close: np.ndarray, k: int
+def rounding(dim: int, kind: type = np.float32) -> float:
+    """What a product of rows of `dim` may be off by, of the product of their lengths."""
+    return float(SAFETY * np.finfo(kind).eps * np.sqrt(dim))
+
+
+def settled(
+    gap: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    candidates: np.ndarray,
+    close: np.ndarray,
+    k: int,
+    shape: tuple[int, ...],
 ) -> np.ndarray:
     """The k nearest of the candidates; those that float32 can't tell apart by float64 distance,
     then by row.
 
+    gap        : from rows of the gallery and as many queries to what lies between each two,
+                 (pairs, dim) in float64
     candidates : (query_samples, count), nearest first
     close      : (query_samples, count - 1), whether one and the next are too close to tell
+    shape      : (gallery_samples, dim)
     """
-    ends = np.zeros((len(query), 1), bool)
+    samples, dim = shape
+    ends = np.zeros((len(candidates), 1), bool)
     run = np.cumsum(np.hstack([ends, ~close]), axis=1)  # number of the run each is part of
     wanted = run <= run[:, k - 1 : k]
     several = np.hstack([ends, close]) | np.hstack([close, ends])
     asked, place = np.nonzero(several & wanted)
     exact = np.zeros(candidates.shape)
-    step = max(1, BLOCK_BYTES // (gallery.shape[1] * 8))
-    for start in range(0, len(asked), step):
-        at, of = asked[start : start + step], place[start : start + step]
-        exact[at, of] = _distances(gallery[candidates[at, of]], query[at])
+    exact[asked, place] = _distances(gap, candidates[asked, place], asked, dim)
     order = np.lexsort((candidates, exact, run))
     rows = np.take_along_axis(candidates, order, axis=1)[:, :k]
-    if candidates.shape[1] < len(gallery):
+    if candidates.shape[1] < samples:
         # more samples as near as the k-th than were proposed: only all of them can tell
         for one in np.flatnonzero(wanted[:, -1]):
-            rows[one] = _distances(gallery, query[one]).argsort(kind="stable")[:k]
+            far = _distances(gap, np.arange(samples), np.full(samples, one), dim)
+            rows[one] = far.argsort(kind="stable")[:k]
     return rows
 
 
-def _distances(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+def _distances(gap: Callable, rows: np.ndarray, asked: np.ndarray, dim: int) -> np.ndarray:
     """Squared distances, rounded so that equal rows tie however they were summed."""
-    gap = rows - query
-    return np.einsum("sd,sd->s", gap, gap).round(12)
+    found = np.empty(len(rows))
+    step = max(1, BLOCK_BYTES // (8 * dim))
+    for start in range(0, len(rows), step):
+        some = slice(start, start + step)
+        found[some] = _squared(gap(rows[some], asked[some]))
+    return found.round(12)
 
 
 def _squared(rows: np.ndarray) -> np.ndarray:

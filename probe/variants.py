@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from probe.knn import nearest, vote
+from probe.orders import nearest_by
 
 PREPARATIONS = ("raw", "centred", "whitened")
 POOLINGS = ("mean", "max", "concatenated", "vote")
@@ -63,16 +64,16 @@ def knn_variants(
     rank = np.zeros(len(POOLINGS), int)
     for j, pooling in enumerate(POOLINGS):
         far, near = _pooled(gallery, pooling), _pooled(query, pooling)  # (samples, places, dim)
-        for i, preparation in enumerate(PREPARATIONS):
-            a, b = _prepared(far, near, preparation)
-            rank[j] = a.shape[2]
-            for m, metric in enumerate(METRICS):
-                found = np.stack(
-                    [nearest(a[:, t], b[:, t], max(k), metric) for t in range(a.shape[1])], axis=1
-                )
-                for at, count in enumerate(k):
-                    labels = gallery_labels[found[:, :, :count]].reshape(len(query), -1)
-                    hits[i, j, m, at] = vote(labels) == query_labels
+        cosine, centred, l2 = _by_place(far, near, max(k), ("cosine", "centred cosine", "l2"))
+        far, near = _whitened(far, near)
+        rank[j] = far.shape[2]
+        white, white_l2 = _by_place(far, near, max(k), ("cosine", "l2"))
+        # (preparations, metrics): a shift moves no distance, and whitened states are centred
+        found = [[cosine, l2], [centred, l2], [white, white_l2]]
+        for i, m in np.ndindex(len(PREPARATIONS), len(METRICS)):
+            for at, count in enumerate(k):
+                labels = gallery_labels[found[i][m][:, :, :count]].reshape(len(query), -1)
+                hits[i, j, m, at] = vote(labels) == query_labels
     return Variants(hits, rank)
 
 
@@ -124,7 +125,7 @@ def _others(states: np.ndarray, groups: np.ndarray, k: tuple[int, ...]) -> np.nd
     if max(k) + most > len(states):
         raise ValueError(f"k={max(k)} of {len(states)} objects with up to {most} copies: too many")
     count = min(2 * max(k) + SPARE, len(states) - most)
-    found = nearest(states, states, count + most)
+    found = nearest_by(states, states, count + most, ("cosine",))[0]
     own = groups[found] == groups[:, None]
     order = own.argsort(axis=1, kind="stable")[:, :count]  # copies last, by id, not by distance
     return np.take_along_axis(found, order, axis=1)
@@ -148,6 +149,14 @@ def _remaining(
     return found
 
 
+def _by_place(
+    gallery: np.ndarray, query: np.ndarray, k: int, orders: tuple[str, ...]
+) -> np.ndarray:
+    """Nearest rows of the gallery at each place, (orders, queries, places, k)."""
+    places = range(gallery.shape[1])
+    return np.stack([nearest_by(gallery[:, t], query[:, t], k, orders) for t in places], axis=2)
+
+
 def _pooled(tokens: np.ndarray, pooling: str) -> np.ndarray:
     """(samples, places, dim): one place, or one a token for the vote."""
     if pooling == "vote":
@@ -158,15 +167,9 @@ def _pooled(tokens: np.ndarray, pooling: str) -> np.ndarray:
     return pooled[:, None]
 
 
-def _prepared(
-    gallery: np.ndarray, query: np.ndarray, preparation: str
-) -> tuple[np.ndarray, np.ndarray]:
-    if preparation == "raw":
-        return gallery, query
+def _whitened(gallery: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = gallery.mean(axis=0, dtype=np.float64)
     gallery, query = gallery - mean, query - mean
-    if preparation == "centred":
-        return gallery, query
     rows = gallery.reshape(-1, gallery.shape[-1])
     if len(rows) < rows.shape[1]:  # directions from the smaller Gram matrix
         values, vectors = np.linalg.eigh(rows @ rows.T)

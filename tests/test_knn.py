@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from probe import knn
 from probe.controls import chance_level, shuffled_labels
 from probe.knn import knn_accuracy, knn_hits, knn_predict, nearest, vote
+from probe.orders import nearest_by
 
 BACKENDS = ["faiss-cpu", "torch"]
 
@@ -58,15 +59,55 @@ def test_only_queries_in_doubt_are_ordered_again(monkeypatch):
     gallery[1] = -gallery[0]
     gallery[:2] /= 10
     again = []
-    settle = knn._settled
+    settle = knn.settled
 
-    def watched(gallery, query, *rest):
-        again.append(len(query))
-        return settle(gallery, query, *rest)
+    def watched(gap, candidates, *rest):
+        again.append(len(candidates))
+        return settle(gap, candidates, *rest)
 
-    monkeypatch.setattr(knn, "_settled", watched)
+    monkeypatch.setattr(knn, "settled", watched)
     found = nearest(gallery, query, 5, "l2")
     assert 3 <= sum(again) <= 20 and (found[:3, :2] == [0, 1]).all()
+
+
+def one_by_one(gallery, query, k):
+    """A search for each order of `nearest_by`."""
+    mean = gallery.mean(axis=0, dtype=np.float64)
+    about = gallery - mean, query - mean
+    asked = ((gallery, query, "cosine"), (*about, "cosine"), (gallery, query, "l2"))
+    return np.stack([nearest(far, near, k, metric) for far, near, metric in asked])
+
+
+def sets_of_states():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(260, 24))
+    yield "wide", x
+    yield "float32 with an offset", (x + 100).astype(np.float32)
+    yield "float16", x.astype(np.float16)
+    yield "directions that float64 hardly tells apart", x + 1e6
+    yield "a rogue dimension", x * np.where(np.arange(24) == 3, 1000, 1)
+    yield "many sizes", x * np.exp(2 * rng.normal(size=(260, 1))) + 3
+    yield "copies", np.repeat(x[:13], 20, axis=0)[rng.permutation(260)] + 5
+    yield "whole numbers, with ties", rng.integers(1, 4, size=(260, 24))
+    yield "too large to square in float32", x * 1e30
+    yield "one direction", x[:, :1] + 9
+
+
+@pytest.mark.parametrize("states", [pytest.param(x, id=name) for name, x in sets_of_states()])
+def test_one_product_gives_the_neighbours_of_a_search_for_each_order(states):
+    gallery, query = states[:200], states[200:]
+    for k in (1, 12, 40):
+        found = nearest_by(gallery, query, k)
+        np.testing.assert_array_equal(found, one_by_one(gallery, query, k))
+    np.testing.assert_array_equal(nearest_by(gallery, query, 40, ["l2"])[0], found[2])
+
+
+def test_an_order_that_is_not_there_and_rows_without_one_are_refused():
+    gallery = np.array([[1.0, 2.0], [3.0, 4.0], [2.0, 3.0]])
+    with pytest.raises(ValueError, match="order 'dot': must be one of cosine, centred cosine, l2"):
+        nearest_by(gallery, gallery, 1, ["dot"])
+    with pytest.raises(ValueError, match="gallery sample 2 is zero: it has no cosine"):
+        nearest_by(gallery, gallery, 1, ["centred cosine"])  # the last is the mean
 
 
 def test_equal_votes_go_to_the_smaller_label():
