@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,47 @@ class DiskFile:
     """A file of this disk; close it after use."""
 
     def __init__(self, path: Path):
-        self._file = path.open("rb", buffering=0)
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._ahead: Sequence[Span] = ()
 
     def announce(self, spans: Sequence[Span]) -> None:
-        """Have the system fetch (start, stop) of each span, all at once, before it is asked for."""
-        if hasattr(os, "posix_fadvise"):
-            for start, stop in spans:
-                os.posix_fadvise(self._file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+        """Have the system fetch (start, stop) of each span, all at once, when the first is missed.
 
-    def tail(self, count: int) -> bytes:
-        """The last `count` bytes, or all of a shorter file."""
-        self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - count))
-        return self._file.read(count)
+        What lies in the page cache is read without the system being told of it.
+        """
+        self._ahead = spans
+
+    def tail(self, count: int) -> np.ndarray:
+        """The last `count` bytes (uint8), or all of a shorter file."""
+        size = os.fstat(self._file).st_size
+        found = np.empty(min(count, size), np.uint8)
+        return found[: self.fill(size - len(found), [found])]
 
     def fill(self, start: int, pieces: Sequence[Any]) -> int:
         """Fill `pieces` (uint8), one after the other, from `start` on; returns bytes found."""
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), pieces, start)
-        self._file.seek(start)
-        return sum(self._file.readinto(piece) or 0 for piece in pieces)
+        if not hasattr(os, "preadv"):
+            os.lseek(self._file, start, os.SEEK_SET)
+            return _deal(
+                np.frombuffer(os.read(self._file, sum(map(len, pieces))), np.uint8), pieces
+            )
+        if self._ahead and hasattr(os, "RWF_NOWAIT"):
+            wanted = sum(map(len, pieces))
+            with suppress(OSError):  # none of it is in the cache, or this file system can't say
+                if os.preadv(self._file, pieces, start, os.RWF_NOWAIT) == wanted:
+                    return wanted
+        if self._ahead and hasattr(os, "posix_fadvise"):
+            for first, last in self._ahead:
+                os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_WILLNEED)
+        self._ahead = ()
+        return os.preadv(self._file, pieces, start)
+
+    def identity(self) -> tuple[int, ...]:
+        """What changes when the file is written anew, in its place or in another's."""
+        about = os.fstat(self._file)
+        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
 
 
 class Content:
@@ -48,8 +68,8 @@ class Content:
     def __init__(self, content: bytes):
         self._content = np.frombuffer(content, np.uint8)
 
-    def tail(self, count: int) -> bytes:
-        return self._content[-count:].tobytes()
+    def tail(self, count: int) -> np.ndarray:
+        return self._content[-count:]
 
     def fill(self, start: int, pieces: Sequence[Any]) -> int:
         return _deal(self._content[start:], pieces)
@@ -67,8 +87,8 @@ class RemoteFile:
             parts = self._store.read_parts(self._key, spans)
             self._fetched = dict(zip(spans, parts, strict=True))
 
-    def tail(self, count: int) -> bytes:
-        return self._store.read_part(self._key, -count)
+    def tail(self, count: int) -> np.ndarray:
+        return np.frombuffer(self._store.read_part(self._key, -count), np.uint8)
 
     def fill(self, start: int, pieces: Sequence[Any]) -> int:
         stop = start + sum(piece.size for piece in pieces)
@@ -76,6 +96,9 @@ class RemoteFile:
             self._key, start, stop
         )
         return _deal(np.frombuffer(found, np.uint8), pieces)
+
+    def identity(self) -> None:
+        """Asking for it would be one more request, and what is read has crossed a network."""
 
     def close(self) -> None:
         self._fetched = {}

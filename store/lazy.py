@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,30 @@ page cache 1.3 times as long with 16 on 2 cores), and what is announced comes to
 Index = np.ndarray | slice
 
 
-def lazy_states(store: Place, part: Part, array: Any) -> xr.Variable:
+class Checked:
+    """Which chunks were held against their checksums since a run was opened.
+
+    Those need no second look while their file stays what it was: its inode, size and times say
+    so. One that is written anew, a part of it too, is checked anew. A byte for each chunk.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
+
+    def of(self, key: str, file: DiskFile | RemoteFile, grid: tuple[int, int]) -> np.ndarray:
+        """Flags of a file's chunks, bool (layers, chunks), to be read and set."""
+        identity = file.identity()
+        if identity is None:
+            return np.zeros(grid, bool)
+        known = self._known.get(key)
+        if known is None or known[0] != identity:
+            known = self._known[key] = identity, np.zeros(grid, bool)
+        return known[1]
+
+
+def lazy_states(store: Place, part: Part, array: Any, checked: Checked) -> xr.Variable:
     """A part of the store as a lazy variable; `array` is the same as zarr opened it."""
-    states = indexing.LazilyIndexedArray(States(store, part, array))
+    states = indexing.LazilyIndexedArray(States(store, part, array, checked))
     chunks = {"step": 1, "layer": 1, "sample": part.chunk}
     preferred = {dim: chunks.get(dim, n) for dim, n in zip(part.dims, part.shape, strict=True)}
     return xr.Variable(part.dims, states, dict(array.attrs), {"preferred_chunks": preferred})
@@ -36,16 +58,17 @@ def lazy_states(store: Place, part: Part, array: Any) -> xr.Variable:
 class States(BackendArray):
     """Reads shards part by part, what has none by zarr; decodes bfloat16.
 
-    A shard gives what zarr gives, every chunk held against its checksum, without zarr's copies:
+    A shard gives what zarr gives, every chunk held against its checksum once, without its copies:
     the chunks of a layer lie one after the other and are read in one go. A file that is lost is an
     error, where zarr would make up its values.
     """
 
-    def __init__(self, store: Place, part: Part, array: Any):
-        self.store, self.part, self.array = store, part, array
+    def __init__(self, store: Place, part: Part, array: Any, checked: Checked):
+        self.store, self.part, self.array, self.checked = store, part, array, checked
         self.shape = part.shape
         self.dtype = np.dtype("float32" if part.dtype == "bfloat16" else part.dtype)
         self._stored = np.dtype(array.dtype)
+        self._chunk_bytes = part.chunk_bytes
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
@@ -56,14 +79,16 @@ class States(BackendArray):
         """Values at an index array, slice or integer for each dimension."""
         if self.array.shards is None:
             return self._by_zarr(key)
-        dims = self.part.dims
-        found = [np.atleast_1d(np.arange(n)[k]) for n, k in zip(self.shape, key, strict=True)]
-        at = dict(zip(dims, found, strict=True))
-        values = found[dims.index("sample") + 1 :]
-        pick = None if all(map(_is_all, values, self.part.values)) else np.ix_(*values)
+        dims, sample = self.part.dims, self.part.dims.index("sample")
+        at = dict(zip(dims, map(_numbers, key[: sample + 1], self.shape), strict=False))
+        wanted = key[sample + 1 :]
+        pick, values = None, self.part.values
+        if not all(map(_is_all, wanted, values)):
+            found = [_numbers(k, n) for k, n in zip(wanted, values, strict=True)]
+            pick, values = np.ix_(*found), tuple(map(len, found))
         steps = [self.part.steps[i] for i in at["step"]] if "step" in at else [None]
         layers, rows = at.get("layer", np.zeros(1, int)), at["sample"]
-        out = np.empty((len(steps), len(layers), len(rows), *map(len, values)), self.dtype)
+        out = np.empty((len(steps), len(layers), len(rows), *values), self.dtype)
         jobs = [
             (block, where, number, step, layers, rows[where], pick)
             for step, block in zip(steps, out, strict=True)
@@ -76,9 +101,8 @@ class States(BackendArray):
             at_a_time = AT_A_TIME if self.store.local is None else CORES
             with ThreadPoolExecutor(at_a_time) as pool:
                 list(pool.map(lambda job: self._read_shard(*job), jobs))
-        kept = [
-            len(i) for i, k in zip(found, key, strict=True) if np.ndim(k) or isinstance(k, slice)
-        ]
+        sizes = [*map(len, at.values()), *values]
+        kept = [n for n, k in zip(sizes, key, strict=True) if np.ndim(k) or isinstance(k, slice)]
         return out.reshape(kept)
 
     def _by_zarr(self, key: tuple[Any, ...]) -> np.ndarray:
@@ -96,28 +120,26 @@ class States(BackendArray):
         part = self.part
         key = part.shard(number, step)
         plain = pick is None and self._stored == self.dtype
-        runs = list(_runs(rows - number * part.chunk, part.inner))
+        runs = list(_runs((rows - number * part.chunk).tolist(), part.inner))
         try:
             with closing(open_parts(self.store, key)) as file:
                 file.announce(self._spans(number, layers, runs))
-                shard = Shard(file, part.grid)
-                for place, layer in zip(out, layers, strict=True):
-                    for first, count, to, within in runs:
-                        to = _compose(where, to)
-                        if plain and _is_whole(to, within, count * part.inner):
-                            shard.read(int(layer), first, self._bytes(place[to], count))
-                            continue
-                        stored = np.empty((count * part.inner, *part.values), self._stored)
-                        shard.read(int(layer), first, self._bytes(stored, count))
-                        states = decode(stored[within], part.dtype)
-                        place[to] = states if pick is None else states[(slice(None), *pick)]
+                shard = Shard(file, part.grid, self.checked.of(key, file, part.grid))
+                for first, count, to, within in runs:
+                    direct = plain and _is_whole(to, within, count * part.inner)
+                    to = _compose(where, to)
+                    shape = (count * part.inner, *part.values)
+                    for place, layer in zip(out, layers.tolist(), strict=True):
+                        stored = place[to] if direct else np.empty(shape, self._stored)
+                        memory = stored.reshape(-1).view(np.uint8)
+                        shard.read(layer, first, memory.reshape(count, self._chunk_bytes))
+                        if not direct:
+                            states = decode(stored[within], part.dtype)
+                            place[to] = states if pick is None else states[(slice(None), *pick)]
         except FileNotFoundError:
             raise StoreError(f"{self.store.name} is damaged: {key} is lost") from None
         except Damaged as error:
             raise StoreError(f"{self.store.name} is damaged: {key}: {error}") from error
-
-    def _bytes(self, memory: np.ndarray, chunks: int) -> np.ndarray:
-        return memory.reshape(-1).view(np.uint8).reshape(chunks, self.part.chunk_bytes)
 
     def _spans(self, number: int, layers: np.ndarray, runs: list) -> list[tuple[int, int]]:
         """Where in a shard's file the chunks lie that will be read.
@@ -125,11 +147,11 @@ class States(BackendArray):
         They lie in order; should a file be otherwise, its table says so and only time is lost.
         """
         rows = min(self.part.chunk, self.part.samples - number * self.part.chunk)
-        in_layer, size = -(-rows // self.part.inner), self.part.chunk_bytes + 4
+        in_layer, size = -(-rows // self.part.inner), self._chunk_bytes + 4
         spans = []
         for first, count, *_ in runs:
-            for layer in layers:
-                start = (int(layer) * in_layer + first) * size
+            for layer in layers.tolist():
+                start = (layer * in_layer + first) * size
                 spans.append((start, start + count * size))
         return spans
 
@@ -154,21 +176,23 @@ def _groups(rows: np.ndarray, size: int) -> Iterator[tuple[int, Index]]:
     """Number of each block of `size` that rows lie in, and which of the rows these are."""
     blocks = rows // size
     order = np.argsort(blocks, kind="stable")
-    for where in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1):
-        if len(where):
-            yield int(blocks[where[0]]), _span(where)
+    ends = [0, *(np.flatnonzero(np.diff(blocks[order])) + 1).tolist(), len(rows)]
+    for start, stop in pairwise(ends):
+        if start < stop:
+            yield int(blocks[order[start]]), _span(order[start:stop].tolist())
 
 
-def _runs(rows: np.ndarray, size: int) -> Iterator[tuple[int, int, Index, Index]]:
+def _runs(rows: list[int], size: int) -> Iterator[tuple[int, int, Index, Index]]:
     """Stretches of neighbouring blocks of `size` that rows lie in.
 
     Of each: its first block, how many blocks, which of the rows they are, and where in the stretch.
     """
-    blocks = np.unique(rows // size)
-    for run in np.split(blocks, np.flatnonzero(np.diff(blocks) > 1) + 1):
-        first, count = int(run[0]), len(run)
-        here = np.flatnonzero((rows >= first * size) & (rows < (first + count) * size))
-        yield first, count, _span(here), _span(rows[here] - first * size)
+    blocks = {row // size for row in rows}
+    firsts = sorted(block for block in blocks if block - 1 not in blocks)
+    stops = sorted(block + 1 for block in blocks if block + 1 not in blocks)
+    for first, stop in zip(firsts, stops, strict=True):
+        here = [at for at, row in enumerate(rows) if first * size <= row < stop * size]
+        yield first, stop - first, _span(here), _span([rows[at] - first * size for at in here])
 
 
 def _is_whole(to: Index, within: Index, size: int) -> bool:
@@ -186,12 +210,16 @@ def _compose(outer: Index, inner: Index) -> Index:
     return outer[inner]
 
 
-def _is_all(index: np.ndarray, size: int) -> bool:
-    return len(index) == size and np.array_equal(index, np.arange(size))
+def _numbers(index: Any, size: int) -> np.ndarray:
+    """Which of `size` things an integer, a slice or an array of numbers asks for."""
+    return np.atleast_1d(np.arange(size)[index])
 
 
-def _span(index: np.ndarray) -> Index:
+def _is_all(index: Any, size: int) -> bool:
+    return isinstance(index, slice) and index.indices(size) == (0, size, 1)
+
+
+def _span(index: list[int]) -> Index:
     """Consecutive numbers as a slice, which numpy copies faster."""
-    if len(index) and (np.diff(index) == 1).all():
-        return slice(int(index[0]), int(index[-1]) + 1)
-    return index
+    first, last = index[0], index[-1] + 1
+    return slice(first, last) if index == list(range(first, last)) else np.array(index)

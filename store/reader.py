@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from store import schema
 from store.guard import check_group
 from store.layout import Part, parts, seal
-from store.lazy import lazy_states
+from store.lazy import Checked, lazy_states
 from store.place import Place
 from store.schema import STORE, StoreError
 from store.writer import done
@@ -40,7 +40,11 @@ def open_run(path: str | PurePath) -> "Run":
 
 
 class Run:
-    """One captured run. Arrays are lazy: nothing is read until values are asked for."""
+    """One captured run. Arrays are lazy: nothing is read until values are asked for.
+
+    Each chunk of states is held against its checksum the first time it is read, and again only
+    where its file has been written since; `store.verify_run` reads all of them every time.
+    """
 
     def __init__(self, path: str | PurePath):
         run = Place(path)
@@ -65,6 +69,7 @@ class Run:
             raise StoreError(f"{self.store} is damaged: its zarr.json cannot be read") from error
         schema.check_attrs(self.attrs, str(path))
         self._parts = parts(self.attrs)
+        self._checked = Checked()
         self.variants: list[str] = self.attrs["variants"]
         self.layers: list[int] = self.attrs["layers"]
         self.complete: bool = self.attrs["complete"]
@@ -230,7 +235,9 @@ class Run:
             )
         planned = {"step": part.steps, "layer": self.layers}
         coords = {dim: list(planned[dim]) for dim in part.dims if dim in planned}
-        return xr.DataArray(lazy_states(self._store, part, array), coords, name=part.array)
+        return xr.DataArray(
+            lazy_states(self._store, part, array, self._checked), coords, name=part.array
+        )
 
     def _finished(self, part: Part) -> xr.DataArray:
         states = self._lazy(part)

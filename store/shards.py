@@ -146,14 +146,19 @@ def count_nonfinite(stored: np.ndarray, dtype: str) -> np.ndarray:
 class Shard:
     """The chunks of one shard's file; each is held against its checksum when it is read.
 
-    file : what gives parts of it, see `store.files`; grid : layers, and chunks of each
+    file    : what gives parts of it, see `store.files`
+    grid    : layers, and chunks of each
+    checked : bool (layers, chunks), those that need not be checked again; what is, is noted there
     """
 
-    def __init__(self, file: Any, grid: tuple[int, int]):
+    def __init__(self, file: Any, grid: tuple[int, int], checked: np.ndarray | None = None):
         self._file = file
+        self._checked = np.zeros(grid, bool) if checked is None else checked
         length = 16 * grid[0] * grid[1]
-        table = np.frombuffer(file.tail(length + 4), np.uint8)
-        if len(table) != length + 4 or not np.array_equal(checksum(table[:-4]), table[-4:]):
+        table = file.tail(length + 4)
+        if len(table) != length + 4 or google_crc32c.value(table[:-4]) != int(
+            table[-4:].view("<u4")[0]
+        ):
             raise Damaged("its table of chunks is damaged")
         self._index = table[:-4].view("<u8").reshape(*grid, 2)
 
@@ -162,20 +167,23 @@ class Shard:
 
         Raises Damaged where they are not what was written.
         """
-        spans = self._index[layer, first : first + len(into)]
-        size = into.shape[1] + 4
-        start = int(spans[0, 0])
-        expected = start + np.arange(len(into)) * size
-        if (spans[:, 1] != size).any() or (spans[:, 0] != expected.astype("<u8")).any():
+        count, size = len(into), into.shape[1] + 4
+        spans = self._index[layer, first : first + count].tolist()
+        start = spans[0][0]
+        if spans != [[start + at * size, size] for at in range(count)]:
             raise Damaged("its table of chunks is not what was written")
-        marks = np.empty((len(into), 4), np.uint8)
+        marks = np.empty((count, 1), "<u4")
+        chunks = list(into)
+        pieces = [
+            piece for pair in zip(chunks, marks.view(np.uint8), strict=True) for piece in pair
+        ]
         at_once = max(1, min(PIECES // 2, AT_ONCE // size))
-        for at in range(0, len(into), at_once):
-            some = slice(at, at + at_once)
-            pairs = zip(into[some], marks[some], strict=True)
-            pieces = [piece for pair in pairs for piece in pair]
-            if self._file.fill(start + at * size, pieces) < len(pieces) // 2 * size:
+        for at in range(0, count, at_once):
+            some = pieces[2 * at : 2 * (at + at_once)]
+            if self._file.fill(start + at * size, some) < len(some) // 2 * size:
                 raise Damaged("it is cut off")
-        for chunk, mark in zip(into, marks, strict=True):
-            if google_crc32c.value(chunk) != int.from_bytes(mark, "little"):
+        known = self._checked[layer, first : first + count]
+        for at in np.flatnonzero(~known).tolist():
+            if google_crc32c.value(chunks[at]) != marks[at, 0]:
                 raise Damaged("its checksum is wrong")
+        known[:] = True

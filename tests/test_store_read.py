@@ -3,6 +3,7 @@
 import re
 
 import fsspec
+import google_crc32c
 import numpy as np
 import pytest
 import xarray as xr
@@ -83,6 +84,26 @@ def test_a_part_of_a_lost_object_is_a_sentence_and_others_are_read(run):
     np.testing.assert_array_equal(hidden[1, [299, 5]], states("aligned")[1, [299, 5]])
     with pytest.raises(StoreError, match="aligned/hidden/c/0/1/0/0 is lost"):
         hidden[2, [299, 130, 5]].load()
+
+
+def test_a_chunk_is_checked_once_and_again_when_its_file_is_written(tmp_path, monkeypatch):
+    fill(store.create_run(tmp_path / "run", **plan()))
+    hidden = store.open_run(tmp_path / "run").hidden("aligned")
+    chunk, sizes = hidden[1].nbytes * 128 // 300, []
+    value = google_crc32c.value
+    monkeypatch.setattr(google_crc32c, "value", lambda d: [sizes.append(len(d)), value(d)][1])
+    hidden[1].load()
+    assert sizes.count(chunk) == 3
+    hidden[1].load(), hidden[:, 5].load()
+    assert sizes.count(chunk) == 3 + 2  # of the sample, the two layers that were not read before
+    with (tmp_path / "run/activations.zarr/aligned/hidden/c/0/1/0/0").open("r+b") as file:
+        file.seek(chunk + 4)
+        byte = file.read(1)[0]
+        file.seek(chunk + 4)
+        file.write(bytes([byte ^ 1]))
+    hidden[1, [5, 299]].load()  # of other files
+    with pytest.raises(StoreError, match="aligned/hidden/c/0/1/0/0: its checksum is wrong"):
+        hidden[1].load()
 
 
 def test_reading_behind_a_url_asks_for_the_parts_that_are_read(monkeypatch):
