@@ -11,7 +11,7 @@ import zarr
 from store import schema
 from store.layout import Part, lay_out, parts, seal
 from store.lock import lock
-from store.place import PARTIAL, Place
+from store.place import MAKING, PARTIAL, Place
 from store.schema import STORE
 from store.shards import Encoder, Overflow, checksum
 
@@ -121,6 +121,7 @@ def _resume(run: Place, plan: dict[str, Any], process: int = 0) -> "RunWriter":
         raise ValueError(f"cannot resume {run.name}: {'; '.join(different)}")
     if process == 0:
         writer.forget_torn()
+        run.child(STORE).remove(MAKING)  # killed right after the store was laid out
     return writer
 
 

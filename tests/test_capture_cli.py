@@ -231,13 +231,38 @@ def test_writing_in_the_background_stores_the_bytes_of_writing_at_once(
     assert files(tmp_path / "run") == files(plain)
 
 
+def in_two(out, checkpoint, data, *more):
+    words = command(out, checkpoint, data, *more)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [words[0], *launcher, *words[1:]]
+
+
 @pytest.mark.slow
-def test_two_processes_store_the_bytes_of_one(plain, tmp_path, tiny_checkpoint, solids_folder):
-    words = command(tmp_path / "run", tiny_checkpoint, solids_folder)
-    words[1:3] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    words.insert(6, "train.capture")
-    subprocess.run(words, check=True, cwd=Path(__file__).parents[1])
-    assert files(tmp_path / "run") == files(plain)
+@pytest.mark.parametrize("killed", [None, 0, 1])
+@pytest.mark.parametrize("scheme", ["", "s3"])
+def test_two_processes_store_the_bytes_of_one(
+    scheme, killed, plain, tmp_path, tiny_checkpoint, solids_folder, server
+):
+    """Also where one of them is killed while they write, and the same command follows."""
+    out, url = tmp_path / "run", f"s3://runs/two-{killed}"
+    more = ["--store", url] if scheme else []
+    words = in_two(out, tiny_checkpoint, solids_folder, *more)
+    here = Path(__file__).parents[1]
+    if killed is not None:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": here}
+        with subprocess.Popen(words, **quiet) as job:
+            place = Place(url if scheme else out)
+            while not place.exists("activations.zarr/zarr.json") and job.poll() is None:
+                time.sleep(0.001)
+            workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+            os.kill(int(workers[killed]), signal.SIGKILL)
+        assert job.returncode and not open_run(place.name).complete
+    subprocess.run(words, check=True, cwd=here)
+    if not scheme:
+        assert files(out) == files(plain)
+        return
+    stored = remote_contents(url)
+    assert {n: data for n, data in stored.items() if not n.startswith("probes/")} == files(plain)
 
 
 def refuse(capsys, settings, code, *words):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from errno import ENOSPC
 
 import numpy as np
 import pytest
@@ -150,15 +151,22 @@ def test_the_states_can_lie_in_a_bucket_and_the_run_goes_on_there(
     config = read_config(STAGE2, arguments=words[3:])
     write = Place.write
 
-    def lose(self, key, *rest):
-        if key == "aligned/hidden/c/0/1/0/0":
-            raise Unreachable("memory://bucket/run can't be reached")
-        write(self, key, *rest)
+    def lose(lost, error):
+        def until(self, key, *rest):
+            if key == lost:
+                raise error
+            write(self, key, *rest)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Place, "write", lose)
-        with pytest.raises(SystemExit, match="1"):
-            run(main, config)
+        return until
+
+    for key, error in (
+        ("target/tokens/c/0/0/0", OSError(ENOSPC, "full")),  # the store is laid out, no more
+        ("aligned/hidden/c/0/1/0/0", Unreachable("memory://bucket/run can't be reached")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Place, "write", lose(key, error))
+            with pytest.raises(SystemExit, match="1"):
+                run(main, config)
     assert not open_run("memory://bucket/run").complete
     main(config)
     stored, plain = Place("memory://bucket/run/activations.zarr"), Place(finished[0] / STORE)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def capture(config: CaptureConfig) -> None:
     begun = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    # The others wait while one makes the data, or has more left to capture: hours at most.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=24))
     host = host_of(config)
     check_new(config.folder)
     with held(config.store if state.is_main_process else None):

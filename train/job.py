@@ -17,7 +17,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from torch import Tensor
 
+from store.place import Place
 from store.remote import Unreachable
+from store.schema import STORE
 from store.writer import RunWriter, create_run, resume_run
 from train.alignment import Stage2Objective
 from train.batches import MIX, Batches, Drawn
@@ -125,10 +127,17 @@ class Stage2Run:
                 writer = self.writer
             self._store_front(writer)
         except Exception as error:
-            if main and new and not isinstance(error, Unreachable):
+            if main and new and not self._begun_elsewhere(error):
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
         self.accelerator.wait_for_everyone()
+
+    def _begun_elsewhere(self, error: Exception) -> bool:
+        """Whether the store that this run has begun lies behind --store, or may: only this folder
+        can go on with it."""
+        if isinstance(error, Unreachable):
+            return True
+        return bool(self.config.store) and Place(self.place).exists(f"{STORE}/zarr.json")
 
     @property
     def cached(self) -> bool:
