@@ -5,6 +5,7 @@ import pytest
 import torch
 import zarr
 from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,7 +22,12 @@ from transformers import (
 )
 
 from store.writer import create_run
-from train.capture import capture_hidden_states, capture_objects, short_forward
+from train.capture import (
+    capture_hidden_states,
+    capture_objects,
+    short_forward,
+    transformer_blocks,
+)
 from train.checkpoint import load_model
 from train.config import SHIPPED
 from train.prompts import collate, encode_conversation, prefix
@@ -72,8 +78,6 @@ def test_the_short_forward_gives_the_states_of_the_full_one(model):
 
 
 def test_the_short_forward_runs_no_block_behind_the_deepest(model):
-    from train.capture import transformer_blocks
-
     ran = []
     for place, block in enumerate(transformer_blocks(model), start=1):
         block.register_forward_pre_hook(lambda *_, place=place: ran.append(place))
@@ -169,6 +173,118 @@ def test_capture_works_on_models_that_train_on_several_devices(one_process, wrap
     with torch.no_grad(), capture_hidden_states(wrapped, [1, 3]) as states:
         wrapped(inputs_embeds=embeddings())
     assert torch.equal(states[3], plain[3])
+
+
+def lora(model):
+    torch.manual_seed(1)
+    some = LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    return get_peft_model(model, some).eval()
+
+
+def checkpointed(model):
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def each_block(wrap):
+    def wrapped(model):
+        blocks = transformer_blocks(model)
+        for place, block in enumerate(blocks):
+            blocks[place] = wrap(block)
+        return model
+
+    return wrapped
+
+
+def sharded(model):
+    for block in transformer_blocks(model):
+        torch.distributed.fsdp.fully_shard(block)
+    return torch.distributed.fsdp.fully_shard(model)
+
+
+parallel = torch.nn.parallel.DistributedDataParallel
+WRAPPERS = {
+    "peft": [lora],
+    "checkpointing": [checkpointed],
+    "compile": [compiled],
+    "compiled blocks": [each_block(compiled)],
+    "checkpointed blocks": [each_block(checkpoint_wrapper)],
+    "ddp": [parallel],
+    "fsdp": [sharded],
+    "peft, ddp": [lora, parallel],
+    "peft, checkpointing, ddp": [lora, checkpointed, parallel],
+    "ddp, compile": [parallel, compiled],
+    "peft, fsdp": [lora, sharded],
+    "checkpointing, fsdp": [checkpointed, sharded],
+    "fsdp, compile": [sharded, compiled],
+    "peft, checkpointing, fsdp, compile": [lora, checkpointed, sharded, compiled],
+}
+
+
+def check_wrapped(name):
+    """States, logits and hooks under some wrappers are those of the bare model."""
+    torch.manual_seed(0)
+    bare, model = (MODELS["llama"]().eval() for _ in range(2))
+    model.load_state_dict(bare.state_dict())
+    for wrap in WRAPPERS[name]:
+        model = wrap(model)
+    bare = lora(bare) if lora in WRAPPERS[name] else bare
+    embeds = embeddings() * (torch.distributed.get_rank() + 1)  # others in each process
+    branch = {"site": "attn", "layers": [1, 4]}
+
+    def seen(model):
+        with (
+            torch.no_grad(),
+            capture_hidden_states(model, LAYERS, slice(2, 6)) as states,
+            capture_hidden_states(model, positions=slice(2, 6), **branch) as attended,
+        ):
+            logits = model(inputs_embeds=embeds).logits
+        short = short_forward(model, embeds, [1, 3], slice(2, 6))
+        return [logits, *states.values(), *attended.values(), *short.values()]
+
+    expected, hooks = seen(bare), hooks_of(model)
+    for _ in range(2):  # a pass cut short would leave a sharded model gathered
+        pairs = zip(seen(model), expected, strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs), name
+    model.train()
+    with capture_hidden_states(model, [2], detach=False) as states:
+        logits = model(inputs_embeds=embeds.clone().requires_grad_()).logits
+        (logits.square().mean() + states[2].square().mean()).backward()
+    assert any(weight.grad is not None for weight in model.parameters()), name
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    model.eval()
+    handle = transformer_blocks(model)[2].register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        short_forward(model, embeds, LAYERS)
+    handle.remove()
+    assert hooks_of(model) == hooks, name
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def one_of_two(rank, rendezvous):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+    )
+    torch.distributed.init_device_mesh("cpu", (2,))
+    for name in WRAPPERS:
+        check_wrapped(name)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_capture_works_under_every_wrapper_in_each_of_two_processes(tmp_path):
+    """A wrong one comes out of its process with its name."""
+    torch.multiprocessing.spawn(one_of_two, (tmp_path / "rendezvous",), nprocs=2)
 
 
 def test_the_short_forward_of_our_model_is_the_full_one_bit_for_bit_in_eager_float32():

@@ -33,6 +33,8 @@ BRANCHES = {
 (`post_layernorm`) before it adds it."""
 NORMED_BRANCHES = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 """The same where both branches are normed on their way out, as in Gemma 2 and OLMo 2."""
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Where torch's wrappers of a single block (compile, FSDP 1, checkpointing) keep it."""
 
 
 def unwrapped(model: Any) -> Any:
@@ -73,6 +75,8 @@ def transformer_blocks(model: Any) -> nn.ModuleList:
 
 def branch(block: nn.Module, site: str) -> nn.Module:
     """The module whose output a block adds to the stream: its attention or its feed-forward."""
+    while wrapped := [name for name in WRAPPED if name in block._modules]:
+        block = getattr(block, wrapped[0])
     children = dict(block.named_children())
     names = BRANCHES[site]
     if NORMED_BRANCHES["mlp"] in children:
