@@ -118,6 +118,8 @@ def layer_table(path: Path, found: xr.Dataset, model: str, layer: int) -> pd.Dat
     """A row an object: who it is, where it lies on the map, and what the layer takes it for."""
     here = found[["position", "named", "support", "drift"]].sel(model=model, layer=layer)
     table = samples(path)
+    if "group" in found:  # earlier results lack it
+        table = table.assign(group=found.group.values)
     return table.assign(
         x=here.position.values[:, 0],
         y=here.position.values[:, 1],

@@ -58,10 +58,12 @@ class ReportConfig:
 
 
 def main(config: ProbeConfig) -> None:
+    from probe.splits import layers_of
     from store import open_run
 
     run = open_run(config.run)
-    layers = run.layers if config.layers == "all" else numbers(config.layers, "--layers")
+    some = None if config.layers == "all" else numbers(config.layers, "--layers")
+    layers = layers_of(run, some)
     asked = [name.strip() for name in config.probes.split(",")]
     swept = [name for name in asked if name not in BESIDE]
     if config.more:

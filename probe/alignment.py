@@ -18,6 +18,7 @@ from probe import intervals
 from probe.cells import LEVEL
 from probe.drift import drift_parts
 from probe.judged import listed
+from probe.splits import layers_of
 from probe.sweep import read_objects
 from store import Run
 
@@ -54,7 +55,7 @@ def alignment(
             f"{run.path} has no alignment projector in checkpoints/: it is undefined for a model "
             "that was trained without one; python -m train.stage2 keeps that of `aligned`"
         )
-    depth = sorted(run.layers if layers is None else layers)
+    depth = layers_of(run, layers)
     trained = sorted({layer for known in found.values() for layer in known})
     data = read_objects(run, list(found))
     target, rows = data.target, {"gallery": data.gallery, "query": data.query}

@@ -60,15 +60,18 @@ def assemble(
 
 
 def _rare(data: Objects, table: xr.Dataset) -> dict[str, Any]:
-    """Classes that cannot be told, or hardly: absent from the gallery, or there with one object."""
+    """Classes that cannot be told, or hardly: of no or one gallery object, or of one query."""
     names = table["class_name"].values
     there, counts = np.unique(data.labels[data.gallery], return_counts=True)
     absent = data.query[~np.isin(data.labels[data.query], there)]
     single = data.gallery[np.isin(data.labels[data.gallery], there[counts == 1])]
+    asked, each = np.unique(data.labels[data.query], return_counts=True)
+    alone = data.query[np.isin(data.labels[data.query], asked[each == 1])]
     return {
         "queries_of_absent_classes": len(absent),
         "absent_classes": sorted({str(names[row]) for row in absent}),
         "single_classes": sorted({str(names[row]) for row in single}),
+        "single_query_classes": sorted({str(names[row]) for row in alone}),
     }
 
 

@@ -162,6 +162,7 @@ def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
 
 def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """Neighbours asked otherwise: see `probe.variants`."""
+    _differ(tokens[data.gallery])
     found = knn_variants(
         tokens[data.gallery],
         data.labels[data.gallery],
@@ -222,5 +223,11 @@ CELLS: dict[str, Callable[[Objects, np.ndarray, Settings], Cell]] = {
 }
 
 
+def _differ(gallery: np.ndarray) -> None:
+    if len(gallery) > 1 and (gallery == gallery[:1]).all():
+        raise ValueError("all features are constant over the gallery: no object is the nearest")
+
+
 def _neighbours(data: Objects, pooled: np.ndarray, k: int) -> np.ndarray:
+    _differ(pooled[data.gallery])
     return knn.nearest(pooled[data.gallery], pooled[data.query], k)

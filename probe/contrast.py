@@ -8,7 +8,7 @@ import xarray as xr
 
 from probe.cka import cka
 from probe.objects import mean_tokens, states
-from probe.splits import gallery_query
+from probe.splits import gallery_query, groups_of, one_each
 from store import Run
 
 MOST = 1000  # query objects that a table of CKA is computed from
@@ -18,7 +18,8 @@ KINDS = ("both right", "only the first", "only the second", "both wrong")
 def contrast(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Query objects that both models have, the greatest change first.
 
-    first, second : a row an object: sample, class_name, split, right, support, drift, named
+    first, second : a row an object: sample, class_name, split, right, support, drift, named, and in
+                    first group, where it is known: of copies and near-copies the first one counts
 
     Columns kind (one of `KINDS`), and of both models, with suffix _first and _second: right,
     named, support (share of the neighbours of its own class), drift; `change` is support of the
@@ -26,6 +27,8 @@ def contrast(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["sample", "right", "named", "support", "drift"]
     asked = first[first.split == "query"]
+    if "group" in asked:
+        asked = asked.drop_duplicates("group")
     table = asked[["class_name", *columns]].reset_index(names="row")
     table = table.merge(second[columns], on="sample", suffixes=("_first", "_second"))
     table["change"] = table.support_second - table.support_first
@@ -66,11 +69,15 @@ def cka_of_layers(
 ) -> xr.DataArray:
     """Debiased linear CKA of mean tokens, (layer, other_layer), over shared query objects.
 
-    first, second : a run and a model of it. Of more than `MOST` query objects so many are drawn
-    with the seed. Raises ValueError where fewer than four are shared.
+    first, second : a run and a model of it. Copies and near-copies count once. Of more than `MOST`
+    query objects so many are drawn with the seed. Raises ValueError where fewer than four are
+    shared.
     """
     tables = [run.samples() for run, _ in (first, second)]
-    queries = [table["sample"].values[gallery_query(table)[1]] for table in tables]
+    queries = [
+        table["sample"].values[one_each(gallery_query(table)[1], groups_of(run))]
+        for (run, _), table in zip((first, second), tables, strict=True)
+    ]
     shared = np.intersect1d(*queries)
     if len(shared) < 4:
         raise ValueError(f"the two share {len(shared)} query objects: CKA needs 4 or more")

@@ -26,6 +26,7 @@ from probe.judged import (
     judged,
     numbers,
     plural,
+    rare,
     verdict,
     verdict_cell,
     verdict_name,
@@ -95,6 +96,8 @@ def by_alignment(results: xr.Dataset) -> list[str]:
 def controls(results: xr.Dataset) -> list[str]:
     """What the same measures give where there is nothing to find, and how exact they are."""
     said = []
+    if few := rare(results):
+        said.append(few)
     if "knn_encoder_mean" in results:
         said.append(of_encoder(results))
     if "hubness_mean" in results:

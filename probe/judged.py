@@ -164,13 +164,34 @@ def counted(results: xr.Dataset) -> str:
         if about[f"{side}_copies_dropped"]
     ]
     kept = f": {' and '.join(left)}" if left else ""
-    rare = ""
-    if number := about.get("queries_of_absent_classes", 0):
-        names = listed(about["absent_classes"])
-        rare += f"; queries of {names}, which the gallery lacks, count as wrong: {number}"
-    if single := about.get("single_classes", []):
-        rare += f"; with one gallery object, which K above 2 outvotes: {listed(single)}"
-    return f" (near-copies share a group, {about['groups']} groups in all{kept}{rare})"
+    return f" (near-copies share a group, {about['groups']} groups in all{kept})"
+
+
+def rare(results: xr.Dataset) -> str:
+    """Which classes have too few objects to be told, and what that does; empty where none."""
+    about, said = results.attrs, []
+    if not {"knn_mean", "knn_ways_mean", "linear_mean"} & set(results):
+        return ""  # no class is told
+    if names := list(np.atleast_1d(about.get("absent_classes", []))):
+        number = about["queries_of_absent_classes"]
+        said.append(f"{_some(names)} not in the gallery, their queries count as wrong ({number})")
+    if names := list(np.atleast_1d(about.get("single_classes", []))):
+        said.append(
+            f"{_some(names)} with one gallery object, which others outvote where K exceeds 2"
+        )
+    alone = list(np.atleast_1d(about.get("single_query_classes", [])))
+    if alone and "knn_loo_mean" in results:
+        said.append(
+            f"{_some(alone)} with one query object, wrong where queries are asked about each other "
+            "(loo, test90_10)"
+        )
+    return f"Classes of too few objects: {'; '.join(said)}." if said else ""
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more."""
+    more = len(names) - 6
+    return listed([*names[:6], f"{more} more"] if more > 0 else names)
 
 
 def _copies(copies: int) -> str:

@@ -13,6 +13,7 @@ import xarray as xr
 
 from probe.intervals import group_jackknife
 from probe.knn import unit_rows
+from probe.splits import layers_of
 from store import Run
 
 METHODS = ("pca", "umap")
@@ -49,7 +50,7 @@ def maps(
     that of the first model.
     """
     names = list(run.variants if variants is None else variants)
-    depth = sorted(run.layers if layers is None else layers)
+    depth = layers_of(run, layers)
     if wrong := [name for name in methods if name not in METHODS]:
         raise ValueError(f"no map {wrong[0]!r}: there are {', '.join(METHODS)}")
     samples = min(run.done(name) for name in names)

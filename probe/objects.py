@@ -14,7 +14,7 @@ from probe.drift import apply_map, fit_map
 from probe.geometry import descriptors
 from probe.knn import nearest, unit_rows, vote
 from probe.maps import chained
-from probe.splits import gallery_query, groups_of, without_copies
+from probe.splits import gallery_query, groups_of, layers_of, without_copies
 from store import Run
 
 SHOWN = 6  # neighbours that are kept by row
@@ -44,19 +44,22 @@ def objects(
                         is closer; of gallery objects it is a little low, they fitted the map
     `drift`             its mean over the tokens
 
-    and of each object `factor` (factor, sample), descriptors of its cloud. An object is no
-    neighbour of itself, its copies and near-copies. A model is a variant, or VARIANT@STEP where a
+    and of each object `group` (sample), one number for it and its copies and near-copies, and
+    `factor` (factor, sample), descriptors of its cloud. An object is no neighbour of its group. A
+    model is a variant, or VARIANT@STEP where a
     variant was captured at several steps. Raises ValueError for an unfinished run.
     """
     if not run.complete:
         raise ValueError(f"{run.name} is not completely captured: its objects can't be compared")
     names = list(models or all_models(run))
-    depth = sorted(run.layers if layers is None else layers)
+    depth = layers_of(run, layers)
     table = run.samples()
     samples, tokens = table.sizes["sample"], run.attrs["tokens"]
     gallery, query = gallery_query(table)
     groups = groups_of(run)
     gallery = without_copies(gallery, query, groups)
+    if len(gallery) < 2:
+        raise ValueError(f"{run.path} has {len(gallery)} gallery object: neighbours need 2 or more")
     k = min(k, len(gallery) - 1)
     fit = np.sort(np.random.default_rng([seed, 19]).permutation(gallery)[:FIT])
     target = run.target()
@@ -73,7 +76,10 @@ def objects(
                 progress(m * len(depth) + at, len(names) * len(depth), f"{name}, layer {layer}")
             stored = states(run, name, layer)
             pooled = mean_tokens(stored)
-            found = others(pooled, gallery, groups, k)
+            try:
+                found = others(pooled, gallery, groups, k)
+            except ValueError as error:
+                raise ValueError(f"{name}, layer {layer}: {error}") from None
             near[m, at] = found[:, : near.shape[-1]]
             named[m, at] = vote(labels[found])
             support[m, at] = (labels[found] == labels[:, None]).mean(axis=1)
@@ -92,6 +98,7 @@ def objects(
             "neighbour": ((*each, "near"), near),
             "token_drift": ((*each, "token"), drift.astype(np.float16)),
             "drift": (each, drift.mean(axis=-1)),
+            "group": ("sample", groups),
         },
         {"model": names, "layer": depth, "axis": ["x", "y"]},
         {"k": k, "seed": seed, "run": run.path.name},

@@ -68,7 +68,7 @@ def steps_change_figure(results: xr.Dataset, score: str = "cka") -> go.Figure:
             col=column,
         )
     scale = {"colorscale": "PuOr", "cmin": -most, "cmax": most}
-    _finish(figure, 110 + 40 * results.sizes["step"], scale, APART[score])
+    _finish(figure, max(290, 110 + 40 * results.sizes["step"]), scale, APART[score])
     return figure.update_yaxes(title="training step", col=1)
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 from probe import cache, intervals
 from probe.cells import LEVEL, Objects, Settings
 from probe.sheet import Sheet
-from probe.splits import gallery_query, groups_of, one_each, without_copies
+from probe.splits import gallery_query, groups_of, layers_of, one_each, without_copies
 from probe.sweep import REFERENCE
 from store import Run
 
@@ -56,13 +56,15 @@ def reconstruction(
     `true_cloud` the objects themselves; `shown` holds their ids.
     """
     names = list(run.variants if variants is None else variants)
-    depth = sorted(run.layers if layers is None else layers)
+    depth = layers_of(run, layers)
     samples = min(run.done(name) for name in [*names, "target"])
     table = run.samples().isel(sample=slice(samples))
     gallery, query = gallery_query(table)
     points = run.points()[:samples]
     groups = groups_of(run, samples)
     gallery, query = without_copies(gallery, query, groups), one_each(query, groups)
+    if len(query) < 2:
+        raise ValueError(f"{run.path} has 1 query object: an interval needs 2 or more")
     clouds = unit_clouds(points[..., :3].values)
     known = cache.digest(clouds, gallery, query, FITTED, steps, seed)
     folder = cache.folder_of(run)
@@ -83,7 +85,10 @@ def reconstruction(
     for step, (name, layer) in enumerate(places):
         if progress:
             progress(step, len(places), f"rebuilding from {name}, layer {layer}")
-        cells[name, layer] = fitted(run.final(name).sel(layer=layer)[:samples].values)
+        try:
+            cells[name, layer] = fitted(run.final(name).sel(layer=layer)[:samples].values)
+        except ValueError as error:
+            raise ValueError(f"{name}, layer {layer}: {error}") from None
     target = run.target()[:samples].values
     if progress:
         progress(len(places), len(places), "rebuilding from the target, and from nothing")
@@ -116,6 +121,15 @@ def rebuild(
         torch.set_rng_state(states)
     mean = gallery.mean(axis=(0, 1), dtype=np.float64)
     spread = gallery.std(axis=(0, 1), dtype=np.float64)
+    for name, tokens in (("gallery", gallery), ("query", query)):
+        if not np.isfinite(tokens).all():
+            bad = int((~np.isfinite(tokens)).any(axis=(1, 2)).argmax())
+            raise ValueError(f"{name} sample {bad} has values that are not finite")
+    if not spread.any() or len(gallery) < 2:
+        raise ValueError(
+            f"all features are constant over the gallery ({len(gallery)} objects): there is "
+            "nothing to rebuild from"
+        )
     spread = np.where(spread > 0, spread, 1.0)
     x, asked = (
         torch.from_numpy(((part - mean) / spread).astype(np.float32)) for part in (gallery, query)

@@ -1,11 +1,23 @@
 """Which objects are looked up, which are asked about: by object, with copies kept apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
 from probe import cache
 from probe.copies import duplicate_groups, equal_groups
 from store import Run
+
+
+def layers_of(run: Run, layers: Sequence[int] | None) -> list[int]:
+    """These layers in order, or all captured ones. Raises ValueError for one that is not there."""
+    depth = run.layers if layers is None else layers
+    if absent := [layer for layer in depth if layer not in run.layers]:
+        raise ValueError(
+            f"{run.path} has no layer {absent[0]}: it has {', '.join(map(str, run.layers))}"
+        )
+    return sorted(set(depth))
 
 
 def gallery_query(samples: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import xarray as xr
 
 from probe import cache, cka, intervals
 from probe.cells import LEVEL, Cell, Objects, Settings, drift_cell
+from probe.splits import layers_of
 from probe.sweep import REFERENCE, read_objects
 from store import Run
 
@@ -50,7 +51,7 @@ def steps(
             f"{run.name} holds no model captured during training: "
             "python -m train.stage2 --capture-every STEPS makes such a run"
         )
-    depth = sorted(run.layers if layers is None else layers)
+    depth = layers_of(run, layers)
     data = read_objects(run, names)
     every = sorted({step for name in names for step in run.steps(name)})
     found = np.full((len(SCORES), 3, len(names), len(every), len(depth)), np.nan)
@@ -62,7 +63,10 @@ def steps(
             progress(at, len(places), f"{name}, step {step}, layer {layer}")
         stored = run.hidden(name).sel(step=step, layer=layer)[: data.samples].values
         key = cache.digest(stored, known, seed)
-        cell = cache.kept(folder, "steps", key, partial(_cell, data, stored, seed))
+        try:
+            cell = cache.kept(folder, "steps", key, partial(_cell, data, stored, seed))
+        except ValueError as error:
+            raise ValueError(f"{name}, step {step}, layer {layer}: {error}") from None
         place = names.index(name), every.index(step), depth.index(layer)
         found[(slice(None), slice(None), *place)] = _scores(cell, seed)
         cells[name, step, layer] = cell

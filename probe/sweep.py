@@ -228,12 +228,7 @@ def _wanted(
         raise ValueError(
             f"{run.path} has no variant {unknown[0]!r}: it has {', '.join(run.variants)}"
         )
-    depth = list(run.layers if layers is None else layers)
-    if absent := [layer for layer in depth if layer not in run.layers]:
-        raise ValueError(
-            f"{run.path} has no layer {absent[0]}: it has {', '.join(map(str, run.layers))}"
-        )
-    return names, sorted(set(depth))
+    return names, splits.layers_of(run, layers)
 
 
 def read_objects(run: Run, variants: Sequence[str]) -> Objects:

@@ -512,7 +512,10 @@ def changed():
 
 
 def test_contrast_sorts_by_what_changes_and_counts_it_by_class():
-    table = contrast(*changed())
+    first, second = changed()
+    copied = contrast(first.assign(group=[0, 1, 1, 0]), second)  # c is a copy of b
+    assert copied["sample"].tolist() == ["b", "a"]
+    table = contrast(first, second)
     assert table["sample"].tolist() == ["c", "b", "a"]
     assert table.kind.tolist() == ["only the second", "only the first", "both right"]
     np.testing.assert_allclose(table.change, [0.5, -0.2, -0.1])
