@@ -204,10 +204,9 @@ def _search_torch(
     half_norm = _squared(gallery) / 2
     distances, rows = [], []
     for _, product in products(gallery, query):
-        scores = product - product.new_tensor(half_norm)  # higher is nearer
-        found = scores.topk(count, dim=1)
-        distances.append(-2 * found.values.cpu().numpy())
-        rows.append(found.indices.cpu().numpy())
+        scores, found = highest(product - product.new_tensor(half_norm), count)
+        distances.append(-2 * scores)
+        rows.append(found)
     return np.concatenate(distances), np.concatenate(rows)
 
 
@@ -231,6 +230,21 @@ def products(gallery: np.ndarray, query: np.ndarray) -> Iterator[tuple[slice, "t
             yield some, torch.nn.functional.linear(near.to_mkldnn(), far).to_dense()
         else:
             yield some, near @ far.T
+
+
+def highest(scores: "torch.Tensor", count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The highest scores of each row, in order, and their columns: (rows, count) each.
+
+    On a processor, where that is not a few of many, by numpy in a third of torch's time.
+    """
+    if scores.is_cuda or 64 * count <= scores.shape[1]:
+        found = scores.topk(count, dim=1)
+        return found.values.cpu().numpy(), found.indices.cpu().numpy()
+    host = scores.numpy()
+    columns = host.argpartition(host.shape[1] - count, axis=1)[:, -count:]
+    values = np.take_along_axis(host, columns, axis=1)
+    order = np.argsort(-values, axis=1)
+    return np.take_along_axis(values, order, axis=1), np.take_along_axis(columns, order, axis=1)
 
 
 def _doubt(gallery: np.ndarray, query: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.knn import BLOCK, SPARE, comparable, products, rounding, settled
+from probe.knn import BLOCK, SPARE, comparable, highest, products, rounding, settled
 
 ORDERS = ("cosine", "centred cosine", "l2")
 
@@ -65,8 +65,8 @@ def nearest_by(
                 product.new_tensor(part)
                 for part in (one.scale, one.slope, one.level, one.lift[some])
             )
-            found = level.addcmul(product, scale).addr_(lift, slope).topk(count, dim=1)
-            scores[at, some], rows[at, some] = found.values.cpu(), found.indices.cpu()
+            ranked = level.addcmul(product, scale).addr_(lift, slope)
+            scores[at, some], rows[at, some] = highest(ranked, count)
     each = zip(ranks, scores, rows, strict=True)
     return np.stack([_settled(gallery, query, *one, k) for one in each])
 

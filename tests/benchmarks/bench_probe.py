@@ -41,8 +41,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from probe.cka import MinibatchCKA, cka
 from probe.controls import shuffled_labels
-from probe.knn import knn_predict, nearest, vote
+from probe.knn import knn_predict, vote
 from probe.maps import _aligned_umap, faithful
+from probe.orders import nearest_by
 from probe.pairs import cka_pairs, cka_pairs_null
 from probe.variants import knn_protocols
 
@@ -65,7 +66,8 @@ def main() -> None:
                 bench_search(rounds, *size, kind)
     if "layer" in asked:
         for size in [(300, 120, 32)] if quick else [(1200, 600, 256), (9843, 2468, 2560)]:
-            bench_layer(rounds, *size)
+            for kind in (np.float32, np.float64):
+                bench_layer(rounds, *size, kind, splits=50)
     if "pair" in asked:
         for samples, dim in [(80, 16)] if quick else [(600, 256), (2468, 2560), (10_000, 2560)]:
             bench_pair(rounds, samples, dim)
@@ -91,46 +93,56 @@ def bench_search(rounds: int, gallery: int, query: int, dim: int, kind: type) ->
     far, labels, near, _ = objects(gallery, query, dim, kind)
     model = KNeighborsClassifier(10, metric="cosine", algorithm="brute")
 
-    def ours() -> np.ndarray:
-        return knn_predict(far, labels, near, 10)
-
     def theirs() -> np.ndarray:
         return model.fit(far, labels).predict(near)
 
-    assert (ours() == theirs()).mean() > 0.999  # float32 ties
-    title = f"KNN, one search, {query} in {gallery} x {dim} {np.dtype(kind).name}, scikit-learn"
-    say(title, rounds, ours, theirs, product=lambda: near.astype("f4") @ far.astype("f4").T)
+    for backend in ("faiss-cpu", "torch"):
+
+        def ours(backend: str = backend) -> np.ndarray:
+            return knn_predict(far, labels, near, 10, backend=backend)
+
+        assert (ours() == theirs()).mean() > 0.999  # float32 ties
+        title = f"KNN, one search, {query} in {gallery} x {dim} {np.dtype(kind).name}, {backend}"
+        say(f"{title}, scikit-learn", rounds, ours, theirs)
 
 
-def bench_layer(rounds: int, gallery: int, query: int, dim: int, splits: int = 50) -> None:
-    far, labels, near, asked = objects(gallery, query, dim)
+def bench_layer(rounds: int, gallery: int, query: int, dim: int, kind: type, splits: int) -> None:
+    far, labels, near, asked = objects(gallery, query, dim, kind)
     groups, ks = np.arange(query), (1, 10)
     dealt = [labels, *shuffled_labels(labels, shuffles=10)]
 
+    def shares(found: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
+        return np.array([(vote(one[found[:, :k]]) == asked).mean() for k in ks for one in known])
+
     def ours() -> np.ndarray:
-        found = nearest(far, near, max(ks))
-        share = [(vote(one[found[:, :k]]) == asked).mean() for k in ks for one in dealt]
+        first, *ways = nearest_by(far, near, max(ks))
         rest = knn_protocols(near, asked, groups, k=ks, splits=splits)
-        return np.concatenate([share, rest.loo.mean(axis=1), rest.test90_10.ravel()])
+        found = [shares(first, dealt), *(shares(one, [labels]) for one in ways)]
+        return np.concatenate([*found, rest.loo.mean(axis=1), rest.test90_10.ravel()])
+
+    def search(metric: str, rows: np.ndarray, these: np.ndarray | None) -> np.ndarray:
+        model = NearestNeighbors(n_neighbors=max(ks), metric=metric, algorithm="brute").fit(rows)
+        return model.kneighbors(these, return_distance=False)  # without themselves where None
 
     def theirs() -> np.ndarray:
-        model = NearestNeighbors(n_neighbors=max(ks), metric="cosine", algorithm="brute")
-        found = model.fit(far).kneighbors(near, return_distance=False)
-        share = [(vote(one[found[:, :k]]) == asked).mean() for k in ks for one in dealt]
-        alone = model.fit(near).kneighbors(return_distance=False)  # without themselves
+        mean = far.mean(axis=0)
+        about = search("cosine", far - mean, near - mean)
+        found = [shares(search("cosine", far, near), dealt)]
+        found += [shares(one, [labels]) for one in (about, search("euclidean", far, near))]
+        alone = search("cosine", near, None)
         loo = [(vote(asked[alone[:, :k]]) == asked).mean() for k in ks]
         tenth = np.empty((len(ks), splits))
         for split in range(splits):
             order = np.random.default_rng([0, 11, split]).permutation(query)
             out, rest = np.split(order, [int(np.ceil(0.1 * query))])
-            found = model.fit(near[rest]).kneighbors(near[out], return_distance=False)
+            near_out = search("cosine", near[rest], near[out])
             for at, k in enumerate(ks):
-                tenth[at, split] = (vote(asked[rest][found[:, :k]]) == asked[out]).mean()
-        return np.concatenate([share, loo, tenth.ravel()])
+                tenth[at, split] = (vote(asked[rest][near_out[:, :k]]) == asked[out]).mean()
+        return np.concatenate([*found, loo, tenth.ravel()])
 
     np.testing.assert_allclose(ours(), theirs(), atol=3 / query)  # float32 ties
-    title = f"KNN, a layer, {query} in {gallery} x {dim}, {splits} splits, scikit-learn"
-    say(title, rounds, ours, theirs)
+    title = f"KNN, a layer, {query} in {gallery} x {dim} {np.dtype(kind).name}, {splits} splits"
+    say(f"{title}, scikit-learn", rounds, ours, theirs)
 
 
 def bench_stream(samples: int, dim: int = 256, batch: int = 2000) -> None:
@@ -253,7 +265,7 @@ def bench_pairs_in_full(rounds: int, sets: int, samples: int, dim: int, permutat
 def bench_pairs(rounds: int, sets: int, samples: int, dim: int) -> None:
     states = layers(sets, samples, dim)
     tensors = [torch.from_numpy(x) for x in states]
-    np.testing.assert_allclose(cka_pairs(states).mean[0, 1], cka(*states[:2]), atol=1e-10)
+    np.testing.assert_allclose(cka_pairs(states).mean[0, 1], cka(states[0], states[1]), atol=1e-10)
 
     def ours() -> None:
         cka_pairs(states)
@@ -289,8 +301,8 @@ def bench_umap(rounds: int, samples: int, dim: int) -> None:
             model = UMAP(n_neighbors=15, metric="cosine", random_state=0, n_jobs=1)
             return model.fit_transform(states)
 
-        quality = [faithful(states, shown) for shown in (ours(), theirs())]
-        np.testing.assert_allclose(*quality, atol=0.05)
+        mine, other = (faithful(states, shown) for shown in (ours(), theirs()))
+        np.testing.assert_allclose(mine, other, atol=0.05)
         say(f"UMAP of {samples} x {dim}, umap-learn", rounds, ours, theirs)
 
 
