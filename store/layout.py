@@ -230,11 +230,19 @@ def _column(group: Any, name: str, values: np.ndarray, dim: str = "sample") -> N
         shape=values.shape,
         chunks=(max(1, len(values)),),
         dtype=str if text else values.dtype,
+        fill_value=_nothing(values.dtype),
         compressors=_packed(0),
         dimension_names=[dim],
         config={"write_empty_chunks": True},
     )
     array[:] = values.astype(object) if text else values
+
+
+def _nothing(dtype: np.dtype) -> Any:
+    """What a lost column reads as elsewhere: no label, layer or factor that there could be."""
+    if dtype.kind in "OUT":
+        return ""
+    return np.iinfo(dtype).min if dtype.kind == "i" else np.nan if dtype.kind == "f" else 0
 
 
 def _packed(level: int) -> list[Any]:

@@ -216,9 +216,10 @@ class Run:
         """The table of samples, all columns or some. A column that is lost reads as no value."""
         columns = [name.partition(".")[2] for name in self.attrs["digests"] if "." in name]
         table = self._loaded("", names or [name for name in columns if name != "id"])
-        for name, values in table.variables.items():
-            empty = not values.values.astype(bool).any()
-            if empty and not self._store.exists(f"{name}/c/0") and self.attrs["schema_version"] > 1:
+        for name, variable in table.variables.items():
+            values = variable.values
+            alike = ((values == values[0]) | (values != values)).all()  # or each is NaN
+            if alike and not self._store.exists(f"{name}/c/0") and self.attrs["schema_version"] > 1:
                 raise StoreError(f"{self.name} is damaged: {name} of the samples is lost")
         return table
 

@@ -86,6 +86,23 @@ def test_a_part_of_a_lost_object_is_a_sentence_and_others_are_read(run):
         hidden[2, [299, 130, 5]].load()
 
 
+def test_a_stock_reader_finds_nothing_like_data_where_a_file_is_lost(tmp_path):
+    writer = store.create_run(tmp_path / "run", **plan(patches=PATCHES, encoder_dim=2))
+    writer.close()  # nothing is appended: every file of states is missing
+    lost = ("label", "points/points", "stage1/layer")
+    for name in lost:
+        for file in (tmp_path / "run/activations.zarr" / name / "c").rglob("*"):
+            file.unlink() if file.is_file() else None
+    with xr.open_datatree(tmp_path / "run/activations.zarr", engine="zarr") as tree:
+        for name in ("stage1/hidden", "target/tokens", "encoder/pooled", "points/points"):
+            assert tree[name].isnull().all(), name
+        assert tree["attention/weights"].isnull().all() and tree["attention/centres"].isnull().all()
+        assert not tree["stage1/written"].any()
+        assert (tree["label"] < -(10**18)).all() and (tree["stage1/layer"] < -(10**18)).all()
+    with pytest.raises(StoreError, match="label of the samples is lost"):
+        store.open_run(tmp_path / "run").samples()
+
+
 def test_a_chunk_is_checked_once_and_again_when_its_file_is_written(tmp_path, monkeypatch):
     fill(store.create_run(tmp_path / "run", **plan()))
     hidden = store.open_run(tmp_path / "run").hidden("aligned")
