@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from errno import ENOSPC
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from store.schema import STORE
 from tests.conftest import TINY
 from train.checkpoint import load_model
 from train.cli import read_config, run
-from train.config import STAGE2
+from train.config import STAGE2, with_recipe
 from train.finished import captured_of
 from train.models.phi import build_phi
 from train.stage2 import main
@@ -46,6 +48,17 @@ def call(*arguments, **options):
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, check=False, **options
     )
+
+
+def typed(*arguments):
+    """As `call`, in this process: a process of its own takes seconds to import what it needs."""
+    out, err, code = StringIO(), StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            run(main, read_config(STAGE2, arguments=command(*arguments)[3:], recipe=with_recipe))
+        except SystemExit as end:
+            code = end.code
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +207,7 @@ def losses(folder):
 
 def test_the_dry_run_changes_nothing(tmp_path, tiny_checkpoint, solids_folder):
     out = tmp_path / "run"
-    result = call(tiny_checkpoint, solids_folder, out, "--dry-run")
+    result = typed(tiny_checkpoint, solids_folder, out, "--dry-run")
     assert result.returncode == 0, result.stderr
     for word in ("LLM LoRA", "LLM norms", "alignment projector", "0, 2, 4", "MiB"):
         assert word in result.stdout
@@ -224,7 +237,7 @@ def test_a_wrong_call_is_one_sentence_and_leaves_nothing(
     more, words, tmp_path, tiny_checkpoint, solids_folder
 ):
     out = tmp_path / "run"
-    refuse(call(tiny_checkpoint, solids_folder, out, *more), 2, *words)
+    refuse(typed(tiny_checkpoint, solids_folder, out, *more), 2, *words)
     assert not out.exists()
 
 
@@ -233,7 +246,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, tiny_checkpoi
     shutil.copytree(tiny_checkpoint, other)
     sizes = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(sizes | {"llm_width": 48}))
-    refuse(call(other, solids_folder, tmp_path / "run"), 2, "another architecture", "48")
+    refuse(typed(other, solids_folder, tmp_path / "run"), 2, "another architecture", "48")
 
 
 def test_a_cloud_with_nan_is_named_and_leaves_nothing(tmp_path, tiny_checkpoint, solids_folder):
@@ -243,7 +256,7 @@ def test_a_cloud_with_nan_is_named_and_leaves_nothing(tmp_path, tiny_checkpoint,
     arrays["points"][4, 7] = np.nan
     np.savez(data / "test.npz", **arrays)
     out = tmp_path / "run"
-    refuse(call(tiny_checkpoint, data, out), 2, "NaN", arrays["ids"][4])
+    refuse(typed(tiny_checkpoint, data, out), 2, "NaN", arrays["ids"][4])
     assert not out.exists()
 
 
@@ -255,16 +268,16 @@ def test_clouds_smaller_than_the_groups_are_refused(tmp_path, tiny_checkpoint, s
         arrays["points"] = arrays["points"][:, :6]
         np.savez(data / f"{split}.npz", **arrays)
     out = tmp_path / "run"
-    refuse(call(tiny_checkpoint, data, out), 2, "6 points", "8 groups")
+    refuse(typed(tiny_checkpoint, data, out), 2, "6 points", "8 groups")
     assert not out.exists()
 
 
 def test_a_folder_that_exists_is_left_as_it_is(finished, tmp_path, tiny_checkpoint, solids_folder):
     before = (finished[0] / "run.json").read_bytes()
-    refuse(call(tiny_checkpoint, solids_folder, finished[0]), 2, "complete run", "--out")
+    refuse(typed(tiny_checkpoint, solids_folder, finished[0]), 2, "complete run", "--out")
     assert (finished[0] / "run.json").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("mine")
-    refuse(call(tiny_checkpoint, solids_folder, tmp_path), 2, "no run of ours", "--out")
+    refuse(typed(tiny_checkpoint, solids_folder, tmp_path), 2, "no run of ours", "--out")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -275,4 +288,4 @@ def test_an_interrupted_run_is_not_continued_with_other_settings(
     shutil.copytree(finished[0], out)
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    refuse(call(tiny_checkpoint, solids_folder, out, "--seed", "5"), 2, "seed was 0, now 5")
+    refuse(typed(tiny_checkpoint, solids_folder, out, "--seed", "5"), 2, "seed was 0, now 5")

@@ -13,7 +13,7 @@ import torch
 from store import open_run
 from tests.conftest import TINY
 from tests.test_published import Weights
-from tests.test_stage2 import SETTINGS, call, refuse
+from tests.test_stage2 import SETTINGS, call, refuse, typed
 from train.cli import read_config, run
 from train.config import MODELS, STAGE2, Stage2Config, with_recipe
 from train.data.load import told
@@ -87,21 +87,29 @@ def test_the_dry_run_at_published_sizes_reads_no_weight(solids_folder, tmp_path)
     assert "training in bfloat16" in result.stdout and "within the 22.0 GiB" in result.stdout
 
 
-def test_the_cache_changes_no_number(tiny_checkpoint, solids_folder, tmp_path):
-    one, other = tmp_path / "cached", tmp_path / "not"
-    for out, more in ((one, ()), (other, ("--no-cache",))):
-        result = call(tiny_checkpoint, solids_folder, out, *more)
-        assert result.returncode == 0, result.stderr
+@pytest.fixture(scope="module")
+def plain(tiny_checkpoint, solids_folder, tmp_path_factory):
+    """A run without another switch, to hold others against."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    result = typed(tiny_checkpoint, solids_folder, out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_the_cache_changes_no_number(plain, tiny_checkpoint, solids_folder, tmp_path):
+    other = tmp_path / "not"
+    result = typed(tiny_checkpoint, solids_folder, other, "--no-cache")
+    assert result.returncode == 0, result.stderr
     for name in ("baseline", "aligned"):
-        kept, computed = (open_run(out).hidden(name).values for out in (one, other))
+        kept, computed = (open_run(out).hidden(name).values for out in (plain, other))
         np.testing.assert_allclose(kept, computed, atol=2e-3)
-    assert (one / "cache" / "train.npy").exists()
+    assert (plain / "cache" / "train.npy").exists()
     assert not (other / "cache" / "train.npy").exists()
 
 
 def test_the_release_recipe_runs_and_says_so(tiny_checkpoint, solids_folder, tmp_path):
     out = tmp_path / "run"
-    result = call(tiny_checkpoint, solids_folder, out, "--recipe", "release")
+    result = typed(tiny_checkpoint, solids_folder, out, "--recipe", "release")
     assert result.returncode == 0, result.stderr
     config = json.loads((out / "run.json").read_text())["config"]
     assert (config["recipe"], config["fps_start"]) == ("release", "random")
@@ -120,16 +128,16 @@ def test_the_release_recipe_runs_and_says_so(tiny_checkpoint, solids_folder, tmp
 )
 def test_every_ablation_is_a_flag(more, tiny_checkpoint, solids_folder, tmp_path):
     out = tmp_path / "run"
-    result = call(tiny_checkpoint, solids_folder, out, "--steps", "2", *more)
+    result = typed(tiny_checkpoint, solids_folder, out, "--steps", "2", *more)
     assert result.returncode == 0, result.stderr
     assert json.loads((out / "run.json").read_text())["status"] == "complete"
 
 
-def test_a_model_is_captured_while_it_trains(tiny_checkpoint, solids_folder, tmp_path):
-    every, end = tmp_path / "every", tmp_path / "end"
-    assert call(tiny_checkpoint, solids_folder, every, "--capture-every", "3").returncode == 0
-    assert call(tiny_checkpoint, solids_folder, end).returncode == 0
-    watched, last = open_run(every), open_run(end)
+def test_a_model_is_captured_while_it_trains(plain, tiny_checkpoint, solids_folder, tmp_path):
+    every = tmp_path / "every"
+    result = typed(tiny_checkpoint, solids_folder, every, "--capture-every", "3")
+    assert result.returncode == 0, result.stderr
+    watched, last = open_run(every), open_run(plain)
     assert watched.hidden("aligned").dims[0] == "step" and watched.steps("aligned") == [3, 6]
     assert "step" not in watched.hidden("stage1").dims
     for name in last.variants:
@@ -226,7 +234,7 @@ def test_a_checkpoint_that_cannot_begin_stage_2_is_one_sentence(
 ):
     other = spoiled(tiny_checkpoint, tmp_path, name, text)
     out = tmp_path / "run"
-    refuse(call(other, solids_folder, out), 2, *words)
+    refuse(typed(other, solids_folder, out), 2, *words)
     assert not out.exists()
 
 
