@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ SHALLOW = {
     "small": replace(SMALL, llm_depth=2),
 }
 SAMPLES, TOKENS = 4, 96
+DROPOUT = "torch.nn.functional.dropout"
 
 
 def learning(model):
@@ -40,13 +42,20 @@ def learning(model):
     return model.train()
 
 
+def dropout(values, p, training, inplace=False):
+    return torch.native_dropout(values, p, training)[0] if training and p else values
+
+
 def on_meta(sizes):
     with torch.device("meta"):
         return learning(build(sizes))
 
 
 def measured(model, half=None) -> int:
-    """Bytes of all that a real forward pass keeps for its backward pass, without the head."""
+    """Bytes of all that a real forward pass keeps for its backward pass, without the head.
+
+    With the dropout of a GPU, which a CPU has too and doesn't take by itself.
+    """
     own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     kept = {}
 
@@ -57,7 +66,7 @@ def measured(model, half=None) -> int:
 
     embeds = torch.randn(SAMPLES, TOKENS, model.llm.config.hidden_size)
     autocast = torch.autocast("cpu", half) if half else nullcontext()
-    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+    with saved_tensors_hooks(keep, lambda tensor: tensor), autocast, patch(DROPOUT, dropout):
         body = model.llm.get_base_model().base_model
         # `hidden` stays alive until all is counted, so that no storage is reused
         hidden = body(inputs_embeds=embeds, use_cache=False).last_hidden_state
@@ -81,8 +90,8 @@ def test_kept_activations_are_those_of_a_real_forward_pass(preset, kind, attenti
     for model in (real, meta):
         set_attention(model.llm, attention)
     stated = forward_memory(meta.llm, SAMPLES, TOKENS, None)
-    # Measured 1.00 to 1.01, and 1.04 at nano sizes with the fused attention.
-    assert stated / measured(real) == pytest.approx(1, abs=0.05)
+    # Measured 1.00 to 1.05: without numbers, a block keeps one tensor more of the stream's size.
+    assert stated / measured(real) == pytest.approx(1, abs=0.07)
 
 
 @pytest.mark.parametrize("kind", ["phi-2", "llama"])
@@ -108,11 +117,11 @@ def test_recomputation_keeps_what_enters_each_block():
         objective = Stage2Objective(learning(build(sizes)), config, 0.1)
     lengths = dict.fromkeys(config.batch_sizes, (TOKENS, 1))
     stated = training_memory(objective, config, lengths=lengths)
-    outside = stated.activations - stated.backward  # all but the inside of the block at work
-    assert outside / measured(model) == pytest.approx(1, abs=0.05)
+    assert stated.activations / measured(model) == pytest.approx(1, abs=0.05)
     config = replace(config, gradient_checkpointing=False)
     plain = training_memory(objective, config, lengths=lengths)
     assert stated.activations < plain.activations / 3
+    assert stated.backward == 2 * plain.backward  # the block at work, and its gradients
 
 
 def test_weights_gradients_and_moments_are_counted_to_the_byte():
@@ -181,7 +190,7 @@ def test_published_training_fits_a_card_with_recomputation():
 
 
 def test_what_does_not_fit_says_so_and_what_to_do():
-    stated = Memory(20 * GIB, GIB, 2 * GIB, 3 * 2**20, 0, 0)
+    stated = Memory(20 * GIB, GIB, 2 * GIB, 3 * 2**20, 1, 0)
     lines = stated.lines()
     assert lines[0].split() == ["weights", "20.0", "GiB"]
     assert lines[3].split() == ["activations", "3.0", "MiB"]

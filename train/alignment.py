@@ -42,7 +42,7 @@ class Stage2Objective(nn.Module):
         self.layers = config.aligned_layers(len(transformer_blocks(model.llm)))
         hidden, target = bare(model.llm).config.hidden_size, self._target_width()
         # Their own generator: the dropouts of both models then see the same random numbers.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # they are made on the CPU
             torch.manual_seed(config.seed)
             projectors = {
                 str(layer): AlignmentProjector(hidden, target, config.align_projector_layers)

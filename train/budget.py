@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
@@ -45,18 +46,21 @@ class Memory:
     """AdamW's two moments."""
     activations: int
     """What the forward pass keeps for the backward pass."""
-    backward: int
-    """Gradients of one block's activations while they are computed."""
     logits: int
     """Scores at the answers, their logarithms and their gradients."""
+    backward: int
+    """Gradients of one block's activations, and these where they are computed again; the logits
+    are gone by then."""
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+        always = self.weights + self.gradients + self.optimiser + self.activations
+        return always + max(self.logits, self.backward)
 
     def lines(self) -> list[str]:
         """A line for each part, the total, and whether a card of 24 GiB will do."""
         lines = [f"{field.name:<12}{size(getattr(self, field.name))}" for field in fields(self)]
+        lines[-1] += ", when the logits are gone"
         fits = "within" if self.total <= CARD else "more than"
         lines.append(f"{'total':<12}{size(self.total)}, {fits} the {size(CARD)} of a 24 GiB card")
         if self.total > CARD:
@@ -85,7 +89,8 @@ def training_memory(
     lengths   : kind of conversation -> tokens and answer tokens of a long one, see `lengths_of`.
     processes : that share a batch.
 
-    The largest of the kinds of batches counts. The frozen front is taken to come from the cache.
+    The largest of the kinds of batches counts. The frozen front is taken to come from the cache,
+    and gradients to be there throughout, as in the later batches of an accumulated step.
     The forward pass of the LLM runs on tensors without numbers, and what autograd would keep is
     summed up; attention is counted as torch's fused one unless the LLM is set to eager. With
     gradient checkpointing that is what enters each block, and the inside of one.
@@ -102,7 +107,9 @@ def training_memory(
         weights=_bytes([*parameters, *objective.buffers()]),
         gradients=4 * trained,
         optimiser=8 * trained,
-        **max(steps, key=lambda parts: sum(parts.values())),
+        **max(
+            steps, key=lambda parts: parts["activations"] + max(parts["logits"], parts["backward"])
+        ),
     )
 
 
@@ -144,13 +151,13 @@ def _step_memory(
     depth, width = llm.config.num_hidden_layers, llm.config.hidden_size
     tokens = min(tokens, llm.config.max_position_embeddings)
     kept = forward_memory(model.llm, samples, tokens, half)
-    block = kept // depth
+    backward = block = kept // depth
     if config.gradient_checkpointing:
-        entering = 4 * samples * tokens * width
-        kept = (depth + 1) * entering + block  # the final norm keeps what enters it too
+        kept = (depth + 1) * 4 * samples * tokens * width  # the final norm keeps what enters it too
+        backward += block
     score = 12 if half is None else 14  # scores, their logarithms and gradients; half ones too
     logits = score * samples * answers * llm.config.vocab_size
-    return {"activations": kept, "backward": block, "logits": logits}
+    return {"activations": kept, "logits": logits, "backward": backward}
 
 
 def forward_memory(llm: nn.Module, samples: int, tokens: int, half: torch.dtype | None) -> int:
@@ -177,13 +184,14 @@ def forward_memory(llm: nn.Module, samples: int, tokens: int, half: torch.dtype 
             return tensor
 
         embeds = torch.empty(samples, tokens, body.config.hidden_size)
-        with saved_tensors_hooks(keep, lambda tensor: tensor), _GpuAutocast(half):
+        with saved_tensors_hooks(keep, lambda tensor: tensor), _AsOnGpu(half):
             functional_call(body, own, kwargs={"inputs_embeds": embeds, "use_cache": False})
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-class _GpuAutocast(TorchFunctionMode):
-    """Autocast on CPU tensors that keeps in float32 what it does on a GPU."""
+class _AsOnGpu(TorchFunctionMode):
+    """CPU tensors of which is kept what a GPU keeps: in autocast some operations in float32, and of
+    a dropout a byte for each value, where a CPU keeps another value."""
 
     def __init__(self, half: torch.dtype | None):
         super().__init__()
@@ -199,6 +207,8 @@ class _GpuAutocast(TorchFunctionMode):
         self.autocast.__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.dropout and kwargs["training"] and kwargs["p"]:
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]
         if self.half is not None and getattr(func, "__name__", "") in ROUNDED_UP:
             args = [
                 each.float() if isinstance(each, Tensor) and each.dtype == self.half else each
