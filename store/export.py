@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,8 +145,11 @@ def _huggingface(dataset: xr.Dataset, path: Path) -> None:
     def rows():
         for row in range(dataset.sizes["sample"]):
             one = dataset.isel(sample=row)
-            yield {str(name): one[name].values.tolist() for name in columns}
+            yield {str(name): one[name].values[()] for name in columns}
 
-    made = datasets.Dataset.from_generator(rows)
-    made.info.description = json.dumps(dataset.attrs | {"layer": dataset["layer"].values.tolist()})
-    made.save_to_disk(str(path))
+    # Their own cache knows a run by its path, and would give what another run of that name held.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as cache:
+        made = datasets.Dataset.from_generator(rows, cache_dir=cache)
+        about = dataset.attrs | {"layer": dataset["layer"].values.tolist()}
+        made.info.description = json.dumps(about)
+        made.save_to_disk(str(path))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -133,7 +134,16 @@ def test_a_hugging_face_dataset_holds_the_captured_states(run, tmp_path):
     export(subset(run, samples="query"), tmp_path / "part", "huggingface")
     back = datasets.load_from_disk(str(tmp_path / "part"))
     assert back["sample"][:] == ["object-6", "object-7", "object-8"]
+    assert back.features["stage1"].feature.feature.feature.dtype == "float16"
     np.testing.assert_array_equal(np.array(back[1]["stage1"], np.float16), states(1)[:, 7])
+    for seed in (3, 4):  # the library would keep what it once made of a path
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        there = store.open_run(make(tmp_path / "run", {"stage1": seed}))
+        export(subset(there), tmp_path / f"of-{seed}", "huggingface")
+        back = datasets.load_from_disk(str(tmp_path / f"of-{seed}"))
+        np.testing.assert_array_equal(np.array(back[0]["stage1"], np.float16), states(seed)[:, 0])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"part", "run", "of-3", "of-4"}
 
 
 def test_merged_runs_keep_every_state_under_a_name_of_its_own(tmp_path):
