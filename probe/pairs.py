@@ -14,7 +14,7 @@ from probe.dimension import GROUPS
 from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
 
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**30
 PAIRS_AT_ONCE = 2**12
 ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
@@ -33,8 +33,8 @@ def cka_pairs(states: list[np.ndarray], level: float = 0.95) -> PairCka:
     """Debiased linear CKA of every pair of representations of the same objects.
 
     states : arrays (samples, dim), dims may differ; the same objects in the same order. Equals
-    `probe.cka.cka_interval` of each pair. Memory beside the states is one block of Gram rows and
-    the (samples, sets, sets) leave-one-out values.
+    `probe.cka.cka_interval` of each pair. Memory beside the states is one block of Gram rows, a
+    gigabyte at most, and the (samples, sets, sets) leave-one-out values.
     """
     from scipy.special import ndtri
 
@@ -45,10 +45,13 @@ def cka_pairs(states: list[np.ndarray], level: float = 0.95) -> PairCka:
     norms = np.stack([(x**2).sum(axis=1) for x in sets])  # (sets, samples)
     rows = np.stack([x @ x.sum(axis=0) for x in sets]) - norms
     both, crossed = np.empty((2, n, len(sets), len(sets)))
-    step = max(1, BLOCK_BYTES // (8 * len(sets) * n))
+    step = min(n, max(1, BLOCK_BYTES // (8 * len(sets) * n)))
+    held = np.empty((step, len(sets), n))
     for start in range(0, n, step):
         block = slice(start, min(start + step, n))
-        grams = np.stack([x[block] @ x.T for x in sets], axis=1)  # (block, sets, samples)
+        grams = held[: block.stop - start]  # (block, sets, samples)
+        for at, x in enumerate(sets):
+            np.matmul(x[block], x.T, out=grams[:, at])  # half the work where the block is all
         grams[np.arange(len(grams)), :, np.arange(n)[block]] = 0
         both[block] = grams @ grams.transpose(0, 2, 1)
         crossed[block] = grams @ rows.T
