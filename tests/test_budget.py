@@ -157,9 +157,11 @@ def test_logits_are_counted_at_answers_of_the_largest_batch():
         "single_round": (80, 30),
         "multi_round": (80, 50),
     }
-    assert training_memory(objective, config, lengths=lengths).logits == 12 * 10 * 30 * 1024
+    alone = training_memory(objective, config, lengths=lengths)
+    assert alone.logits == 12 * 10 * 30 * 1024
     shared = training_memory(objective, config, lengths=lengths, processes=4)
     assert shared.logits == 12 * 3 * 30 * 1024
+    assert shared.gradients == 2 * alone.gradients  # and the buckets in which they are exchanged
 
 
 def test_lengths_are_those_of_the_longest_conversation_of_each_kind():

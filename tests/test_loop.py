@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.golden import golden
+from train.config import Stage1Config
 from train.loop import PROCESS_SEED, Schedule, Training, fit, parameter_groups
+from train.stage1 import precision
 
 PUBLISHED = Schedule(steps=10_000, warmup=1000, start=1e-7, peak=3e-6, floor=1e-7)
 
@@ -191,3 +194,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     training = Training(schedule=Schedule(steps=2, warmup=1, start=0, peak=0.1, floor=0))
     with pytest.raises(FloatingPointError, match="step 0"):
         fit("net", Broken(), batch_at, training, Accelerator(cpu=True), tmp_path, tmp_path / "m")
+
+
+def test_a_gpu_that_only_emulates_bf16_trains_in_fp16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for major, half in ((7, "fp16"), (8, "bf16")):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        told = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, told=told: told)
+        assert precision(Stage1Config()) == half

@@ -42,6 +42,7 @@ class Memory:
 
     weights: int
     gradients: int
+    """Twice where several processes share a batch: theirs, and the buckets they exchange."""
     optimiser: int
     """AdamW's two moments."""
     activations: int
@@ -105,7 +106,7 @@ def training_memory(
     ]
     return Memory(
         weights=_bytes([*parameters, *objective.buffers()]),
-        gradients=4 * trained,
+        gradients=4 * trained * (1 if processes == 1 else 2),
         optimiser=8 * trained,
         **max(
             steps, key=lambda parts: parts["activations"] + max(parts["logits"], parts["backward"])

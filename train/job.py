@@ -6,14 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from torch import Tensor
 
@@ -31,7 +28,7 @@ from train.data.load import load_data
 from train.data.objects import Objects
 from train.forecast import check_said, describe, in_words, trains
 from train.frozen import begin_cache, fill_cache, kept, kept_rows, kept_targets
-from train.loop import Schedule, Training, fit, refuse_shards
+from train.loop import Schedule, Training, bf16_in_hardware, fit, launched, refuse_shards
 from train.models.minigpt3d import MiniGPT3D, set_switches
 from train.prompts import prefix
 from train.provenance import provenance
@@ -59,14 +56,7 @@ class Stage2Run:
         refuse_shards()
         if config.threads:
             torch.set_num_threads(config.threads)
-        # The others wait for the main process while it makes the data: hours at most.
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=24))
-        self.accelerator = Accelerator(
-            # Told so, accelerate lets several processes share a machine without a GPU.
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=self._precision(),
-            kwargs_handlers=[patience],
-        )
+        self.accelerator = launched(self._precision())
         self.process = self.accelerator.process_index
         self.processes = self.accelerator.num_processes
         self.console = Console(quiet=not self.accelerator.is_main_process)
@@ -326,7 +316,7 @@ class Stage2Run:
         here = torch.cuda.is_available()
         if not here and not card:
             return "no"
-        older = here and not torch.cuda.is_bf16_supported()
+        older = here and not bf16_in_hardware()
         return "fp16" if older or self.config.recipe == "release" else "bf16"
 
     def _training(self) -> Training:

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from train.checkpoint import load_trainer, save_trainer
@@ -72,6 +74,25 @@ def refuse_shards() -> None:
                 "several GPUs; here each has the whole model (--dry-run says what that takes), so "
                 "launch with accelerate launch --multi_gpu --num_processes N -m"
             )
+
+
+def launched(mixed_precision: str) -> Accelerator:
+    """The accelerator of this process: on a GPU of its own, or on the CPU where there is none.
+
+    The others wait for the main process while it makes the data or reads the weights: hours at
+    most, where the collectives of GPUs would else give up after ten minutes.
+    """
+    return Accelerator(
+        # Told so, accelerate lets several processes share a machine without a GPU.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
+    )
+
+
+def bf16_in_hardware() -> bool:
+    """Whether the GPU computes in bf16 itself; an older one emulates it, far slower than fp16."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @dataclass(frozen=True, kw_only=True)

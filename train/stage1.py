@@ -46,11 +46,13 @@ def main(config: Stage1Config) -> None:
         return
 
     import torch
-    from accelerate import Accelerator
 
+    from train.loop import launched, refuse_shards
+
+    refuse_shards()
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = Accelerator(mixed_precision=precision(config))
+    accelerator = launched(precision(config))
     with accelerator.main_process_first():  # it may have to make the data and the tokenizer
         data = load(config)
         begin = load_start(config, stages[0], data.train, precision(config))
@@ -67,11 +69,13 @@ def precision(config: Stage1Config) -> str:
     """Mixed precision of the training, in accelerate's words."""
     import torch
 
+    from train.loop import bf16_in_hardware
+
     if config.precision != "auto":
         return config.precision
     if not torch.cuda.is_available():
         return "no"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if bf16_in_hardware() else "fp16"
 
 
 def load(config: Stage1Config) -> DataSet:

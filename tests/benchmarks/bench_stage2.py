@@ -20,11 +20,11 @@ What it says:
   a step, so that answering briefly doesn't change this; only far shorter conversations would.
 - Full over answer-only head: 1.02 at published sizes, counted; 1.00 at nano.
 - Peaks at published batches in bf16: 12.6, 12.7 and 14.5 GiB, computed as by `--dry-run`; with
-  `--recipe release` in fp16, its front at every step, 14.2, 13.4 and 19.5. No GPU has measured
-  them: where there is none, the training loop runs on a simulated one (see `fake_gpu`), where
-  torch's tracker finds 12.4, 12.5 and 14.3; 13.9, 13.2 and 19.3. What is computed is 1 to 2 % more
-  since it has the gradients in memory throughout, which is so where steps are accumulated and
-  where several processes share a batch.
+  `--recipe release` in fp16, its front at every step, 14.2, 13.4 and 19.5; with blocks recomputed
+  7.4 to 7.8. No GPU has measured them: where there is none, the training loop runs on a simulated
+  one (see `fake_gpu`), where torch's tracker finds 12.4, 12.5 and 14.3; 13.9, 13.2 and 19.3; 7.3
+  to 7.6. What is computed is 1 to 3 % more since it has the gradients in memory throughout, which
+  is so where steps are accumulated and where several processes share a batch.
 """
 
 from __future__ import annotations
