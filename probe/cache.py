@@ -14,7 +14,8 @@ from store import Run
 
 MEASURES = (
     *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "hsic", "hubness"),
-    *("intervals", "knn", "linear", "outliers", "pairs", "similarity", "variants"),
+    *("intervals", "knn", "linear", "outliers", "pairs", "reconstruction", "similarity"),
+    "variants",
 )
 
 

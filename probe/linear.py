@@ -156,9 +156,10 @@ def online_code(
     first blocks.
 
     The interval is a delete-a-group jackknife of the logarithm: a group is left out of what is
-    fitted as well as of what is coded, each block keeping its place, its folds and, but for a step
-    of the grids, its penalty and sharpness. A learner of few objects, as at first,
-    varies less than leaving some out says: simulated 95 % intervals hold 96 to 100 %.
+    fitted as well as of what is coded, each block keeping its place, penalty and sharpness: chosen
+    anew, these jump along their grids, which made it half as wide again. Simulated 95 % intervals
+    of 80 to 400 objects in 6 to 12 dimensions hold 94 to 97 %, and 99 % of 120 to 200 objects in
+    40 to 96 dimensions: there a probe of few objects varies less than leaving some out says.
     """
     states, _ = checked_states(states, states)
     names, codes, _ = _classes(states, labels, states, labels)
@@ -338,11 +339,11 @@ class _Block:
         self.fold = deal_folds(groups, self.known, folds, seed=0)
 
     def bits(
-        self, keep: np.ndarray, penalties: np.ndarray, near: tuple[int, int] | None = None
+        self, keep: np.ndarray, penalties: np.ndarray, chosen: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, tuple[int, int] | None]:
         """Bits of each new label, and the places of penalty and sharpness in their grids.
 
-        keep : (past,), what the probe is fitted on    near : places to look at and next to only
+        keep : (past,), what the probe is fitted on    chosen : the places, where they are known
         """
         known = self.known[keep]
         if len(np.unique(known)) < 2 or not self.enough:
@@ -350,19 +351,27 @@ class _Block:
         basis = decompose(self.past[keep], self.new)
         y = _one_hot(known, self.classes)
         projected = basis.gallery.T @ y
-        best = (np.inf, -1, -1)
-        for i in _about(len(penalties), near and near[0])[::-1]:
-            scores = held_out(basis, y, projected, self.fold[keep], penalties[i])
-            for j in _about(len(SHARPNESS), near and near[1]):
-                best = min(best, (_bits(SHARPNESS[j] * scores, known, len(known)).sum(), i, j))
-        _, i, j = best
+        if chosen is None:
+            chosen = self._choose(basis, y, projected, known, penalties)
+        i, j = chosen
         scores = basis.query @ (basis.shrink(penalties[i])[:, None] * projected)
-        return _bits(SHARPNESS[j] * scores, self.wanted, len(known)), (i, j)
+        return _bits(SHARPNESS[j] * scores, self.wanted, len(known)), chosen
 
-
-def _about(count: int, near: int | None) -> range:
-    """Places of a grid, those within a step of one of them where it is given."""
-    return range(count) if near is None else range(max(near - 1, 0), min(near + 2, count))
+    def _choose(
+        self,
+        basis: Basis,
+        y: np.ndarray,
+        projected: np.ndarray,
+        known: np.ndarray,
+        penalties: np.ndarray,
+    ) -> tuple[int, int]:
+        """Places of the penalty and the sharpness that would have coded held-out folds best."""
+        best = (np.inf, -1, -1)
+        for i in range(len(penalties))[::-1]:
+            scores = held_out(basis, y, projected, self.fold, penalties[i])
+            for j in range(len(SHARPNESS)):
+                best = min(best, (_bits(SHARPNESS[j] * scores, known, len(known)).sum(), i, j))
+        return best[1:]
 
 
 def _bits(logits: np.ndarray, codes: np.ndarray, seen: int) -> np.ndarray:

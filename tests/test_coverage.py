@@ -27,7 +27,8 @@ linear selectivity                             0.951
 R^2 of a property                              0.941
 
 Groups left out are known to be too wide for neighbours (0.98 to 1.00 covered, alarms 0.00 to 0.01),
-and were found so, less, for what weighs all directions of one set:
+and were found so, less, for what weighs all directions of one set, and for a code whose first
+probes are of few objects:
 mutual_knn                                     0.981      0.011
 two_nn                                         0.994      0.002
 mle_dimension                                  0.996      0.004
@@ -35,6 +36,7 @@ pwcca                                          0.974      0.018
 effective_rank                                 0.969      0.021
 participation_ratio                            0.965      0.021
 anisotropy, of directions with no mean         0.972      0.004
+length of the online code                      0.965
 """
 
 import sys
@@ -49,7 +51,7 @@ from probe import intervals
 from probe.cka import cka, cka_difference, cka_interval, cka_null, over_layers
 from probe.dimension import STATISTICS, shape
 from probe.geometry import r2, r2_interval
-from probe.linear import linear_probe
+from probe.linear import linear_probe, online_code
 from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null
 from probe.sheet_readouts import _hit_differences
 from probe.verdict import equivalence
@@ -190,6 +192,12 @@ def linear(rng):
     yield "linear selectivity", Said(found.selectivity, truth[1])
 
 
+def code(rng):
+    """Objects that are coded, objects that are fitted and their order, all drawn anew."""
+    found = online_code(*_classes(rng, FEW)[:2], seed=int(rng.integers(2**31)))
+    yield "length of the online code", Said((found.compression, found.low, found.high), None)
+
+
 def geometry(rng):
     """R^2 of a property, skewed as sizes are, in predictions that are made."""
     values, predicted = _predicted(rng, OBJECTS)
@@ -287,12 +295,13 @@ SIMULATED = {  # runs, each
     groups_over_layers: 4000,
     linear: 2000,
     geometry: 4000,
+    code: 2000,
 }
 
 
 # more than 96 % and fewer than 4 % are known of these, and said above
 WIDE = {"mutual_knn", "two_nn", "mle_dimension", "pwcca", "effective_rank"}
-WIDE |= {"participation_ratio", "anisotropy", "McNemar, exact"}
+WIDE |= {"participation_ratio", "anisotropy", "McNemar, exact", "length of the online code"}
 
 
 @pytest.mark.slow
