@@ -95,9 +95,11 @@ def convert(states: np.ndarray, dtype: str) -> np.ndarray:
     bfloat16 is stored as its bit patterns in uint16: given those it keeps them, given wider
     floats it rounds to the nearest, ties to even, which is exact for what was bfloat16.
     """
+    if states.dtype == np.uint16 and dtype == "bfloat16":
+        return np.ascontiguousarray(states)
+    if states.dtype == np.uint16:
+        states = decode(states, "bfloat16")
     if dtype == "bfloat16":
-        if states.dtype == np.uint16:
-            return np.ascontiguousarray(states)
         stored = to_bfloat16(np.ascontiguousarray(states, np.float32))
     elif states.dtype == dtype:
         return np.ascontiguousarray(states)

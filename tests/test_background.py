@@ -23,13 +23,15 @@ def test_everything_is_written_in_order_when_the_with_ends():
     assert all((states == start).all() for start, states in written)
 
 
-def test_half_precision_arrives_exactly_as_float32():
+def test_half_precision_arrives_exactly_as_float32_and_layers_as_their_bits():
     values = torch.randn(100).bfloat16()
-    seen = {}
+    seen, layers = {}, [values, -values]
     with in_background(lambda _, arrays: seen.update(arrays)) as put:
-        put(slice(0, 1), {"states": values})
-    assert seen["states"].dtype == np.float32
-    assert torch.equal(torch.from_numpy(seen["states"]).bfloat16(), values)
+        put(slice(0, 1), {"target": values, "states": layers})
+    assert seen["target"].dtype == np.float32
+    assert torch.equal(torch.from_numpy(seen["target"]).bfloat16(), values)
+    bits = torch.from_numpy(seen["states"]).view(torch.bfloat16)
+    assert torch.equal(bits, torch.stack([values, -values])) and layers == []
 
 
 def test_the_model_waits_for_a_slow_disk_instead_of_filling_the_memory():

@@ -113,6 +113,7 @@ def test_bfloat16_is_kept_bit_for_bit(tmp_path):
     tensors = torch.from_numpy(states().astype(np.float32)).to(torch.bfloat16) * 1e30
     bits = tensors.view(torch.uint16).numpy()
     floats = tensors.float().numpy()
+    np.testing.assert_array_equal(convert(bits, "float32"), floats)
     runs = []
     for name, given in (("bits", bits), ("floats", floats)):
         writer = store.create_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,41 +12,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WAITING = 2
-"""Finished batches that may wait for the disk; then the model waits, and memory stays flat."""
+WAITING = 0
+"""Finished batches that may wait beside the one that is being written; then the model waits, and
+memory stays flat. Each would take the memory of a batch and save no time in the mean."""
 
 Write = Callable[[slice, dict[str, np.ndarray]], None]
+Arrays = Mapping[str, Tensor | list[Tensor]]
 
 
 @contextmanager
-def in_background(write: Write) -> Iterator[Callable[[slice, dict[str, Tensor]], None]]:
+def in_background(write: Write) -> Iterator[Callable[[slice, Arrays], None]]:
     """Yields `put(rows, tensors)`, which hands a batch to one thread that calls `write`.
 
-    write : called with each batch in the order of the puts; half precision comes as float32, which
-            holds it exactly.
+    write : called with each batch in the order of the puts; bfloat16 comes as float32, which holds
+            it exactly. A list of tensors, as of layers, comes as one array, bfloat16 there as its
+            bit patterns (uint16), and is empty afterwards: each is given up once it is copied.
 
-    `put` waits while `WAITING` batches are not written. An error of `write` comes out of the next
-    `put` or of the end of the `with`, and nothing is written after it; nor after an error inside
-    the `with`. When it ends without one, everything is written. Copies from a GPU go to pinned
-    memory on a stream of their own, beside the computation.
+    `put` waits while `WAITING` + 1 batches are not written. An error of `write` comes out of the
+    next `put` or of the end of the `with`, and nothing is written after it; nor after an error
+    inside the `with`. When it ends without one, everything is written. Copies from a GPU go to
+    pinned memory on a stream of their own, beside the computation.
     """
-    waiting: queue.Queue[Any] = queue.Queue(WAITING)
+    waiting: queue.Queue[Any] = queue.Queue()
+    room = threading.Semaphore(WAITING + 1)
     failed: list[BaseException] = []
 
     def work() -> None:
         while (item := waiting.get()) is not None:
-            if failed:
-                continue  # only make room, so that nobody waits for ever
             try:
-                rows, tensors, copied = item
-                if copied is not None:
-                    copied.synchronize()
-                write(rows, {name: tensor.float().numpy() for name, tensor in tensors.items()})
+                if not failed:
+                    _written(write, *item)
             except BaseException as error:
                 failed.append(error)
+            del item  # its memory is free before the model is let on
+            room.release()
 
-    def put(rows: slice, tensors: dict[str, Tensor]) -> None:
+    def put(rows: slice, tensors: Arrays) -> None:
+        room.acquire()
         if failed:
+            room.release()
             raise failed[0]
         waiting.put((rows, *_to_host(tensors, streams)))
 
@@ -65,20 +69,43 @@ def in_background(write: Write) -> Iterator[Callable[[slice, dict[str, Tensor]],
         raise failed[0]
 
 
-def _to_host(tensors: dict[str, Tensor], streams: dict) -> tuple[dict[str, Tensor], Any]:
+def _written(write: Write, rows: slice, tensors: dict[str, Tensor], copied: Any) -> None:
+    if copied is not None:
+        copied.synchronize()
+    half = torch.bfloat16  # which numpy lacks
+    plain = {name: t.float() if t.dtype == half else t for name, t in tensors.items()}
+    write(rows, {name: tensor.numpy() for name, tensor in plain.items()})
+
+
+def _to_host(tensors: Arrays, streams: dict) -> tuple[dict[str, Tensor], Any]:
     """Copies on the CPU, and the event after which they are whole (None: they already are)."""
-    devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+    parts = [
+        part for some in tensors.values() for part in ([some] if isinstance(some, Tensor) else some)
+    ]
+    devices = {part.device for part in parts if part.is_cuda}
+    del parts
     if not devices:
-        return {name: tensor.detach() for name, tensor in tensors.items()}, None
+        return {name: _copied(some, None) for name, some in tensors.items()}, None
     (device,) = devices  # a batch is made on one
     side = streams.setdefault(device, torch.cuda.Stream(device))
     side.wait_stream(torch.cuda.current_stream(device))
-    host = {}
     with torch.cuda.stream(side):
-        for name, tensor in tensors.items():
-            host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            host[name].copy_(tensor, non_blocking=True)
-            tensor.record_stream(side)  # its memory is not given away before it is copied
+        host = {name: _copied(some, side) for name, some in tensors.items()}
         copied = torch.cuda.Event()
         copied.record(side)
     return host, copied
+
+
+def _copied(some: Tensor | list[Tensor], side: Any) -> Tensor:
+    """A tensor on the CPU, pinned and filled on the stream `side` where there is one."""
+    if isinstance(some, Tensor):
+        return some.detach() if side is None else _copied([some], side).view(some.dtype)[0]
+    host = torch.empty(
+        (len(some), *some[0].shape), dtype=some[0].dtype, pin_memory=side is not None
+    )
+    for at in range(len(host)):
+        part = some.pop(0)
+        host[at].copy_(part, non_blocking=True)
+        if side is not None:
+            part.record_stream(side)  # its memory is not given away before it is copied
+    return host.view(torch.uint16) if host.dtype == torch.bfloat16 else host

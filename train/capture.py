@@ -284,8 +284,8 @@ def capture_objects(
         for rows in track(pending, label, total=total, completed=total - len(pending)):
             embeds = embed(targets[rows].to(device))
             with model.mixed():
-                states = short_forward(model.llm, embeds, layers, span)
-            put(rows, {"states": torch.stack(list(states.values()))})
+                states = list(short_forward(model.llm, embeds, layers, span).values())
+            put(rows, {"states": states})
     return proofs
 
 

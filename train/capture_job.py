@@ -231,9 +231,13 @@ def alike(writers: dict[str, RunWriter]) -> list[dict[str, RunWriter]]:
     return list(groups.values())
 
 
-def _joined(parts: list[Tensor], key: str) -> Tensor:
-    """Batches of one chunk: samples come second in what has layers."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=0 if key in FROZEN else 1)
+def _joined(parts: list[Any], key: str) -> Tensor | list[Tensor]:
+    """Batches of one chunk: samples come first in a layer and in what is frozen."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], list):  # each batch's layer is given up once it is joined
+        return [torch.cat([part.pop(0) for part in parts]) for _ in range(len(parts[0]))]
+    return torch.cat(parts, dim=0 if key in FROZEN else 1)
 
 
 def _proofs_before(place: str | Path) -> dict[str, Proofs] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,6 +70,7 @@ class Host(Protocol):
     def prove(self, rows: np.ndarray) -> Proofs:
         """Verify the capture on some objects; CaptureError where it fails."""
 
-    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor]:
-        """Of some objects: site -> (layers, samples, tokens, dim), and what is in `FROZEN`; the
-        sites have equally many tokens, and so has the target."""
+    def states(self, rows: np.ndarray, sites: list[str]) -> Mapping[str, Tensor | list[Tensor]]:
+        """Of some objects: site -> (layers, samples, tokens, dim), or a list of its layers, which
+        takes no copy, and what is in `FROZEN`; the sites have equally many tokens, and so has the
+        target."""

@@ -29,7 +29,7 @@ from train.models.llm import set_attention
 from train.models.minigpt3d import MiniGPT3D
 from train.prompts import Batch, bos_id, collate, encode_conversation, prefix
 from train.start import load_start, model_sizes
-from train.verify import Proofs, verify_capture
+from train.verify import Proofs, verify_capture, verify_pooled
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START = "stage1"
@@ -124,7 +124,7 @@ class MiniGPTHost:
         embeds, points = self.model.embed(batch, target), entering(self.model, target)
         mask = None if self.config.tokens == "point" else batch.attention_mask
         with self.model.mixed():
-            return verify_capture(
+            proofs = verify_capture(
                 self.model.llm,
                 embeds,
                 batch.point_mask,
@@ -133,18 +133,31 @@ class MiniGPTHost:
                 attention_mask=mask,
                 sites=self.config.site_list,
             )
+            if self.config.pool == "mean":
+                pooled = torch.stack([*self.states(rows, ["resid"])["resid"]])
+                alone = [self._unpooled(rows[[at]], target[[at]]) for at in range(len(rows))]
+                proofs["pool"] = verify_pooled(self.model.llm, pooled, alone, self.layers)
+        return proofs
 
-    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor]:
-        found = self._front(rows)
+    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor | list[Tensor]]:
+        found: dict[str, Any] = dict(self._front(rows))
         batch = self._batch(rows).to(self.device)
         embeds = self.model.embed(batch, found["target"])
         with self.model.mixed():
             for site, states in self._forward(batch, embeds, sites).items():
-                found[site] = torch.stack([states[at] for at in self._layers(site)])
+                found[site] = [states[at] for at in self._layers(site)]
         if self.config.pool == "mean":
             for name in ("target", "weights"):
                 found[name] = found[name].mean(dim=-2, keepdim=True)
         return found
+
+    def _unpooled(self, row: np.ndarray, target: Tensor) -> Tensor:
+        """(layers, tokens, dim): the states of one object that its mean is over."""
+        batch = self._batch(row).to(self.device)
+        states = short_forward(self.model.llm, self.model.embed(batch, target), self.layers)
+        found = torch.stack(list(states.values()))[:, 0]
+        counted = {"point": batch.point_mask, "answer": batch.labels >= 0}
+        return found[:, counted.get(self.config.tokens, batch.attention_mask.bool())[0]]
 
     def _layers(self, site: str) -> list[int]:
         return self.layers if site == "resid" else [at for at in self.layers if at]
