@@ -14,7 +14,7 @@ from store import Run
 
 MEASURES = (
     *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "hsic", "hubness"),
-    *("intervals", "knn", "linear", "outliers", "pairs", "reconstruction", "similarity"),
+    *("intervals", "knn", "linear", "orders", "outliers", "pairs", "reconstruction", "similarity"),
     "variants",
 )
 

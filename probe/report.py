@@ -232,8 +232,9 @@ def print_beside(name: str, results: xr.Dataset, console: Console | None = None)
             _show(console, _score_table(one, "through_alignment", f"{title}, circular"))
         return
     if name == "steps":
-        for table in _steps_tables(results):
-            _show(console, table)
+        from probe.other_tables import print_steps
+
+        print_steps(results, console)
         return
     for score, title in (
         ("chamfer", "Chamfer distance of the rebuilt cloud, in mean radii, lower is closer"),
@@ -265,26 +266,3 @@ def _maps_table(results: xr.Dataset, method: str) -> Table:
         row = [first.sel(variant=variant, layer=layer) for variant in results.variant.values]
         table.add_row(str(layer), *map(quality, row))
     return table
-
-
-def _steps_tables(results: xr.Dataset) -> list[Table]:
-    """CKA of each model captured during training, a row a step, a column a layer."""
-    found = []
-    for variant in results.variant.values.astype(str):
-        one = results.sel(variant=variant).dropna("step", subset=["cka_mean"])
-        title = f"{variant}: debiased CKA to the target during training, higher is closer"
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            padding=(0, 1),
-            min_width=len(title),
-        )
-        table.add_column("step \\ layer", justify="right")
-        for layer in one.layer.values:
-            table.add_column(str(layer), justify="right", no_wrap=True)
-        for step in one.step.values:
-            cells = [_number(float(value), 3) for value in one.cka_mean.sel(step=step)]
-            table.add_row(str(step), *cells)
-        found.append(table)
-    return found

@@ -122,6 +122,8 @@ def test_the_command_writes_both_probes_and_says_what_they_show(made, capsys):
     cli([str(made), "--objects", "12", "--layers", "2"])
     said = capsys.readouterr().out
     assert "untrained" in said and "12 query objects" in said
+    assert "Text can't read the points behind layer L: change of the answer in nats" in said
+    assert "In brackets: 95% intervals over them" in said and "* an effect, p < 0.05 over" in said
     lens, causal = (open_run(made).probes(name) for name in ("lens", "causal"))
     assert lens.layer.values.tolist() == causal.layer.values.tolist() == [0, 2, 4]
     assert lens.word.shape == (4, 2, 3, 12, 4) and causal.change.shape == (4, 6, 3, 12)

@@ -109,6 +109,11 @@ def test_the_command_keeps_prints_and_draws_them(run, results, capsys):
     main(ProbeConfig(run=run.path, probes="drift,steps"))
     said = capsys.readouterr().out
     assert "aligned: debiased CKA to the target during training" in said
+    table = said.split("aligned: debiased")[1].split("baseline: debiased")[0]
+    starred = [line.count(" *") for line in table.splitlines() if line.startswith("│")]
+    p = results.cka_step_difference_p_adjusted.sel(comparison="aligned - baseline")
+    assert sum(starred) == int((p < 0.05).sum()) > 0
+    assert "* differs from the baseline at the same step, p < 0.05 over all layers" in said
     assert "• aligned - baseline, debiased linear CKA with the target: beyond noise" in said
     kept = run.probes("steps")
     assert kept.equals(results)

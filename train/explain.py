@@ -77,6 +77,7 @@ class ExplainConfig:
 
 def main(config: ExplainConfig) -> None:
     """Probe each model in turn, write the results into the run and say what they show."""
+    from probe.other_tables import print_causes
     from probe.report import progress_bar
     from train.finished import captured_of
 
@@ -88,6 +89,8 @@ def main(config: ExplainConfig) -> None:
         for name in config.wanted:
             results, said = probes[name](show)
             captured.write_probe(name, results.assign_attrs(explained.about))
+            if name == "causal":
+                print_causes(results)
             for sentence in said:
                 print(f"• {sentence}")
     objects, seconds = len(explained.query.ids), time.perf_counter() - begun
