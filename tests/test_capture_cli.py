@@ -28,6 +28,7 @@ from train.checkpoint import load_model, write_tensors
 from train.config import CaptureConfig
 from train.data.modelnet import modelnet
 from train.frozen import kept_rows
+from train.hosts.minigpt3d import MiniGPTHost
 from train.models.minigpt3d import MiniGPT3D
 from train.prompts import collate, encode_conversation
 
@@ -296,6 +297,22 @@ def test_a_capture_that_cannot_be_proven_stores_nothing(
     out = tmp_path / "run"
     refuse(capsys, config(out, tiny_checkpoint, solids_folder), 1, "layer 0", "nothing was stored")
     assert not out.exists()
+
+
+def test_means_that_count_the_padding_are_not_stored(
+    tmp_path, tiny_checkpoint, solids_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(MiniGPTHost, "_means", mean_over_all)
+    settings = config(tmp_path / "run", tiny_checkpoint, solids_folder, tokens="all", pool="mean")
+    refuse(capsys, settings, 1, "pool: layer 0 of sample", "when the sample is alone")
+    assert not (tmp_path / "run").exists()
+
+
+def mean_over_all(_host, _batch, found):
+    return {
+        site: {at: state.mean(dim=1, keepdim=True) for at, state in states.items()}
+        for site, states in found.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -115,11 +115,7 @@ class _Trial:
 
     @property
     def rounding(self) -> float:
-        """Relative error of one operation, in the coarsest precision that the model computes in."""
-        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        if torch.is_autocast_enabled(self.embeds.device.type):
-            dtypes.add(torch.get_autocast_dtype(self.embeds.device.type))
-        return max(torch.finfo(dtype).eps for dtype in dtypes)
+        return _rounding(self.model, self.embeds.device.type)
 
     @property
     def half_the_digits(self) -> float:
@@ -135,6 +131,36 @@ class _Trial:
                 f"{depth} blocks, wanted {depth + 1} to compare with"
             )
         return Plain(output.logits, states)
+
+
+def verify_pooled(
+    model: nn.Module, pooled: Tensor, alone: Sequence[Tensor], layers: Sequence[int]
+) -> str:
+    """Prove means over tokens: among other samples, with padding, and of a sample alone, without.
+
+    pooled : (layers, samples, 1, dim), as they will be stored.
+    alone  : of each sample (layers, tokens, dim), the states that its mean is over.
+
+    Returns what was seen; CaptureError with the layer and the sample that differ.
+    """
+    bound, worst = _rounding(model, pooled.device.type) ** 0.5, 0.0
+    for row, states in enumerate(alone):
+        for mean, each, layer in zip(pooled[:, row, 0], states, layers, strict=True):
+            worst = max(worst, apart := _apart(mean, each.float().mean(dim=0)))
+            if apart > bound:
+                raise CaptureError(
+                    f"pool: layer {layer} of sample {row} is not the mean over its {len(each)} "
+                    f"tokens when the sample is alone ({apart:.2g} of its size)"
+                )
+    return f"means of samples alone, {_agreement(worst)}"
+
+
+def _rounding(model: nn.Module, device: str) -> float:
+    """Relative error of one operation, in the coarsest precision that the model computes in."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
 def _run(trial: _Trial, layers: Sequence[int]) -> dict[int, Tensor]:

@@ -144,11 +144,13 @@ class MiniGPTHost:
         batch = self._batch(rows).to(self.device)
         embeds = self.model.embed(batch, found["target"])
         with self.model.mixed():
-            for site, states in self._forward(batch, embeds, sites).items():
-                found[site] = [states[at] for at in self._layers(site)]
+            forward = self._forward(batch, embeds, sites)
         if self.config.pool == "mean":
+            forward = self._means(batch, forward)
             for name in ("target", "weights"):
                 found[name] = found[name].mean(dim=-2, keepdim=True)
+        for site, states in forward.items():
+            found[site] = [states[at] for at in self._layers(site)]
         return found
 
     def _unpooled(self, row: np.ndarray, target: Tensor) -> Tensor:
@@ -178,17 +180,21 @@ class MiniGPTHost:
                 found["resid"] = short_forward(llm, embeds, self.layers, positions)
             else:
                 llm(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False)
-        if tokens == "point":
-            if self.config.pool == "none":
-                return found
-            return {
-                site: {at: state.mean(1, keepdim=True) for at, state in states.items()}
-                for site, states in found.items()
-            }
-        counted = batch.labels >= 0 if tokens == "answer" else batch.attention_mask.bool()
+        return found
+
+    def _means(
+        self, batch: Batch, found: dict[str, dict[int, Tensor]]
+    ) -> dict[str, dict[int, Tensor]]:
+        """The same with one token, the mean of those that count; in float32 for any model, since
+        half precision has too few digits for a sum of many tokens."""
+        counted = {
+            "point": batch.point_mask[batch.point_mask].view(len(batch.point_mask), -1),
+            "answer": batch.labels >= 0,
+            "all": batch.attention_mask.bool(),
+        }[self.config.tokens]
         share = (counted / counted.sum(dim=1, keepdim=True))[:, None]  # (samples, 1, tokens)
         return {
-            site: {at: share.to(state.dtype) @ state for at, state in states.items()}
+            site: {at: share @ state.float() for at, state in states.items()}
             for site, states in found.items()
         }
 
