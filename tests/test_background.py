@@ -32,6 +32,10 @@ def test_half_precision_arrives_exactly_as_float32_and_layers_as_their_bits():
     assert torch.equal(torch.from_numpy(seen["target"]).bfloat16(), values)
     bits = torch.from_numpy(seen["states"]).view(torch.bfloat16)
     assert torch.equal(bits, torch.stack([values, -values])) and layers == []
+    finer = torch.randn(100)  # behind embeddings of half precision
+    with in_background(lambda _, arrays: seen.update(arrays)) as put:
+        put(slice(0, 1), {"states": [values, finer]})
+    assert torch.equal(torch.from_numpy(seen["states"]), torch.stack([values.float(), finer]))
 
 
 def test_the_model_waits_for_a_slow_disk_instead_of_filling_the_memory():

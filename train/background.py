@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -99,13 +100,13 @@ def _to_host(tensors: Arrays, streams: dict) -> tuple[dict[str, Tensor], Any]:
 def _copied(some: Tensor | list[Tensor], side: Any) -> Tensor:
     """A tensor on the CPU, pinned and filled on the stream `side` where there is one."""
     if isinstance(some, Tensor):
-        return some.detach() if side is None else _copied([some], side).view(some.dtype)[0]
-    host = torch.empty(
-        (len(some), *some[0].shape), dtype=some[0].dtype, pin_memory=side is not None
-    )
+        return some.detach().cpu() if side is None else _copied([some], side).view(some.dtype)[0]
+    # Embeddings may be of half precision where the stream behind them is not.
+    dtype = reduce(torch.promote_types, {part.dtype for part in some})
+    host = torch.empty((len(some), *some[0].shape), dtype=dtype, pin_memory=side is not None)
     for at in range(len(host)):
         part = some.pop(0)
-        host[at].copy_(part, non_blocking=True)
-        if side is not None:
+        host[at].copy_(part, non_blocking=side is not None)
+        if part.is_cuda:
             part.record_stream(side)  # its memory is not given away before it is copied
     return host.view(torch.uint16) if host.dtype == torch.bfloat16 else host
