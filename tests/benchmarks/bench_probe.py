@@ -4,24 +4,29 @@ Equal answers first, then times, turn about, median of the rounds. Times are the
 that others on the machine don't count; one thread unless OMP_NUM_THREADS says otherwise. What is
 compared, as a user would do the same job with the peer:
 
-KNN, one search      one k, one split: scikit-learn's brute force is a matrix product in blocks and
-                     so is ours, so that no exact search in float32 is much faster: the share of
-                     ours that is the product alone is said beside it. In float64 there is twice to
-                     gain: ours searches in float32 and settles in float64 what that leaves open
-KNN, a layer         what is asked of a layer: k = 1 and 10, ten controls of shuffled labels,
-                     leaving one out, and 50 seeds of test90_10; scikit-learn shares the neighbours
-                     over k and controls, and is fitted for each split, as its interface has it.
-                     This is the job of a probe, and the figure to state for KNN. Where states are
-                     wide the bare products of both searches are a third of scikit-learn's time, so
-                     that no exact search on a processor is 5 x faster
-CKA, one pair        debiased, of 10,000 objects x 2560 in float32, and of a test set (ckatorch goes
-                     on in float64; pytorch-cka stays in float32, and is given float64 where it is
-                     off by more than 0.001, as at 10,000 objects). Exact CKA is matrix products
-                     too: the share of ours that is the fewest of them is said beside it
-CKA, all pairs       values with jackknife bands and 1,000 permutations of all pairs of layers,
-                     against a loop over calls of the packages, a call for each pair (ckatorch) or
-                     for all pairs at once (pytorch-cka), each object left out and each order of
-                     the objects. Smaller in full; at a run's size the calls are counted and timed.
+KNN, a layer         what the sweep asks of a layer's states: raw and centred, by cosine and by
+                     distance, k = 1 and 10, ten controls of shuffled labels, leaving one out, and
+                     50 seeds of test90_10. scikit-learn shares the neighbours over k and controls,
+                     is asked once for raw and centred distance, which are one, and is fitted for
+                     each split, as its interface has it. 2468 in 9843 x 2560: 5 x in float32 and
+                     8.6 x in float64; 600 in 1200 x 256: 3.3 and 4.3 x, where neither product nor
+                     search is most of the time
+KNN, one search      one k, one split, by cosine. scikit-learn's brute force is a matrix product,
+                     and so is any exact search: 0.9 to 1.9 x by FAISS, 1.2 to 2.8 x by torch,
+                     whose product knows this processor; the float64 settles what float32 leaves
+CKA, one pair        debiased, in float32 (ckatorch goes on in float64; pytorch-cka stays in
+                     float32, and is given float64 where that is off by more than 0.001: from
+                     10,000 objects). Theirs grows with objects^2, ours with objects: at
+                     ModelNet40's 12,311 objects x 2560 it is 17 x ckatorch and 9 x pytorch-cka. At
+                     2468 both are Gram matrices: 4.5 and 2.6 x, with the share of ours that is the
+                     fewest products beside it
+CKA, layers          the table of 9 layers of 2 models in float64, with our bands and without any of
+                     theirs: 2.5 x, half of ours being the Gram matrices
+CKA, all pairs       values with jackknife bands and permutations of all pairs of layers, against a
+                     loop over calls of the packages, a call for each pair (ckatorch) or for all
+                     pairs at once (pytorch-cka), each object left out and each order of the
+                     objects. In full: 104 and 128 x. At a run's size, 36 layers of 600 x 256 and
+                     1,000 permutations, the calls are counted and timed: 3,000 and 139 x
 CKA of a stream      100,000 objects in bounded memory, where two Gram matrices take 160 GB
 UMAP                 a layer of 2560 dims: ours is given cosine distances from one product
 """
@@ -55,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
-    parser.add_argument("--only", default="stream,search,layer,pair,pairs,umap")
+    parser.add_argument("--only", default="stream,search,layer,pair,table,pairs,umap")
     settings = parser.parse_args()
     quick, rounds, asked = settings.quick, settings.rounds, settings.only.split(",")
     if "stream" in asked:  # first: it reads the peak of memory
@@ -69,10 +74,14 @@ def main() -> None:
             for kind in (np.float32, np.float64):
                 bench_layer(rounds, *size, kind, splits=50)
     if "pair" in asked:
-        for samples, dim in [(80, 16)] if quick else [(600, 256), (2468, 2560), (10_000, 2560)]:
+        for samples, dim in [(80, 16)] if quick else [(600, 256), (2468, 2560), (12_311, 2560)]:
             bench_pair(rounds, samples, dim)
+    if "table" in asked:
+        bench_table(1, *((4, 80, 16) if quick else (18, 2468, 2560)))
     if "pairs" in asked:
-        bench_pairs_in_full(rounds, *((4, 60, 16, 50) if quick else (6, 120, 32, 120)))
+        small, large = (4, 60, 16, 50), (18, 300, 128, 300)
+        bench_pairs_in_full("ckatorch", rounds, *(small if quick else (6, 120, 32, 120)))
+        bench_pairs_in_full("pytorch-cka", rounds, *(small if quick else large))
         bench_pairs(rounds, *((4, 80, 16) if quick else (36, 600, 256)))
     if "umap" in asked:
         bench_umap(1, *((100, 64) if quick else (1000, 2560)))
@@ -234,32 +243,50 @@ def bench_pair(rounds: int, samples: int, dim: int) -> None:
         say(title, rounds, lambda: cka(x, y), theirs, product=products)
 
 
-def bench_pairs_in_full(rounds: int, sets: int, samples: int, dim: int, permutations: int) -> None:
+def bench_table(rounds: int, sets: int, samples: int, dim: int) -> None:
+    """Layer by layer: ours has the bands of all pairs as well, the package has none."""
+    if (package := peer("pytorch-cka")) is None:
+        return
+    states = layers(sets, samples, dim)
+    tensors = [torch.from_numpy(x) for x in states]
+
+    def ours() -> np.ndarray:
+        return cka_pairs(states).mean[upper(sets)]
+
+    def theirs() -> np.ndarray:
+        return package.pairs(tensors, tensors)
+
+    np.testing.assert_allclose(ours(), theirs(), atol=1e-6)
+    title = f"CKA, {sets} layers with one another, {samples} x {dim} float64, pytorch-cka"
+    say(title, rounds, ours, theirs, product=lambda: [x @ x.T for x in states])
+
+
+def bench_pairs_in_full(
+    name: str, rounds: int, sets: int, samples: int, dim: int, permutations: int
+) -> None:
     """Everything is run on both sides, nothing counted up: bands and the permutation null."""
+    if (package := peer(name)) is None:
+        return
     states, (first, second) = layers(sets, samples, dim), upper(sets)
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
         left_out = cka_pairs(states).left_out[:, first, second]
         return left_out, cka_pairs_null(states, permutations)
 
-    for name in PACKAGES:
-        if (package := peer(name)) is None:
-            continue
+    def theirs() -> tuple[np.ndarray, np.ndarray]:
+        tensors = [torch.from_numpy(x) for x in states]
+        keep = [np.arange(samples) != one for one in range(samples)]
+        out = [package.pairs(one, one) for one in ([x[rows] for x in tensors] for rows in keep)]
+        rng = np.random.default_rng(0)
+        orders = [rng.permutation(samples) for _ in range(permutations // 2)]
+        both = [one for order in orders for one in (order, np.argsort(order))]
+        null = [package.pairs(tensors, [x[order] for x in tensors]).max() for order in both]
+        return np.array(out), np.array(null)
 
-        def theirs(call: Callable = package.pairs) -> tuple[np.ndarray, np.ndarray]:
-            tensors = [torch.from_numpy(x) for x in states]
-            keep = [np.arange(samples) != one for one in range(samples)]
-            out = [call(one, one) for one in ([x[rows] for x in tensors] for rows in keep)]
-            rng = np.random.default_rng(0)
-            orders = [rng.permutation(samples) for _ in range(permutations // 2)]
-            both = [one for order in orders for one in (order, np.argsort(order))]
-            null = [call(tensors, [x[order] for x in tensors]).max() for order in both]
-            return np.array(out), np.array(null)
-
-        for mine, other in zip(ours(), theirs(), strict=True):
-            np.testing.assert_allclose(mine.clip(0), other.clip(0), atol=1e-6)
-        title = f"CKA, all pairs of {sets} layers, {samples} x {dim}, {samples} left out, "
-        say(f"{title}{permutations} permutations, {name}, in full", rounds, ours, theirs)
+    for mine, other in zip(ours(), theirs(), strict=True):
+        np.testing.assert_allclose(mine.clip(0), other.clip(0), atol=1e-6)
+    title = f"CKA, all pairs of {sets} layers, {samples} x {dim}, {samples} left out, "
+    say(f"{title}{permutations} permutations, {name}, in full", rounds, ours, theirs)
 
 
 def bench_pairs(rounds: int, sets: int, samples: int, dim: int) -> None:
