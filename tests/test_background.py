@@ -2,10 +2,12 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from train.background import WAITING, in_background
 
@@ -88,3 +90,43 @@ def test_an_error_of_the_model_comes_out_and_the_thread_ends():
         put(*batch(0))
         raise ZeroDivisionError
     assert threading.active_count() == before
+
+
+def test_what_a_gpu_copies_is_read_after_its_event_and_its_memory_is_not_given_away(monkeypatch):
+    """The path of a GPU, walked with tensors that have shapes and devices and no values."""
+    seen = []
+
+    class Stream:
+        def __init__(self, device):
+            self.wait_stream = lambda other: seen.append(f"wait for {other}")
+
+    class Event:
+        def record(self, stream):
+            seen.append("record")
+
+        def synchronize(self):
+            seen.append(f"synchronize in {threading.current_thread().name}")
+
+    @contextmanager
+    def on(stream):
+        assert isinstance(stream, Stream)
+        seen.append("begin")
+        yield
+        seen.append("end")
+
+    def copy(self, other, non_blocking):
+        seen.append(f"copy {other.device.type} to {self.device.type}, {non_blocking}")
+
+    for name, value in (("Stream", Stream), ("Event", Event), ("stream", on)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the model")
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: seen.append("keep"))
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: seen.append("read"))
+    with FakeTensorMode(), in_background(lambda *_: seen.append("write")) as put:
+        put(slice(0, 1), {"states": [torch.empty(3, device="cuda") for _ in range(2)]})
+    copied = ["copy cuda to cpu, True", "keep"]
+    assert seen == [
+        *("wait for the model", "begin", *copied, *copied, "record", "end"),
+        *("synchronize in writer", "read", "write"),
+    ]
