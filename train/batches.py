@@ -45,6 +45,7 @@ class Drawn:
 
     @property
     def input_ids(self) -> Tensor:
+        """(samples, tokens), of which the training loop counts how many there are."""
         return self.tokens.input_ids
 
 

@@ -55,6 +55,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes at the worst moment: the loss, or the backward pass of a block."""
         always = self.weights + self.gradients + self.optimiser + self.activations
         return always + max(self.logits, self.backward)
 

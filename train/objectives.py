@@ -30,6 +30,7 @@ class LanguageObjective(nn.Module):
         self.llm = llm
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, a scalar: the mean over the labelled tokens."""
         output = self.llm(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
         )
@@ -106,9 +107,14 @@ class TextTower(nn.Module):
 
 @dataclass(frozen=True)
 class PatchBatch:
+    """Objects cut into patches, each with one of its captions."""
+
     centres: Tensor
+    """(samples, groups, 3)"""
     patches: Tensor
+    """(samples, groups, group_size, channels), xyz relative to their centres"""
     captions: list[Tensor]
+    """The tokens of each, (tokens,)"""
 
 
 class PatchBatches:
@@ -165,6 +171,7 @@ class ContrastiveObjective(nn.Module):
         self.text = TextTower(vocabulary)
 
     def forward(self, batch: PatchBatch) -> dict[str, Tensor]:
+        """`loss`, a scalar: symmetric InfoNCE within the batch."""
         tokens = self.encoder.encode(batch.centres, batch.patches)
         seen = torch.cat([tokens[:, 0], tokens[:, 1:].amax(dim=1)], dim=-1)
         return {"loss": self.text(batch.captions, self.out(seen))}

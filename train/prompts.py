@@ -53,6 +53,7 @@ class Batch:
     """True at the point tokens, equally many in each row."""
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def rows(self, rows: slice) -> Batch:

@@ -43,6 +43,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """hidden : (..., dim). Returns the same shape."""
         # Not nn.RMSNorm: a float32 weight on a half-precision input leaves its fused path.
         wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)

@@ -23,6 +23,7 @@ class PointMLP(nn.Module):
         self.second = nn.Linear(hidden_size, output_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(samples, tokens, input_size) -> (samples, tokens, output_size)."""
         return self.second(nn.functional.gelu(self.first(tokens)))
 
     def load_published(self, state_dict: Mapping[str, Tensor]):
@@ -47,6 +48,7 @@ class ModalityProjector(nn.Module):
         self.second = nn.Linear(hidden_size, output_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(samples, queries, input_size) -> (samples, queries, output_size)."""
         return self.second(self.first(tokens))
 
     def load_published(self, state_dict: Mapping[str, Tensor]):
