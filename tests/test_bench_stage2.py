@@ -9,7 +9,7 @@ from torch import nn
 from tests.benchmarks import bench_stage2, fake_gpu
 from tests.conftest import TINY
 from train.budget import CARD, MIB, training_memory
-from train.config import MODELS, NANO, STAGE2
+from train.config import MODELS, NANO, RECIPES, STAGE2
 from train.losses import AlignmentProjector
 
 CONFIG = replace(STAGE2["minigpt3d"], align_layer=2)
@@ -32,7 +32,9 @@ def test_the_peak_is_that_of_the_training_loop_itself():
 
 
 def step(sizes, shape=BATCH, half=torch.bfloat16, **other):
-    settings = {key: other.pop(key) for key in list(other) if key not in ("weight", "cached")}
+    settings = {
+        key: other.pop(key) for key in list(other) if key not in ("weight", "cached", "stage")
+    }
     return {
         "config": replace(CONFIG, **settings),
         "sizes": sizes,
@@ -59,6 +61,27 @@ def test_a_step_runs_wholly_on_a_gpu_and_takes_what_a_dry_run_says():
     # Measured 0.95; at published sizes, where small tensors are nothing, 1.01 to 1.03.
     assert computed(**aligned) / peak == pytest.approx(1, abs=0.1)
     assert front > computed(**other)  # which takes the frozen front to come from the cache
+
+
+@pytest.mark.slow
+@simulated
+def test_every_stage_and_every_alignment_runs_wholly_on_a_gpu():
+    steps = [
+        step(TINY, (2, 40, 8), half, stage=stage)
+        for stage in ("I", "II", "III", "IV")
+        for half in (torch.bfloat16, torch.float16)
+    ]
+    switches = [
+        {"align_loss": "contrastive", "align_schedule": "rise"},
+        {"align_loss": "learned", "align_layer": "1-3"},
+        {"align_loss": "l1", "align_target": "projector-mid", "align_projector_layers": 1},
+        {"align_loss": "l2", "align_target": "projector", "train_norms": False},
+        {**RECIPES["release"], "align_layer": 2, "cached": False},
+    ]
+    steps += [step(TINY, (2, 40, 8), torch.float16, **each) for each in switches]
+    stock = [replace(TINY, llm_type=kind) for kind in ("phi-3", "llama")]
+    steps += [step(sizes, (2, 40, 8), gradient_checkpointing=True) for sizes in stock]
+    assert all(fake_gpu.peaks(steps))
 
 
 @pytest.mark.slow

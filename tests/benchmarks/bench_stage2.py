@@ -12,6 +12,8 @@ What it says:
   median of 50 pairs of steps of 0.41 s, turn about, is 1.017 with a 95 % interval of 1.007 to
   1.031 (by the processor's time 1.016, 1.009 to 1.027): the goal is 1.02. Single ratios scatter
   more widely than that, so few rounds on a busy machine say nothing.
+- The same at small (103 million parameters), on two idle cores: 0.999, the median of five pairs of
+  steps of 3.5 s, turn about; uncached over cached there 1.45.
 - Uncached over cached step: 1.17 at nano. At published sizes the goal of 3 is out of reach by
   arithmetic: a batch of 10 x 160 tokens takes 17.2 TFLOP (2.5 billion weights, 2 operations each,
   forward and once more for the gradients of the activations; no block recomputed, which would
@@ -24,7 +26,8 @@ What it says:
   7.4 to 7.8. No GPU has measured them: where there is none, the training loop runs on a simulated
   one (see `fake_gpu`), where torch's tracker finds 12.4, 12.5 and 14.3; 13.9, 13.2 and 19.3; 7.3
   to 7.6. What is computed is 1 to 3 % more since it has the gradients in memory throughout, which
-  is so where steps are accumulated and where several processes share a batch.
+  is so where steps are accumulated and where several processes share a batch. The stages of
+  MiniGPT-3D, which read clouds at every step, take 9.2, 10.1, 14.7 and 13.5 on the simulated one.
 """
 
 from __future__ import annotations
@@ -39,10 +42,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import fake_gpu
@@ -50,14 +54,15 @@ from train.alignment import Stage2Objective
 from train.batches import Drawn
 from train.budget import CARD, GIB, LENGTHS, size, training_memory
 from train.checkpoint import train_only
-from train.config import MODELS, STAGE2, ModelConfig, Stage2Config, with_recipe
+from train.config import MODELS, STAGE1, STAGE2, ModelConfig, Stage2Config, with_recipe
 from train.forecast import trains
 from train.loop import Schedule, Training, fit
 from train.losses import AlignmentProjector
 from train.models.llm import bare, hold_in
 from train.models.minigpt3d import MiniGPT3D, build, set_switches
-from train.objectives import language_parameters
+from train.objectives import CaptionObjective, language_parameters
 from train.prompts import UNLABELLED, Batch
+from train.stages import add_experts, learner, plan
 
 SHAPES = {"nano": (16, 112, 48), "small": (16, 112, 48), "minigpt3d": (10, 160, 96)}
 """Samples, tokens and answer tokens of a batch."""
@@ -279,6 +284,20 @@ def peaks(preset: str, recompute: bool) -> None:
             print(f"  {count:>2} {kind:<22}{tokens:>4} tokens  {told:>9} computed  {found}")
 
 
+def stage_peaks(preset: str) -> None:
+    """The same of MiniGPT-3D's stages, the largest batch of each."""
+    brief = {"simple_description": (9, *LENGTHS["simple_description"])}
+    steps, names = [], []
+    for stage in ("I", "II", "III", "IV"):
+        batches = brief if stage in ("I", "II") else published_batches(preset)
+        kind, shape = max(batches.items(), key=lambda each: each[1][0] * each[1][1])
+        names.append(f"stage {stage:<4}{shape[0]:>2} {kind:<22}{shape[1]:>4} tokens")
+        common = {"config": STAGE2[preset], "sizes": MODELS[preset], "half": torch.bfloat16}
+        steps.append(common | {"shape": shape, "stage": stage})
+    for name, found in zip(names, found_peaks(steps), strict=True):
+        print(f"  {name}  {found}")
+
+
 def found_peaks(steps: list[dict[str, Any]]) -> list[str]:
     """What `measured_peak` finds in a process of its own, on a GPU or a simulated one."""
     if CUDA:
@@ -312,16 +331,21 @@ def measured_peak(
     shape: tuple[int, int, int],
     weight: float | None = None,
     cached: bool = True,
+    stage: str = "",
 ) -> int:
     """Bytes that the device held at most in two steps of the training loop itself.
 
     shape  : samples, tokens and answer tokens of the batch.
     weight : of the alignment, 0 for the baseline; the config's if not given.
     cached : with targets as a cache has them; without, the frozen front runs at every step.
+    stage  : I to IV of MiniGPT-3D instead, which read clouds at every step.
     """
     precision = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[half]
     accelerator = Accelerator(cpu=not CUDA, mixed_precision=precision)
-    objective = stage2(config, sizes, half, DEVICE, weight)
+    if stage:
+        objective: nn.Module = stage1(stage, sizes, half, DEVICE)
+    else:
+        objective = stage2(config, sizes, half, DEVICE, weight)
     samples = shape[0]
     tokens, rows = drawn_batch(sizes, *shape), torch.arange(samples, device=DEVICE)
     tokens.attention_mask[0, -1] = 0  # the shorter ones of a real batch are padded: there is a mask
@@ -330,6 +354,8 @@ def measured_peak(
 
     @torch.no_grad()
     def drawn(_: int) -> Drawn:
+        if stage:
+            return Drawn(tokens, points, rows)
         return Drawn(tokens, target if cached else objective.model.encode(points), rows)
 
     rate = Schedule(steps=2, warmup=1, start=0, peak=1e-6, floor=0)
@@ -366,6 +392,22 @@ def stage2(
     return objective
 
 
+def stage1(
+    stage: str, sizes: ModelConfig, half: torch.dtype | None, device: torch.device | str
+) -> CaptionObjective:
+    """The model as a stage of MiniGPT-3D trains it, with random weights made where they stay."""
+    phase = plan(stage, STAGE1["minigpt3d"])[0]
+    with torch.device(device):
+        model = build(sizes)
+        if stage == "IV":
+            sizes = add_experts(model, sizes, None, "sparse", seed=0)
+    if half:
+        hold_in(model.llm, half)
+    objective, wanted = learner(phase.name, model, sizes, encoded=False)
+    train_only(objective, wanted)
+    return cast(CaptionObjective, objective)
+
+
 def operations(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
@@ -386,6 +428,7 @@ def main() -> None:
             for shape in (SHAPES[preset], *published_batches(preset).values()):
                 by_operations(MODELS[preset], *shape)
             peaks(preset, asked.gradient_checkpointing)
+            stage_peaks(preset)
 
 
 if __name__ == "__main__":

@@ -241,15 +241,23 @@ def main(asked: Path, found: Path) -> None:
     with mock.patch("torch.cuda.is_available", lambda: True):
         from tests.benchmarks import bench_stage2
 
-    def made(config, sizes, half, _, weight):
-        with _disable_current_modes():
-            objective = real(config, sizes, half, "meta", weight)
-        return on_gpu(objective)
+    def there(make):
+        def made(*args):
+            args = ["meta" if isinstance(each, torch.device) else each for each in args]
+            with _disable_current_modes():
+                objective = make(*args)
+            objective, model = on_gpu(objective), objective.model
+            if model.experts is not None:
+                model.experts.share_queries(model.qformer.query_tokens)
+            return objective
 
-    real, results = bench_stage2.stage2, []
+        return made
+
+    results = []
+    makers = {name: there(getattr(bench_stage2, name)) for name in ("stage1", "stage2")}
     for step in pickle.loads(asked.read_bytes()):
         AcceleratorState._reset_state(reset_partial_state=True)
-        with gpu(), mock.patch.object(bench_stage2, "stage2", made):
+        with gpu(), mock.patch.multiple(bench_stage2, **makers):
             results.append(bench_stage2.measured_peak(**step))
     found.write_bytes(pickle.dumps(results))
 
