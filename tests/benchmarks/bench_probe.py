@@ -20,8 +20,8 @@ CKA, one pair        debiased, in float32 (ckatorch goes on in float64; pytorch-
                      ModelNet40's 12,311 objects x 2560 it is 17 x ckatorch and 9 x pytorch-cka. At
                      2468 both are Gram matrices: 4.5 and 2.6 x, with the share of ours that is the
                      fewest products beside it
-CKA, layers          the table of 9 layers of 2 models in float64, with our bands and without any of
-                     theirs: 2.5 x, half of ours being the Gram matrices
+CKA, layers          the table of 9 layers of 2 models, 2468 x 2560 in float64, ours with bands and
+                     theirs without: 3.2 x, and 86 % of ours is half a Gram matrix a layer
 CKA, all pairs       values with jackknife bands and permutations of all pairs of layers, against a
                      loop over calls of the packages, a call for each pair (ckatorch) or for all
                      pairs at once (pytorch-cka), each object left out and each order of the
