@@ -14,6 +14,11 @@ Measured once each at nano size on one CPU thread, Phi-2 / Llama: ours 1.001 / 1
 output_hidden_states 1.034 / 1.051, nnsight 1.017 / 0.992, TransformerLens - / 1.204; the plain
 forward over itself 1.002 / 1.002, with quartiles up to 0.016 from 1. Kept of 8 layers: 1.5 MiB,
 21.7 (all layers), 5.2 and 5.2 (views of the whole sequence).
+
+--memory compares peaks of whole processes at a size where a batch of states is 64 MiB, over one
+that only passes: keeping the states takes 0.87 batches more (goal 1), storing them by the thread
+that writes 0.89, and 1.89 on a disk so slow that a batch is still being written when the next one
+is whole. The same on a CPU each time.
 """
 
 from __future__ import annotations
@@ -21,17 +26,24 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
+import store
+from train.background import in_background
 from train.capture import capture_hidden_states, short_forward
-from train.config import MODELS
+from train.config import MODELS, ModelConfig
 from train.models.llm import bare, build_llm, hold_in, set_attention
 
 CUDA = torch.cuda.is_available()
@@ -156,13 +168,94 @@ def compare(preset: str, rounds: int, llm_type: Literal["phi-2", "llama"]) -> No
             print(f"  {name:22} {middle:.3f} ({low:.3f} to {high:.3f}), {kept:.1f} MiB kept{goal}")
 
 
+MEMORY = ("plain", "kept", "stored", "stored, slow disk")
+
+
+def memory() -> None:
+    """Peak memory of processes that only pass, keep 8 layers, and store them, beside one batch.
+
+    Of a model 512 wide with batches of 128 objects, 64 MiB of states; what is freed is given back
+    to the system at once, so that the peaks are of what was held.
+    """
+    freed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    batch, plain = 0.0, 0.0
+    for name in MEMORY:
+        command = [sys.executable, "-m", __spec__.name, "--peak", name]
+        told = subprocess.run(command, capture_output=True, check=True, env=os.environ | freed)
+        peak, batch = map(float, told.stdout.split())
+        plain = plain or peak
+        print(
+            f"  {name:22} {peak:.0f} MiB, {(peak - plain) / batch:+.2f} batches of {batch:.0f} MiB"
+        )
+
+
+@torch.no_grad()
+def peak(way: str) -> None:
+    """Print the peak of this process in MiB while it does one of `MEMORY`, and one batch's size."""
+    sizes = replace(MODELS["nano"], llm_width=512, llm_heads=8, llm_ffn=1024, llm_depth=8)
+    llm, layers, span = build_llm(sizes).eval(), list(range(1, 9)), slice(8, 8 + sizes.queries)
+    embeds = torch.randn(128, span.stop, sizes.llm_width)
+
+    def states() -> list[torch.Tensor]:
+        return list(short_forward(llm, embeds, layers, span).values())
+
+    def plain() -> None:
+        bare(llm).model(inputs_embeds=embeds, use_cache=False)
+
+    def batches(put: Callable) -> None:
+        for number in range(4):
+            rows = slice(128 * number, 128 * (number + 1))
+            put(rows, {"states": plain() if way == "plain" else states()})
+
+    batches(lambda *_: None)  # warms up
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    if way in ("plain", "kept"):
+        batches(lambda *_: None)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            writer = new_run(folder, sizes, layers)
+
+            def write(rows: slice, arrays: dict[str, np.ndarray]) -> None:
+                time.sleep(4 if "slow" in way else 0)
+                writer.append("captured", rows, arrays["states"])
+
+            with in_background(write) as put:
+                batches(put)
+            writer.close()
+    status = Path("/proc/self/status").read_text()
+    print(int(status.partition("VmHWM:")[2].split()[0]) / 1024, embeds[:, span].nbytes / 2**17)
+
+
+def new_run(folder: str, sizes: ModelConfig, layers: list[int]) -> store.RunWriter:
+    """A store that takes 128 objects an append."""
+    objects = [str(number) for number in range(512)]
+    columns = {name: objects for name in ("id", "class_name", "caption")}
+    return store.create_run(
+        f"{folder}/run",
+        samples=columns | {"label": [0] * 512, "split": ["gallery"] * 512},
+        layers=layers,
+        variants=["captured"],
+        tokens=sizes.queries,
+        dim=sizes.llm_width,
+        target_dim=1,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("presets", nargs="*", default=["nano"], help="nano, small, minigpt3d")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--llm", choices=["phi-2", "llama"], default="phi-2")
+    parser.add_argument("--memory", action="store_true", help="peaks of memory, in a minute")
+    parser.add_argument("--peak", choices=MEMORY, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.peak:
+        peak(chosen.peak)
+        return
+    if chosen.memory:
+        memory()
+        return
     for preset in chosen.presets:
         compare(preset, chosen.rounds, chosen.llm)
 
