@@ -52,10 +52,15 @@ def call(*arguments, **options):
 
 def typed(*arguments):
     """As `call`, in this process: a process of its own takes seconds to import what it needs."""
+    return here(command(*arguments)[3:])
+
+
+def here(arguments):
+    """`python -m train.stage2` with these arguments, in this process."""
     out, err, code = StringIO(), StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            run(main, read_config(STAGE2, arguments=command(*arguments)[3:], recipe=with_recipe))
+            run(main, read_config(STAGE2, arguments=arguments, recipe=with_recipe))
         except SystemExit as end:
             code = end.code
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

@@ -9,11 +9,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from store import open_run
 from tests.conftest import TINY
 from tests.test_published import Weights
-from tests.test_stage2 import SETTINGS, call, refuse, typed
+from tests.test_stage2 import SETTINGS, call, here, refuse, typed
 from train.cli import read_config, run
 from train.config import MODELS, STAGE2, Stage2Config, with_recipe
 from train.data.load import told
@@ -24,13 +25,8 @@ PUBLISHED = ("--preset", "minigpt3d", *SETTINGS)
 
 
 def from_weights(weights, data, out, *more):
-    module = [sys.executable, "-m", "train.stage2", *PUBLISHED, "--weights", str(weights)]
-    return subprocess.run(
-        [*module, "--data-root", str(data), "--out", str(out), *more],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    begin = [*PUBLISHED, "--weights", str(weights), "--data-root", str(data)]
+    return here([*begin, "--out", str(out), *more])
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +58,11 @@ def test_a_run_starts_from_the_published_files(published, solids_folder, tmp_pat
 
 
 def test_a_half_precision_language_model_trains_and_is_captured(published, solids_folder, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the first precision
     out = tmp_path / "run"
     result = from_weights(published.folder, solids_folder, out, "--precision", "bf16")
     assert result.returncode == 0, result.stderr
+    AcceleratorState._reset_state(reset_partial_state=True)
     states = open_run(out).hidden("aligned").values.astype(np.float32)
     assert np.isfinite(states).all()
 
