@@ -290,7 +290,15 @@ def _transplanted(one: xr.Dataset) -> str:
         return f"{start}{gap}, within noise: there is no gap to close."
     best = one.isel(layer=int(one.transplant_share_mean.argmax("layer")))
     if float(best.transplant_p_adjusted) >= SIGNIFICANT or best.transplant_share_mean <= 0:
-        return f"{start}{gap}, and its point tokens close it at no layer, beyond noise."
+        least = one.isel(layer=int(one.transplant_share_mean.argmin("layer")))
+        wider = ""
+        if float(least.transplant_p_adjusted) < SIGNIFICANT and least.transplant_share_mean < 0:
+            share, low, high = (float(least[f"transplant_share_{p}"]) for p in Interval._fields)
+            wider = (
+                f"; at layer {int(least.layer)} they widen it by {-share:.0%} "
+                f"[{-high:.0%}, {-low:.0%}]"
+            )
+        return f"{start}{gap}, and its point tokens close it at no layer, beyond noise{wider}."
     share, low, high = (float(best[f"transplant_share_{part}"]) for part in Interval._fields)
     return (
         f"{start}its point tokens close most of the gap at layer {int(best.layer)}: {share:.0%} "

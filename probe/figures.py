@@ -14,6 +14,7 @@ from probe.plots_cloud import VIEW
 from probe.plots_curves import (
     ALIKE,
     DIMENSION,
+    LINEAR,
     REBUILT,
     SEEDS,
     curves,
@@ -26,7 +27,7 @@ from probe.plots_style import INK, LAYER, MARKERS, colour, some
 from probe.plots_style import shape as shape_of
 from probe.plots_training import STEPS
 
-__all__ = ["ALIKE", "DIMENSION", "REBUILT", "SEEDS", "cka_png", "clouds_png"]
+__all__ = ["ALIKE", "DIMENSION", "LINEAR", "REBUILT", "SEEDS", "cka_png", "clouds_png"]
 __all__ += ["confusion_figure", "confusion_png", "curves", "curves_figure", "curves_png", "gaps"]
 __all__ += ["maps_figure", "maps_png"]
 __all__ += ["steps_png", "verdict_png", "ways_png"]

@@ -40,6 +40,8 @@ COURSES = {  # measures whose course over depth is told: name, factor, decimals,
     "encoder_cka": ("CKA to the encoder's output", 1, 3, ""),
     "drift_centred": ("drift", 1, 3, "unrelated objects"),
     "linear": ("linear read-out accuracy", 100, 1, "shuffled labels"),
+    "linear_selectivity": ("linear read-out accuracy less that of shuffled labels", 100, 1, ""),
+    "linear_compression": ("class, coded online: times shorter than without states", 1, 2, ""),
     "chamfer": ("Chamfer distance of rebuilt clouds", 1, 4, "tokens of other objects"),
 }
 

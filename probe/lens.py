@@ -342,11 +342,17 @@ def findings(results: xr.Dataset) -> list[str]:
             said.append(f"{variant}: no layer's point tokens name their class beyond chance.")
             continue
         mean, low, high = (float(best[f"advantage_{part}"]) for part in Interval._fields)
+        near = one.isel(layer=int(one.caption_match_mean.argmax("layer")))
+        match, least, most = (100 * float(near[f"caption_match_{p}"]) for p in Interval._fields)
+        by_chance = 100 * float(near.caption_match_shuffled)
         said.append(
             f"{variant}: through the tuned lens point tokens name their class beyond chance at "
             f"{len(clear)} of {one.sizes['layer']} layers, most at layer {int(best.layer)}: "
             f"{mean:.2f} [{low:.2f}, {high:.2f}] nats above other classes' words, rank "
-            f"{float(best.rank_mean):.0f} of {one.sizes['vocabulary']}; most often on top: {words}."
+            f"{float(best.rank_mean):.0f} of {one.sizes['vocabulary']}; most often on top: {words}; "
+            f"the caption nearest to a token is of its class for {match:.1f} [{least:.1f}, "
+            f"{most:.1f}] % of the tokens at layer {int(near.layer)} (captions shuffled: "
+            f"{by_chance:.1f} %)."
         )
     return said
 

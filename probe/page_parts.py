@@ -185,6 +185,16 @@ def more(results: xr.Dataset) -> list[Section]:
         )
         picture = Picture("ways", caption, figures.ways_png(results))
         found.append(Section("Asked in other ways", [], [picture]))
+    if panels := figures.curves(results, figures.LINEAR):
+        caption = (
+            "Class read out linearly; the same less what shuffled labels give (selectivity: 0 is "
+            "learnt by heart); and how many times shorter the states make an online code of the "
+            "labels, which pays for the probe, too."
+        )
+        below = figures.gaps(results, figures.LINEAR)
+        live = figures.curves_figure(panels, results, below)
+        picture = Picture("linear", caption, figures.curves_png(panels, below), live)
+        found.append(Section("Class that can be read out", [], [picture]))
     if "geometry_mean" in results:
         found.append(Section("Geometry that can be read out", [], [_properties(results)]))
     if "knn_confusion" in results:

@@ -140,6 +140,7 @@ def test_a_planted_word_is_found_and_nothing_where_nothing_is():
     assert ((quiet.advantage_low < 0) & (quiet.advantage_high > 0)).all()
     assert ((absent.caption_match_low < 0.25) & (absent.caption_match_high > 0.25)).all()
     assert "'word" in findings(there)[0] and "layers" in findings(there)[0]
+    assert "the caption nearest to a token is of its class for" in findings(there)[0]
 
 
 def test_classes_of_one_first_token_are_no_control_of_each_other():
