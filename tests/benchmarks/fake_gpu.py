@@ -52,8 +52,8 @@ def unavailable() -> str:
     """Why there can be no such GPU here, or nothing."""
     if torch.backends.cuda.is_built():
         return "this torch is built for CUDA; a simulated GPU needs one that is not"
-    if not compiler():
-        return "no C++ compiler: a simulated GPU needs one"
+    if sys.platform != "linux" or not compiler():
+        return "a simulated GPU needs Linux and a C++ compiler"
     return ""
 
 
@@ -92,7 +92,7 @@ def peaks(steps: list[dict[str, Any]]) -> list[int]:
 def gpu() -> Iterator[Tracker]:
     """Inside, tensors are fake, one GPU is there, and its memory is that of the tracker.
 
-    Not so on a real one: attention is always torch's memory-efficient kernel, which takes a mask
+    Unlike on a real one, attention is always torch's memory-efficient kernel, which takes a mask
     and keeps what the flash one keeps; a module is where it was made, `.to` moves none; nothing is
     written, since there are no numbers. What copies to the CPU for numpy (the cache of the front,
     the capture) doesn't run.
