@@ -28,6 +28,8 @@ CELLS = 8  # along each side of the occupancy grid
 FLAT = 1e-6  # of the longest principal axis: thinner has no volume
 READ = 64  # objects read at a time
 AXES = ("x", "y", "z")
+OCTANTS = [f"{z}{y}{x}" for z in "01" for y in "01" for x in "01"]
+"""Of the occupancy grid: 1 for the upper half along z, y and x."""
 FACTOR = "factor_"  # how columns of factors begin in a run's table of samples
 
 UNIT, SHARE = "as the coordinates", "share"
@@ -56,6 +58,10 @@ ABOUT: dict[str, tuple[str, str, str, str]] = {  # long name, unit, range, sourc
     "hull_volume": ("volume of the convex hull", f"{UNIT}, cubed", "0 or more", ""),
     "hull_area": ("area of the convex hull", f"{UNIT}, squared", "0 or more", ""),
     "occupancy": ("filled cells of the cube around the cloud", SHARE, "0 to 1", ""),
+    **{
+        f"occupancy_{octant}": (f"filled cells of octant {octant} of it", SHARE, "0 to 1", "")
+        for octant in OCTANTS
+    },
     "red": ("mean red", SHARE, "0 to 1", ""),
     "green": ("mean green", SHARE, "0 to 1", ""),
     "blue": ("mean blue", SHARE, "0 to 1", ""),
@@ -75,7 +81,8 @@ def descriptors(points: Any, *, up: str = "z") -> xr.Dataset:
     whole clouds here), the hull and the curvature do not. Curvature is the surface variation of
     the 16 nearest points (Pauly et al. 2002, doi:10.1109/VISUAL.2002.1183771). The distance to
     the mirror image is one way of the Chamfer distance, which equals the other; like curvature
-    it is taken at 512 points against all. Sampling alone leaves a symmetric surface about half
+    it is taken at 512 points against all. Occupancy is of a grid of 8 x 8 x 8 cells in a cube around
+    the box, whole and by octant, named by its halves along z, y and x, 1 the upper. Sampling alone leaves a symmetric surface about half
     the spacing of its points. Mirrors, occupancy and curvature depend on the number of points:
     compare clouds of one size.
     """
@@ -345,7 +352,15 @@ def _box(
         "middle_to_long": middle / long,
         "short_to_long": short / long,
         "occupancy": filled.mean(axis=1),
+        **{f"occupancy_{name}": one for name, one in zip(OCTANTS, _octants(filled), strict=True)},
     }
+
+
+def _octants(filled: np.ndarray) -> np.ndarray:
+    """Share of filled cells in each octant of the grids (samples, cells), (octants, samples)."""
+    half = CELLS // 2
+    grids = filled.reshape(-1, 2, half, 2, half, 2, half)  # z, y, x
+    return grids.mean(axis=(2, 4, 6)).reshape(len(filled), 8).T
 
 
 def _shape(centred: np.ndarray) -> dict[str, np.ndarray]:

@@ -349,8 +349,8 @@ def findings(results: xr.Dataset) -> list[str]:
             f"{variant}: through the tuned lens point tokens name their class beyond chance at "
             f"{len(clear)} of {one.sizes['layer']} layers, most at layer {int(best.layer)}: "
             f"{mean:.2f} [{low:.2f}, {high:.2f}] nats above other classes' words, rank "
-            f"{float(best.rank_mean):.0f} of {one.sizes['vocabulary']}; most often on top: {words}; "
-            f"the caption nearest to a token is of its class for {match:.1f} [{least:.1f}, "
+            f"{float(best.rank_mean):.0f} of {one.sizes['vocabulary']}; most often on top: {words};"
+            f" the caption nearest to a token is of its class for {match:.1f} [{least:.1f}, "
             f"{most:.1f}] % of the tokens at layer {int(near.layer)} (captions shuffled: "
             f"{by_chance:.1f} %)."
         )

@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.preprocessing import StandardScaler
 
-from probe.geometry import ABOUT, descriptors, geometry_probe, r2, r2_interval
+from probe.geometry import ABOUT, OCTANTS, descriptors, geometry_probe, r2, r2_interval
 from probe.linear import PENALTIES, deal_folds
 
 
@@ -77,6 +77,12 @@ def test_a_full_cube_fills_the_grid_and_a_needle_one_row_of_it():
     assert float(one(box([3.0, 3.0, 3.0], points=20_000)).occupancy) == 1
     needle = np.linspace(0, 1, 100)[:, None] * [0, 0, 1.0]
     assert float(one(needle).occupancy) == 8 / 8**3
+    whole = one(box([3.0, 2.0, 1.0]))
+    eighths = [float(whole[f"occupancy_{octant}"]) for octant in OCTANTS]
+    assert np.mean(eighths) == pytest.approx(float(whole.occupancy))
+    upper = np.array([[0.0, 0, 0], [1, 1, 1]])[[0] + [1] * 31]  # all but one in the last octant
+    lone = one(upper + 1e-9 * np.random.default_rng(0).random(upper.shape))
+    assert [float(lone[f"occupancy_{o}"]) for o in OCTANTS] == [1 / 64, *[0] * 6, 1 / 64]
 
 
 def test_curvature_grows_with_the_bend_of_a_surface():
