@@ -8,9 +8,9 @@ KNN, a layer         what the sweep asks of a layer's states: raw and centred, b
                      distance, k = 1 and 10, ten controls of shuffled labels, leaving one out, and
                      50 seeds of test90_10. scikit-learn shares the neighbours over k and controls,
                      is asked once for raw and centred distance, which are one, and is fitted for
-                     each split, as its interface has it. 2468 in 9843 x 2560: 5 x in float32 and
-                     8.6 x in float64; 600 in 1200 x 256: 3.3 and 4.3 x, where neither product nor
-                     search is most of the time
+                     each split, as its interface has it. 2468 in 9843 x 2560: 5.0 x in float32 and
+                     8.4 x in float64; 600 in 1200 x 256: 3.4 and 3.9 x, where votes and splits cost
+                     as much as products. On the clock with two threads: 4.1 and 2.7 x in float32
 KNN, one search      one k, one split, by cosine. scikit-learn's brute force is a matrix product,
                      and so is any exact search: 0.9 to 1.9 x by FAISS, 1.2 to 2.8 x by torch,
                      whose product knows this processor; the float64 settles what float32 leaves
