@@ -81,10 +81,10 @@ def descriptors(points: Any, *, up: str = "z") -> xr.Dataset:
     whole clouds here), the hull and the curvature do not. Curvature is the surface variation of
     the 16 nearest points (Pauly et al. 2002, doi:10.1109/VISUAL.2002.1183771). The distance to
     the mirror image is one way of the Chamfer distance, which equals the other; like curvature
-    it is taken at 512 points against all. Occupancy is of a grid of 8 x 8 x 8 cells in a cube around
-    the box, whole and by octant, named by its halves along z, y and x, 1 the upper. Sampling alone leaves a symmetric surface about half
-    the spacing of its points. Mirrors, occupancy and curvature depend on the number of points:
-    compare clouds of one size.
+    it is taken at 512 points against all. Sampling alone leaves a symmetric surface about half
+    the spacing of its points. Occupancy is of a grid of 8 x 8 x 8 cells in a cube around the box,
+    whole and by octant, named by its halves along z, y and x, 1 the upper. Mirrors, occupancy and
+    curvature depend on the number of points: compare clouds of one size.
     """
     if up not in AXES:
         raise ValueError(f"up={up!r}: must be one of {', '.join(AXES)}")
