@@ -242,11 +242,31 @@ def check_attrs(attrs: Mapping[str, Any], name: str) -> None:
             "update the program"
         )
     needed = ("variants", "layers", "samples", "chunk", "tokens", "dim", "target_dim", "dtype")
-    if missing := [key for key in (*needed, "complete", "points") if key not in attrs]:
+    if missing := [k for k in (*needed, "complete", "points", "digests") if k not in attrs]:
         raise StoreError(f"{name} is damaged: its attributes lack {', '.join(missing)}")
     lists = isinstance(attrs["variants"], list) and isinstance(attrs["layers"], list)
     numbers = all(isinstance(attrs[key], int) and attrs[key] > 0 for key in needed[2:7])
-    if not (lists and numbers and all(isinstance(layer, int) for layer in attrs["layers"])):
+    if not (lists and numbers and _whole_numbers(attrs["layers"]) and _plausible(attrs)):
         raise StoreError(f"{name} is damaged: its attributes do not describe a run")
     if wrong := [variant for variant in attrs["variants"] if not plain_name(variant)]:
         raise StoreError(f"{name} is damaged: {wrong[0]!r} is no name of a variant")
+
+
+def _plausible(attrs: Mapping[str, Any]) -> bool:
+    """Whether the attributes that not every run has are of the kind that they are written as."""
+    tables = [attrs.get(name, {}) for name in ("steps", "digests", "provenance", "nonfinite")]
+    if attrs["dtype"] not in DTYPES or not all(isinstance(table, dict) for table in tables):
+        return False
+    steps, digests, *_ = tables
+    widths = [attrs[name] for name in ("encoder_dim", "patches") if attrs.get(name) is not None]
+    points = attrs["points"]
+    return (
+        _whole_numbers(widths, least=1)
+        and (points is None or (_whole_numbers(points, least=1) and len(points) == 2))
+        and all(own and _whole_numbers(own) for own in steps.values())
+        and all("/" not in name and isinstance(value, str) for name, value in digests.items())
+    )
+
+
+def _whole_numbers(values: Any, least: int = 0) -> bool:
+    return isinstance(values, list) and all(isinstance(n, int) and n >= least for n in values)

@@ -1,5 +1,6 @@
 """An ordinary read never makes up numbers: what is lost or damaged is one sentence."""
 
+import json
 import re
 
 import fsspec
@@ -148,3 +149,17 @@ def test_clouds_that_are_not_finite_are_refused_by_number(tmp_path):
     with pytest.raises(ValueError, match="points of sample 201: a coordinate or colour"):
         store.create_run(tmp_path / "run", **plan(points=points))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 3}, {"dtype": "x"}, {"patches": "../x"}, {"points": 1}, {"digests": {"../x": "0"}}],
+)
+def test_a_plan_that_describes_no_run_is_a_sentence(tmp_path, change):
+    store.create_run(tmp_path / "run", **plan()).close()
+    root = tmp_path / "run/activations.zarr/zarr.json"
+    about = json.loads(root.read_text())
+    about["attributes"] |= change
+    root.write_text(json.dumps(about))
+    with pytest.raises(StoreError, match="its attributes do not describe a run"):
+        store.open_run(tmp_path / "run")
