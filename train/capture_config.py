@@ -55,7 +55,7 @@ class CaptureConfig:
     store: str | None = None
     """Where the states go instead: a folder, or any fsspec URL such as s3://bucket/run."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Of the stored states."""
+    """Of the stored states; bfloat16 is kept exactly, as its bit patterns."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the LLM's matrices while it runs: no is float32."""
     attention: Literal["sdpa", "eager"] = "sdpa"
