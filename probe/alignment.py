@@ -20,6 +20,7 @@ from probe.drift import drift_parts
 from probe.judged import listed
 from probe.splits import layers_of
 from probe.sweep import read_objects
+from probe.tokens import Tokens
 from store import Run
 
 PARTS = ("mean", "low", "high")
@@ -65,7 +66,7 @@ def alignment(
     for done, (name, at, layer) in enumerate(places):
         if progress:
             progress(done, len(places), f"{name}, layer {layer}")
-        states = run.final(name).sel(layer=layer)[: data.samples].values.astype(np.float32)
+        states = Tokens(run.final(name).sel(layer=layer)[: data.samples])
         parts = drift_parts(
             states, target, "alignment", projector=found[name][at], seed=seed, **rows
         )

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probe.tokens import Tokens
 from store import Run
 
 MEASURES = (
     *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "hsic", "hubness"),
     *("intervals", "knn", "linear", "orders", "outliers", "pairs", "reconstruction", "similarity"),
-    "variants",
+    *("tokens", "variants"),
 )
 
 
@@ -54,6 +55,8 @@ def digest(*parts: Any) -> str:
             for name, values in part.data_vars.items():
                 found.update(str(name).encode())
                 _add(found, values.values)
+        elif isinstance(part, Tokens):
+            found.update(part.digest.encode())
         elif isinstance(part, np.ndarray):
             _add(found, part)
         else:

@@ -1,6 +1,6 @@
 """What one layer of one model gives: scores object by object, before any mean or interval.
 
-Each function takes the objects, the tokens (samples, tokens, dim) of one layer and the settings,
+Each function takes the objects, the tokens of one layer and the settings,
 and returns named arrays: these are what is cached, sent between machines and put together.
 """
 
@@ -13,6 +13,7 @@ import xarray as xr
 from probe import cka, controls, dimension, geometry, hubness, knn, outliers
 from probe.drift import Drift, drift_parts
 from probe.linear import linear_probe
+from probe.tokens import Tokens, blocks
 from probe.variants import knn_protocols, knn_variants
 
 SHUFFLES = 10
@@ -30,7 +31,7 @@ class Objects(NamedTuple):
     gallery: np.ndarray  # rows
     query: np.ndarray  # rows
     copies: tuple[int, int]  # left out of the gallery, and of the query
-    target: np.ndarray  # (samples, tokens, target_dim)
+    target: Tokens  # (samples, tokens, target_dim)
     groups: np.ndarray  # (samples,), one number for copies and near-copies of an object
     encoder: np.ndarray | None = None  # (samples, encoder_dim), where it was captured
     properties: xr.Dataset | None = None  # (sample,) each
@@ -43,14 +44,14 @@ class Settings(NamedTuple):
     seed: int
 
 
-def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def knn_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`hits` (k, queries), `shuffled` (shuffles, k), and `named` (queries,) by the largest k.
 
     `hits_without` leaves massive tokens out of the mean. `hubness` (k,) of the gallery objects
     found, and `hubness_left_out` (k, groups).
     """
     asked = data.labels[data.query]
-    found = _neighbours(data, tokens.mean(axis=1, dtype=np.float64), max(ask.k))
+    found = _neighbours(data, tokens.pooled, max(ask.k))
     near = data.labels[data.gallery][found]
     dealt = controls.shuffled_labels(data.labels[data.gallery], shuffles=SHUFFLES, seed=ask.seed)
     shuffled = [[np.mean(knn.vote(one[found[:, :k]]) == asked) for k in ask.k] for one in dealt]
@@ -64,19 +65,22 @@ def knn_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
         "named": named[-1],
         "hits_without": (np.stack(named) == asked)[-1],
     }
-    massive = outliers.massive_tokens(tokens)
+    massive = outliers.massive_tokens(tokens.norms)
     if massive.any():
-        found = _neighbours(data, outliers.mean_without(tokens, massive), max(ask.k))
+        rest = tokens.pooled.copy()
+        few = np.flatnonzero(massive.any(axis=1))
+        rest[few] = outliers.mean_without(tokens[few], massive[few])
+        found = _neighbours(data, rest, max(ask.k))
         cell["hits_without"] = knn.vote(data.labels[data.gallery][found]) == asked
     return cell
 
 
-def drift_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,).
 
     `encoder_cka` and its `_left_out` the same with the encoder's output, where that is there.
     """
-    pooled, target = (x[data.query].mean(axis=1, dtype=np.float64) for x in (tokens, data.target))
+    pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
     alike = cka.cka_interval(pooled, target)
     parts = drift_parts(
         tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
@@ -91,7 +95,7 @@ def drift_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     }
 
 
-def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The shape of the query objects' mean tokens, and the tokens and directions that stand out.
 
     `values` (statistics,), `left_out` (statistics, groups), `diversity` (queries,),
@@ -99,7 +103,7 @@ def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     `top_variance` (1, 3 and 10 dimensions), and `shuffled` (shuffles, statistics): each
     dimension dealt out among the objects on its own, which leaves no direction but the axes.
     """
-    pooled = tokens[data.query].mean(axis=1, dtype=np.float64)
+    pooled = tokens.pooled[data.query]
     found = dimension.shape(pooled, seed=ask.seed)
     rng = np.random.default_rng([ask.seed, 7])
     dealt = [
@@ -111,18 +115,18 @@ def dimension_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
         "values": found.values,
         "left_out": found.left_out,
         "shuffled": np.array(dealt),
-        **({"diversity": dimension.token_diversity(tokens[data.query])} if several else {}),
-        "massive": outliers.massive_tokens(tokens).mean(axis=0),
-        "largest_norm": np.array(outliers.largest_norm(tokens)),
+        **({"diversity": _diversity(tokens, data.query)} if several else {}),
+        "massive": outliers.massive_tokens(tokens.norms).mean(axis=0),
+        "largest_norm": np.array(outliers.largest_norm(tokens.norms)),
         "top_variance": outliers.top_variance(pooled),
     }
 
 
-def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
     of its code `bits` a label, and `bits_left_out` (groups,) with groups of objects left out.
     """
-    states = tokens.mean(axis=1, dtype=np.float64)
+    states = tokens.pooled
     found = linear_probe(
         states[data.gallery],
         data.labels[data.gallery],
@@ -143,10 +147,10 @@ def linear_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     return parts | {"compression": compression} | bits
 
 
-def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def geometry_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """What `geometry_probe` returns, over properties."""
     assert data.properties is not None
-    states = tokens.mean(axis=1, dtype=np.float64)
+    states = tokens.pooled
     found = geometry.geometry_probe(
         states[data.gallery],
         data.properties.isel(sample=data.gallery),
@@ -160,7 +164,7 @@ def geometry_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     return {str(name): values.values for name, values in found.data_vars.items()}
 
 
-def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def variants_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """Neighbours asked otherwise: see `probe.variants`."""
     _differ(tokens[data.gallery])
     found = knn_variants(
@@ -171,7 +175,7 @@ def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
         k=ask.k,
     )
     protocols = knn_protocols(
-        tokens[data.query].mean(axis=1, dtype=np.float64),
+        tokens.pooled[data.query],
         data.labels[data.query],
         data.groups[data.query],
         k=ask.k,
@@ -180,7 +184,7 @@ def variants_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     return {"hits": found.hits, "rank": found.rank, **protocols._asdict()}
 
 
-def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
+def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
     `drift_procrustes` (queries,), centred, through an orthogonal map fitted on the gallery;
     `shuffled` (shuffles, likenesses), the same with the target's objects shuffled (SVCCA and PWCCA
@@ -189,7 +193,7 @@ def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     """
     from probe.pairs import alike
 
-    pooled, target = (x[data.query].mean(axis=1, dtype=np.float64) for x in (tokens, data.target))
+    pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
     found = alike(pooled, target, seed=ask.seed)
     rng = np.random.default_rng([ask.seed, 13])
     orders = [rng.permutation(len(target)) for _ in range(FEW)]
@@ -212,7 +216,7 @@ def similarity_cell(data: Objects, tokens: np.ndarray, ask: Settings) -> Cell:
     }
 
 
-CELLS: dict[str, Callable[[Objects, np.ndarray, Settings], Cell]] = {
+CELLS: dict[str, Callable[[Objects, Tokens, Settings], Cell]] = {
     "knn": knn_cell,
     "drift": drift_cell,
     "dimension": dimension_cell,
@@ -221,6 +225,13 @@ CELLS: dict[str, Callable[[Objects, np.ndarray, Settings], Cell]] = {
     "variants": variants_cell,
     "similarity": similarity_cell,
 }
+
+
+def _diversity(tokens: Tokens, rows: np.ndarray) -> np.ndarray:
+    parts = [
+        dimension.token_diversity(tokens[rows[some]]) for some in blocks(len(rows), tokens.shape)
+    ]
+    return np.concatenate(parts)
 
 
 def _differ(gallery: np.ndarray) -> None:

@@ -132,8 +132,8 @@ def _gaps(x: np.ndarray, k: int, name: str) -> _Near:
     if len(x) < max(LEAST, k + 1):
         raise ValueError(f"{len(x)} distinct objects: {name} needs {max(LEAST, k + 1)} or more")
     found = nearest(x, x, k + 1, metric="l2")[:, 1:]  # the first is the object itself
-    gaps = np.linalg.norm(x[found] - x[:, None], axis=2)
-    return _Near(rows, rows[found], gaps)
+    gaps = [np.linalg.norm(x[other] - x, axis=1) for other in found.T]
+    return _Near(rows, rows[found], np.stack(gaps, axis=1))
 
 
 def _gaps_or_none(x: np.ndarray) -> _Near | None:

@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAPS = ("ridge", "procrustes", "none", "alignment")
+from probe.tokens import Tokens, blocks
+
+FITTED = ("ridge", "procrustes")
+MAPS = (*FITTED, "none", "alignment")
 STRENGTHS = np.logspace(-6, 2, 17)  # against standardised features, whose mean variance is 1
 FOLDS = 5
 FIT_TOKENS = 2**16  # enough to fit a few thousand weights a target dim; more only takes time
@@ -34,8 +37,8 @@ class Drift(NamedTuple):
 
 
 def cosine_drift(
-    x: np.ndarray,
-    target: np.ndarray,
+    x: np.ndarray | Tokens,
+    target: np.ndarray | Tokens,
     map: str = "ridge",
     *,
     gallery: np.ndarray | None = None,
@@ -45,7 +48,8 @@ def cosine_drift(
 ) -> np.ndarray:
     """Distance of each query object's tokens from its target: 1 - cosine, mean over tokens.
 
-    x       : (samples, tokens, dim)      target : (samples, tokens, target_dim)
+    x       : (samples, tokens, dim)      target : (samples, tokens, target_dim); arrays, or
+              `probe.tokens.Tokens`, of which no more is read at a time than a block of objects
     map     : "ridge" or "procrustes", fitted on the gallery; "none", for equal dims;
               "alignment", the trained `projector`, a function of x
     gallery : rows or mask of the objects to fit on; the fitted maps need it
@@ -61,8 +65,8 @@ def cosine_drift(
 
 
 def drift_parts(
-    x: np.ndarray,
-    target: np.ndarray,
+    x: np.ndarray | Tokens,
+    target: np.ndarray | Tokens,
     map: str = "ridge",
     *,
     gallery: np.ndarray | None = None,
@@ -73,27 +77,35 @@ def drift_parts(
     """`cosine_drift` with its random-pair control and its centred form; same arguments."""
     _check(x, target, map, projector)
     fit, score = _rows(len(x), gallery, query, map)
-    if map == "none":
-        mapped = np.asarray(x, np.float32)
-    elif map == "alignment":
-        mapped = _project(projector, x)
-    else:
-        weights = fit_map(x[fit], target[fit], map, seed=seed)
-        mapped = apply_map(x, weights)
-    if mapped.shape != target.shape:
-        raise ValueError(f"mapped tokens {mapped.shape} and target {target.shape} differ in shape")
-    target = np.asarray(target, np.float32)
+    fitted = fit_map(x, target, map, rows=fit, seed=seed) if map in FITTED else None
+
+    def mapped(rows: np.ndarray) -> np.ndarray:
+        tokens = _read(x, rows, "x").astype(np.float32, copy=False)
+        if map == "alignment":
+            return _project(projector, tokens)
+        return tokens if fitted is None else apply_map(tokens, fitted)
+
+    def goal(rows: np.ndarray) -> np.ndarray:
+        return _read(target, rows, "target").astype(np.float32, copy=False)
+
     # positions differ from one another far more than objects do: that part is not geometry
     base = fit if len(fit) else score
-    mapped_mean, target_mean = mapped[base].mean(axis=0), target[base].mean(axis=0)
-    other = _partners(len(score), seed)
-    pairs = (
-        (mapped[score], target[score]),
-        (mapped[score] - mapped_mean, target[score] - target_mean),
-    )
-    drifts = [token_drift(a, to) for a, b in pairs for to in (b, b[other])]
-    plain, random, centred, unrelated = (one.mean(axis=1, dtype=np.float64) for one in drifts)
-    return Drift(plain, random, centred, unrelated, by_token=drifts[2])
+    mapped_mean, target_mean = _mean(mapped, base, x.shape), _mean(goal, base, target.shape)
+    if mapped_mean.shape != target_mean.shape:
+        raise ValueError(
+            f"mapped tokens {mapped_mean.shape} and target {target_mean.shape} differ in shape"
+        )
+    other = score[_partners(len(score), seed)]
+    found = np.empty((4, len(score), x.shape[1]), np.float32)
+    for some in blocks(len(score), x.shape):
+        here, own, unlike = mapped(score[some]), goal(score[some]), goal(other[some])
+        centred = here - mapped_mean
+        found[0, some] = token_drift(here, own)
+        found[1, some] = token_drift(here, unlike)
+        found[2, some] = token_drift(centred, own - target_mean)
+        found[3, some] = token_drift(centred, unlike - target_mean)
+    plain, random, centred, unrelated = found.mean(axis=2, dtype=np.float64)
+    return Drift(plain, random, centred, unrelated, by_token=found[2])
 
 
 def token_drift(mapped: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -120,17 +132,30 @@ def apply_map(x: np.ndarray, fitted: Map) -> np.ndarray:
     return np.asarray(x, np.float32) @ fitted.weights.astype(np.float32) + bias.astype(np.float32)
 
 
-def fit_map(x: np.ndarray, target: np.ndarray, map: str = "ridge", *, seed: int = 0) -> Map:
+def fit_map(
+    x: np.ndarray | Tokens,
+    target: np.ndarray | Tokens,
+    map: str = "ridge",
+    *,
+    rows: np.ndarray | None = None,
+    seed: int = 0,
+) -> Map:
     """The map from x (samples, tokens, dim) to target (samples, tokens, target_dim).
+
+    rows : the objects it is fitted on; all by default. Of many objects some tokens, of very many
+           some objects are drawn, `FIT_TOKENS` in all.
 
     Ridge standardises x and picks its strength by cross-validation over whole objects.
     Procrustes is the best orthogonal map, semi-orthogonal where dims differ.
     """
-    if len(x) < FOLDS:
-        raise ValueError(f"a map needs {FOLDS} gallery objects or more, there are {len(x)}")
-    folds = np.random.default_rng(seed).permutation(len(x)) % FOLDS
-    x, target = _some_tokens(x, target, seed)
-    moments = [_moments(x[folds == fold], target[folds == fold]) for fold in range(FOLDS)]
+    rows = np.arange(len(x)) if rows is None else rows
+    if len(rows) < FOLDS:
+        raise ValueError(f"a map needs {FOLDS} gallery objects or more, there are {len(rows)}")
+    if len(rows) > FIT_TOKENS:
+        rows = np.sort(np.random.default_rng([seed, 17]).choice(rows, FIT_TOKENS, replace=False))
+    folds = np.random.default_rng(seed).permutation(len(rows)) % FOLDS
+    near, far = _some_tokens(x, target, rows, seed)
+    moments = [_moments(near[folds == fold], far[folds == fold]) for fold in range(FOLDS)]
     total = _added(moments)
     if map == "procrustes":
         cov, x_mean, y_mean = total.x_y, total.x_mean, total.y_mean
@@ -218,18 +243,43 @@ def _validation_errors(train: _Moments, held: _Moments) -> np.ndarray:
     return errors
 
 
-def _some_tokens(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _some_tokens(
+    x: np.ndarray | Tokens, y: np.ndarray | Tokens, rows: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The same number of tokens of each object, `FIT_TOKENS` at most, drawn with the seed."""
-    samples, tokens, _ = x.shape
-    keep = max(1, FIT_TOKENS // samples)
-    if keep >= tokens:
-        return x, y
+    samples, tokens = len(rows), x.shape[1]
+    keep = min(tokens, FIT_TOKENS // samples)
     draw = np.random.default_rng([seed, 2]).random((samples, tokens))
     chosen = np.sort(draw.argsort(axis=1)[:, :keep], axis=1)[:, :, None]
-    return np.take_along_axis(x, chosen, axis=1), np.take_along_axis(y, chosen, axis=1)
+
+    def drawn(values: np.ndarray | Tokens, name: str) -> np.ndarray:
+        found = np.empty((samples, keep, values.shape[2]), values[:0].dtype)
+        for some in blocks(samples, values.shape):
+            every = _read(values, rows[some], name)
+            found[some] = np.take_along_axis(every, chosen[some], axis=1)
+        return found
+
+    return drawn(x, "x"), drawn(y, "target")
 
 
-def _check(x: np.ndarray, target: np.ndarray, map: str, projector: Callable | None) -> None:
+def _read(tokens: np.ndarray | Tokens, rows: np.ndarray, name: str) -> np.ndarray:
+    """Tokens of some objects, all of them finite."""
+    found = tokens[rows]
+    if not np.isfinite(found).all():
+        bad = int(rows[(~np.isfinite(found)).any(axis=(1, 2)).argmax()])
+        raise ValueError(f"{name} sample {bad} has values that are not finite")
+    return found
+
+
+def _mean(read: Callable, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Mean of the tokens of some objects at each position, (tokens, dim) in float32."""
+    sums = (read(rows[some]).sum(axis=0, dtype=np.float64) for some in blocks(len(rows), shape))
+    return (sum(sums) / len(rows)).astype(np.float32)
+
+
+def _check(
+    x: np.ndarray | Tokens, target: np.ndarray | Tokens, map: str, projector: Callable | None
+) -> None:
     if map not in MAPS:
         raise ValueError(f"map {map!r}: must be one of {', '.join(MAPS)}")
     if x.ndim != 3 or target.ndim != 3 or x.shape[:2] != target.shape[:2]:
@@ -241,10 +291,6 @@ def _check(x: np.ndarray, target: np.ndarray, map: str, projector: Callable | No
         raise ValueError(f"map 'none' needs equal dims, not {x.shape[2]} and {target.shape[2]}")
     if (map == "alignment") != (projector is not None):
         raise ValueError("map 'alignment' takes a projector, the others take none")
-    for name, tokens in (("x", x), ("target", target)):
-        if not np.isfinite(tokens).all():
-            bad = int((~np.isfinite(tokens)).any(axis=(1, 2)).argmax())
-            raise ValueError(f"{name} sample {bad} has values that are not finite")
 
 
 def _rows(
@@ -252,7 +298,7 @@ def _rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to fit on and rows to score, which share none."""
     every = np.arange(samples)
-    if gallery is None and map in ("ridge", "procrustes"):
+    if gallery is None and map in FITTED:
         raise ValueError(f"map {map!r} is fitted: name the gallery objects to fit it on")
     fit = every[:0] if gallery is None else every[gallery]
     score = np.setdiff1d(every, fit) if query is None else every[query]

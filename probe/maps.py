@@ -14,6 +14,7 @@ import xarray as xr
 from probe.intervals import group_jackknife
 from probe.knn import unit_rows
 from probe.splits import layers_of
+from probe.tokens import Tokens
 from store import Run
 
 METHODS = ("pca", "umap")
@@ -62,10 +63,7 @@ def maps(
             f"{len(objects)} query objects: a map of {NEIGHBOURS} neighbours needs {least}"
         )
     states = {
-        name: [
-            run.final(name).sel(layer=at).values[objects].mean(axis=1, dtype=np.float64)
-            for at in depth
-        ]
+        name: [Tokens(run.final(name).sel(layer=at)).pooled[objects] for at in depth]
         for name in names
     }
     grid = (len(methods), seeds, len(names), len(depth))

@@ -9,6 +9,7 @@ import xarray as xr
 
 from probe import cka, intervals, knn
 from probe.cells import LEVEL, Objects, Settings
+from probe.tokens import Tokens
 from store import Run
 
 
@@ -38,8 +39,7 @@ def noise_floor(
     same = np.empty((len(variants), len(layers)))
     for v, at in np.ndindex(same.shape):
         here, there = (
-            one.final(variants[v]).sel(layer=layers[at]).values.mean(axis=1, dtype=np.float64)
-            for one in (run, again)
+            Tokens(one.final(variants[v]).sel(layer=layers[at])).pooled for one in (run, again)
         )
         once, twice = here[data.query], there[rows]
         likeness[:, v, at] = cka.cka_interval(once, twice, level=LEVEL)[:3]

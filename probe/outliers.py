@@ -11,18 +11,13 @@ FACTOR = 10.0  # times the median norm of a layer's tokens
 TOPS = (1, 3, 10)
 
 
-def massive_tokens(tokens: np.ndarray, factor: float = FACTOR) -> np.ndarray:
-    """Which tokens have a norm over `factor` times the median. tokens : (samples, tokens, dim).
-
-    Returns (samples, tokens) of bool.
-    """
-    norms = np.linalg.norm(tokens, axis=-1)
+def massive_tokens(norms: np.ndarray, factor: float = FACTOR) -> np.ndarray:
+    """Whether the norm of a token is over `factor` medians, for norms (samples, tokens)."""
     return norms > factor * np.median(norms)
 
 
-def largest_norm(tokens: np.ndarray) -> float:
-    """The largest norm of a token, in medians."""
-    norms = np.linalg.norm(tokens, axis=-1)
+def largest_norm(norms: np.ndarray) -> float:
+    """The largest norm of a token, in medians. norms : (samples, tokens)."""
     return float(norms.max() / np.median(norms))
 
 

@@ -16,6 +16,7 @@ from probe.cells import LEVEL, Objects, Settings
 from probe.sheet import Sheet
 from probe.splits import gallery_query, groups_of, layers_of, one_each, without_copies
 from probe.sweep import REFERENCE
+from probe.tokens import Tokens
 from store import Run
 
 POINTS = 128  # of a rebuilt cloud, and of the true one that it is fitted to
@@ -257,7 +258,7 @@ def _assemble(
     if others:
         results = results.assign_coords(comparison=[f"{name} - {REFERENCE}" for name in others])
     empty = np.empty(0)
-    data = Objects(len(table["sample"]), empty, empty, query, (0, 0), empty, empty)
+    data = Objects(len(table["sample"]), empty, empty, query, (0, 0), Tokens(empty), empty)
     sheet = Sheet(results, data, Settings((), seed), models)
     for key, name, direction, sign in (
         ("chamfer", "Chamfer distance of the rebuilt cloud", "lower is closer", -1),

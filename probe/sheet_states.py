@@ -17,7 +17,7 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     if sheet.data.encoder is not None:
         text = "debiased linear CKA with the encoder's output"
         _put_cka(sheet, cells, "encoder_cka", text)
-        own = sheet.data.target[sheet.data.query].mean(axis=1, dtype=np.float64)
+        own = sheet.data.target.pooled[sheet.data.query]
         alike = cka.cka_interval(own, sheet.data.encoder[sheet.data.query], level=LEVEL)
         sheet.put_interval("encoder_cka_target", (), alike[:3], f"{text}, target", CLOSER)
     plain = "drift from the target, 1 - cosine through a ridge map"

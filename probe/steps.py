@@ -7,9 +7,10 @@ import numpy as np
 import xarray as xr
 
 from probe import cache, cka, intervals
-from probe.cells import LEVEL, Cell, Objects, Settings, drift_cell
+from probe.cells import LEVEL, Cell, Settings, drift_cell
 from probe.splits import layers_of
 from probe.sweep import REFERENCE, read_objects
+from probe.tokens import Tokens
 from store import Run
 
 DIMS = ("variant", "step", "layer")
@@ -56,15 +57,16 @@ def steps(
     every = sorted({step for name in names for step in run.steps(name)})
     found = np.full((len(SCORES), 3, len(names), len(every), len(depth)), np.nan)
     places = [(name, step, layer) for name in names for step in run.steps(name) for layer in depth]
+    ask = Settings((1,), seed)
     folder, known = cache.folder_of(run), cache.digest(*data[:-1])
     cells: dict[tuple[str, int, int], Cell] = {}
     for at, (name, step, layer) in enumerate(places):
         if progress:
             progress(at, len(places), f"{name}, step {step}, layer {layer}")
-        stored = run.hidden(name).sel(step=step, layer=layer)[: data.samples].values
-        key = cache.digest(stored, known, seed)
+        tokens = Tokens(run.hidden(name).sel(step=step, layer=layer)[: data.samples])
+        key = cache.digest(tokens, known, seed)
         try:
-            cell = cache.kept(folder, "steps", key, partial(_cell, data, stored, seed))
+            cell = cache.kept(folder, "steps", key, partial(drift_cell, data, tokens, ask))
         except ValueError as error:
             raise ValueError(f"{name}, step {step}, layer {layer}: {error}") from None
         place = names.index(name), every.index(step), depth.index(layer)
@@ -162,10 +164,6 @@ def _paired(key: str, pairs: list[tuple[Cell, ...]], seed: int) -> np.ndarray:
     mean, low, high, p = np.array([row[:4] for row in rows]).T
     left_out = np.array([row.left_out for row in rows])
     return np.stack(cka.over_layers(mean, low, high, p, left_out, LEVEL, seed))
-
-
-def _cell(data: Objects, stored: np.ndarray, seed: int) -> Cell:
-    return drift_cell(data, stored.astype(np.float32, copy=False), Settings((1,), seed))
 
 
 def _scores(cell: Cell, seed: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import xarray as xr
 from probe import cache, geometry, splits
 from probe.assemble import assemble
 from probe.cells import CELLS, ENCODER, TARGET, Cell, Objects, Settings
+from probe.tokens import Tokens
 from store import Run
 
 PROBES = ("knn", "drift", "dimension")  # unless asked for more
@@ -162,14 +163,13 @@ def measure(
     variant, layer = place
     if place == TARGET:
         # CKA and drift of the target from itself say nothing
-        probes, stored = [name for name in probes if name != "drift"], data.target
+        probes, tokens = [name for name in probes if name != "drift"], data.target
     elif place == ENCODER:
         assert data.encoder is not None
-        probes, stored = [name for name in probes if name in TOLD], data.encoder[:, None]
+        probes, tokens = [name for name in probes if name in TOLD], Tokens(data.encoder[:, None])
     else:
-        stored = run.final(variant).sel(layer=layer)[: data.samples].values
-    tokens = stored.astype(np.float32, copy=False)
-    key = cache.digest(stored, known, ask.seed) if folder else ""
+        tokens = Tokens(run.final(variant).sel(layer=layer)[: data.samples])
+    key = cache.digest(tokens, known, ask.seed) if folder else ""
     own = {**dict.fromkeys(VOTES, ask.k), "geometry": data.properties}  # what no other hangs on
     keys = {probe: cache.digest(key, own[probe]) if probe in own else key for probe in probes}
     try:
@@ -247,7 +247,7 @@ def read_objects(run: Run, variants: Sequence[str]) -> Objects:
     kept, asked = splits.without_copies(gallery, query, groups), splits.one_each(query, groups)
     if not len(kept):
         raise ValueError(f"{run.path}: all {len(gallery)} gallery objects are copies of queries")
-    target = run.target()[:samples].values.astype(np.float32)
+    target = Tokens(run.target()[:samples])
     copies = len(gallery) - len(kept), len(query) - len(asked)
     encoder = run.encoder()[:samples].values.astype(np.float32) if len(front) > 1 else None
     return Objects(samples, table.label.values, kept, asked, copies, target, groups, encoder)

@@ -1,0 +1,63 @@
+"""The tokens of one layer: held where they are few, else read a block of objects at a time."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+
+HELD_BYTES = 2**27  # in float32; what is larger is read again by whoever asks
+BLOCK_BYTES = 2**25
+SPREAD = 4  # objects that lie in a span of so many times their number are read with what is between
+
+
+class Tokens:
+    """(samples, tokens, dim) in float32, whatever they are stored in: `tokens[rows]`.
+
+    Memory then grows with the mean tokens and norms of the objects, not with all their tokens.
+    """
+
+    def __init__(self, stored: xr.DataArray | np.ndarray):
+        self.shape = stored.shape
+        self.ndim = stored.ndim
+        held = 4 * stored.size <= HELD_BYTES
+        self._stored = stored[:].astype(np.float32) if held else stored
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The tokens of some objects, by a slice or by their rows."""
+        if isinstance(rows, np.ndarray) and len(rows):
+            first, last = int(rows.min()), int(rows.max()) + 1
+            if last - first <= SPREAD * len(rows):
+                return self[first:last][rows - first]
+        return np.asarray(self._stored[rows], np.float32)
+
+    @cached_property
+    def pooled(self) -> np.ndarray:
+        """Mean token of each object, (samples, dim) in float64."""
+        return np.concatenate([block.mean(axis=1, dtype=np.float64) for block in self._all()])
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """(samples, tokens)."""
+        return np.concatenate([np.linalg.norm(block, axis=-1) for block in self._all()])
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of shape and numbers."""
+        found = hashlib.sha256(repr(self.shape).encode())
+        for block in self._all():
+            found.update(np.ascontiguousarray(block).data)
+        return found.hexdigest()
+
+    def _all(self) -> Iterator[np.ndarray]:
+        return (self[rows] for rows in blocks(len(self), self.shape))
+
+
+def blocks(count: int, shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of `count` objects of tokens (samples, tokens, dim), one or more objects each."""
+    step = max(1, BLOCK_BYTES // (4 * int(np.prod(shape[1:]))))
+    return (slice(at, min(at + step, count)) for at in range(0, count, step))
