@@ -186,18 +186,18 @@ class BindLLMHost:
         return proofs
 
     @torch.no_grad()
-    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor]:
+    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor | list[Tensor]]:
         target, shown = self._vectors(rows)
-        found: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
         if INJECTED in sites:
             terms = entering(self.model, shown, self.layers)
-            found[INJECTED] = torch.stack(list(terms.values()))[:, :, None]
+            found[INJECTED] = [term[:, None] for term in terms.values()]
         if "resid" in sites:
             found |= self._stream(shown, [site for site in sites if site != INJECTED])
-        tokens = next(iter(found.values())).shape[2]
+        tokens = next(iter(found.values()))[0].shape[1]
         return found | {"target": target[:, None].expand(-1, tokens, -1)}
 
-    def _stream(self, shown: Tensor, sites: list[str]) -> dict[str, Tensor]:
+    def _stream(self, shown: Tensor, sites: list[str]) -> dict[str, list[Tensor]]:
         """The stream and the branches at the prompt, from one pass."""
         told = Told(self.model).eval()
         with ExitStack() as stack:
@@ -207,12 +207,12 @@ class BindLLMHost:
                 if site != "resid"
             }
             found["resid"] = short_forward(told, told.embed(self.ids, shown), self.layers)
-        stacked = {
-            site: torch.stack([states[at] for at in self.layers]) for site, states in found.items()
+        return {
+            site: [self._pooled(states[at]) for at in self.layers] for site, states in found.items()
         }
-        if self.config.pool == "none":
-            return stacked
-        return {site: states.mean(dim=2, keepdim=True) for site, states in stacked.items()}
+
+    def _pooled(self, states: Tensor) -> Tensor:
+        return states if self.config.pool == "none" else states.float().mean(dim=1, keepdim=True)
 
     def _vectors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """The joint embeddings of some objects, and what the LLM is shown: (samples, space)."""
