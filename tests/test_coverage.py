@@ -25,17 +25,18 @@ groups left out, over layers (Holm)                       0.047
 linear accuracy (Wilson)                       0.960
 linear selectivity                             0.951
 R^2 of a property                              0.941
+effective_rank                                 0.952      0.043   of 600 objects; of 120, 0.969
+participation_ratio                            0.953      0.044   likewise, 0.965
+anisotropy                                     0.947      0.047   where there is no mean, 0.972
 
 Groups left out are known to be too wide for neighbours (0.98 to 1.00 covered, alarms 0.00 to 0.01),
-and were found so, less, for what weighs all directions of one set, and for a code whose first
-probes are of few objects:
+and were found so, less, for what weighs all directions of two sets of few objects, and for a code
+whose first probes are of few objects. The neighbours' own terms, left out with the neighbours as
+they are, are too narrow (0.90 to 0.93), as objects share neighbours:
 mutual_knn                                     0.981      0.011
-two_nn                                         0.994      0.002
-mle_dimension                                  0.996      0.004
+two_nn                                         0.997      0.001
+mle_dimension                                  0.995      0.006
 pwcca                                          0.974      0.018
-effective_rank                                 0.969      0.021
-participation_ratio                            0.965      0.021
-anisotropy, of directions with no mean         0.972      0.004
 length of the online code                      0.965
 """
 
@@ -57,6 +58,7 @@ from probe.sheet_readouts import _hit_differences
 from probe.verdict import equivalence
 
 OBJECTS = 300
+MANY = 600
 FEW = 120  # where all pairs of objects are looked at in each of thousands of runs
 LAYERS = 6
 
@@ -168,8 +170,8 @@ def likenesses(rng):
 
 
 def shapes(rng):
-    """Groups left out: the shape of a set, and two models of one shape."""
-    x, other, _ = _models(rng, FEW)
+    """Groups left out: the shape of a set with a mean, as states have, and of another model's."""
+    x, other, _ = (states + 0.8 for states in _models(rng, MANY))
     seed = int(rng.integers(2**31))
     yield from _grouped(STATISTICS, shape(x, seed=seed), shape(other, seed=seed))
 
@@ -300,8 +302,8 @@ SIMULATED = {  # runs, each
 
 
 # more than 96 % and fewer than 4 % are known of these, and said above
-WIDE = {"mutual_knn", "two_nn", "mle_dimension", "pwcca", "effective_rank"}
-WIDE |= {"participation_ratio", "anisotropy", "McNemar, exact", "length of the online code"}
+WIDE = {"mutual_knn", "two_nn", "mle_dimension", "pwcca"}
+WIDE |= {"McNemar, exact", "length of the online code"}
 
 
 @pytest.mark.slow
