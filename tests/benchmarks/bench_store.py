@@ -12,16 +12,17 @@ A plain file verifies nothing. Ours searches what it writes for NaN, infinity an
 fit, and gives every chunk a checksum; it holds a chunk against it the first time an opened run
 reads it ("from disk", "first"), and not again while the file stays what it was ("again").
 
-On a virtual machine with 2 cores, least to most of six runs of 384 samples, goals 0.80 and 1.50:
-writing 0.74 to 0.90 of a raw write. One layer of all samples takes, from disk, 1.31 to 1.62 times
-those of a plain file, and from the page cache 1.06 to 1.24 at first and 0.75 to 0.91 again; one
-sample at all layers 0.03 to 0.04, 1.33 to 1.46 and 1.03 to 1.16. Of all 33 layers of 128 samples,
+On a virtual machine with 2 cores, least to most of ten runs of 384 samples, goals 0.80 and 1.50:
+writing 0.74 to 0.90 of a raw write, 1.52 once, as the disk halted; below 0.80 in three. One layer
+of all samples takes, from disk, 1.22 to 1.62 times those of a plain file, more than 1.50 in four,
+and from the page cache 1.06 to 1.26 at first and 0.60 to 0.91 again; one sample at all layers 0.03
+to 0.04, 1.33 to 1.53 (over 1.50 in three) and 1.03 to 1.16. Of all 33 layers of 128 samples,
 once: writing 0.76; a layer 0.83, 1.13 and 0.50; a sample 0.02, 0.95 and 0.81.
 
 Writing misses its goal in runs that follow others at once: 0.90, then 0.84, 0.74 and 0.75, and
 after a pause 0.90 and 0.81. That machine's ext4 has no journal, and then takes long to make a file
 (ours are 10 for 16 samples, folders counted) where many were deleted in the last minutes. One layer
-from disk missed it in three runs of six: every 16 samples it is at another place of the disk. Tried
+from disk misses it as every 16 samples it is at another place of the disk. Tried
 without gain in paired runs: searching and checking by a thread beside the one that writes (1.2
 times as long), one `writev` of many chunks (3 times), a layer at a time instead of a chunk (1.05
 times), and 8 threads that read (0.95 times from disk).
