@@ -32,9 +32,8 @@ def print_steps(results: xr.Dataset, console: Console | None = None) -> None:
     )
 
 
-def _steps_table(results: xr.Dataset, variant: str) -> Table:
-    one = results.sel(variant=variant).dropna("step", subset=["cka_mean"])
-    title = f"{variant}: debiased CKA to the target during training, higher is closer"
+def _titled(title: str, first: str) -> Table:
+    """A table with its first column, as wide as its title."""
     table = Table(
         title=title,
         title_justify="left",
@@ -42,7 +41,14 @@ def _steps_table(results: xr.Dataset, variant: str) -> Table:
         padding=(0, 1),
         min_width=len(title),
     )
-    table.add_column("step \\ layer", justify="right")
+    table.add_column(first, justify="right")
+    return table
+
+
+def _steps_table(results: xr.Dataset, variant: str) -> Table:
+    one = results.sel(variant=variant).dropna("step", subset=["cka_mean"])
+    title = f"{variant}: debiased CKA to the target during training, higher is closer"
+    table = _titled(title, "step \\ layer")
     for layer in one.layer.values:
         table.add_column(str(layer), justify="right", no_wrap=True)
     pair = f"{variant} - {REFERENCE}"
@@ -87,14 +93,7 @@ def print_causes(results: xr.Dataset, console: Console | None = None) -> None:
 
 def _causes_table(results: xr.Dataset, score: str, title: str) -> Table:
     """A row a layer: each model with its interval, and a star where there is an effect."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        padding=(0, 1),
-        min_width=len(title),
-    )
-    table.add_column("layer", justify="right")
+    table = _titled(title, "layer")
     names = results.variant.values.astype(str)
     for name in names:
         table.add_column(f"into {name}" if score != "change" else name, justify="right")
