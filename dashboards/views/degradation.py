@@ -108,7 +108,7 @@ def everything(path: Path, results: xr.Dataset, measures: list[str]) -> None:
     """Panels of all scores, what they show in words, and a table a measure."""
     figure = depth_figure(results)
     st.text(figure.layout.title.text)
-    figure.update_layout(title=None, margin_t=95)
+    figure.update_layout(title=None)
     alt = "All scores by layer, a line a model with its interval"
     tables = {name: data.scores_table(results, name) for name in measures}
     show.draw(figure, data.together(tables), "depth", alt=alt, on_select="rerun")
