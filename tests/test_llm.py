@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.test_minigpt3d import TINY, TURNS
 from tests.test_prompts import BOS, Bytes
 from train.capture import capture_hidden_states, short_forward, transformer_blocks
+from train.checkpoint import load_model, save_model
 from train.classify import answers
-from train.config import MODELS, NANO, Stage2Config
+from train.config import MODELS, Stage2Config
 from train.models import phi
 from train.models.llm import (
+    BACKBONES,
     bare,
     build_llm,
     checkpoint_blocks,
@@ -280,18 +282,37 @@ def folder(tmp_path, tokenizer):
     return write
 
 
-@pytest.mark.parametrize("kind", ["phi-3", "llama"])
-def test_a_language_model_from_a_folder_takes_the_place_of_ours(kind, folder, batch, target):
-    path, written = folder(kind)
-    llm, tokenizer = llm_from_folder(path)
-    assert tokenizer.token_to_id("<|endoftext|>") == 256
-    found = sizes_of(llm, NANO)
-    assert (found.llm_type, found.llm_depth, found.vocabulary) == (kind, 4, 300)
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_language_model_from_a_folder_takes_the_place_of_ours(
+    kind, tmp_path, tokenizer, batch, target
+):
+    """Read, trained, written and read again, it gives the logits of the stock class."""
+    torch.manual_seed(6)
+    settings = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": None}
+    written = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, vocab_size=300, **settings, **heads)
+    ).eval()
+    written.save_pretrained(tmp_path / "llm")
+    tokenizer.save(str(tmp_path / "llm" / "tokenizer.json"))
+    llm, read = llm_from_folder(tmp_path / "llm")
+    assert read.token_to_id("<|endoftext|>") == 256
     for ours, theirs in zip(llm.parameters(), written.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    model = build(replace(TINY, vocabulary=300), language=llm)
-    learning(model)
-    assert all(gradient.isfinite().all() for gradient in gradients(model, batch, target).values())
+    found = sizes_of(tmp_path / "llm", TINY)
+    assert (found.llm_type.replace("-", ""), found.llm_depth, found.vocabulary) == (kind, 4, 300)
+    model = build(found, language=llm)
+    assert type(build(found).llm.get_base_model()) is type(written)
+    save_model(tmp_path / "whole", model, tokenizer, found, {}, half=False)
+    again, _, _ = load_model(tmp_path / "whole")
+    embeds = again.embed(batch, target)
+    with torch.no_grad():  # LoRA's B is zero
+        ours = again(batch, target=target, logits=True).logits
+        theirs = written(inputs_embeds=embeds, attention_mask=batch.attention_mask).logits
+    kept = batch.attention_mask.bool()
+    torch.testing.assert_close(ours[kept], theirs[kept])
+    learning(again.train())
+    assert all(gradient.isfinite().all() for gradient in gradients(again, batch, target).values())
 
 
 def test_grouped_heads_and_tied_embeddings_of_small_llamas_are_read_and_adapted(
@@ -355,7 +376,7 @@ def test_another_architecture_and_missing_tensors_are_refused(folder):
     with pytest.raises(ValueError, match="9 tensors are missing or unknown"):
         llm_from_folder(path)
     (path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ValueError, match="of type 'gpt2', wanted phi3 or llama"):
+    with pytest.raises(ValueError, match="of type 'gpt2', wanted one of phi, phi3, llama, mistral"):
         llm_from_folder(path)
 
 

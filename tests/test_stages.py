@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from store import open_run
 from tests.conftest import CLASSES, TINY, solids
 from tests.test_published import PATHS, Weights
 from train import stage1, stage2
+from train.beginning import check_start
 from train.checkpoint import load_first_queries, load_model, own_tensors, save_model
-from train.config import MODELS, STAGE1, Stage1Config, Stage2Config
+from train.config import MODELS, STAGE1, ModelConfig, Stage1Config, Stage2Config
 from train.models.llm import bare
 from train.models.minigpt3d import MiniGPT3D, build
 from train.stages import ORDER, parse_stages, plan, trained_in
@@ -256,8 +257,11 @@ def other_precision():
 
 @pytest.mark.parametrize("stage", ["I", "IV"])
 @pytest.mark.usefixtures("other_precision")
-def test_published_weights_are_a_start(annotated, tmp_path, tiny_tokenizer, stage):
+def test_published_weights_are_a_start(annotated, tmp_path, tiny_tokenizer, stage, monkeypatch):
+    """Of the sizes in the folder's config.json; the next stage goes on from its checkpoint."""
+    monkeypatch.setitem(MODELS, "minigpt3d", ModelConfig())
     weights = Weights(tmp_path / "weights", tiny_tokenizer)
+    (weights.folder / "config.json").write_text(json.dumps(asdict(TINY)))
     call = config(
         annotated,
         tmp_path / "run",
@@ -285,8 +289,11 @@ def test_published_weights_are_a_start(annotated, tmp_path, tiny_tokenizer, stag
     norm = held["llm.base_model.model.model.final_layernorm.weight"]
     file = weights.tinygptv if stage == "I" else weights.stage3
     assert torch.equal(norm, next(v for n, v in file.items() if "final_layernorm.weight" in n))
-    assert sizes.experts == (8 if stage == "IV" else 0)
-    if stage == "IV":
+    assert replace(sizes, experts=0) == TINY and sizes.experts == (8 if stage == "IV" else 0)
+    if stage == "I":
+        after = {"stages": "II", "out": tmp_path / "next", "start": tmp_path / "run" / "checkpoint"}
+        check_start(replace(call, weights=None, **after), "II")
+    else:
         moved = (held["experts.query_expert_dict.5"] - first).abs().max()
         assert 0 < moved < 1e-3
     card = json.loads((tmp_path / "run" / "checkpoint" / "card.json").read_text())
@@ -393,6 +400,7 @@ def test_the_published_rates_batches_and_steps():
         ("II", {"preset": "minigpt3d", "llm": Path("l")}, "--llm goes with --weights"),
         ("IV", {"weights": Path("w")}, "goes with --preset minigpt3d, not with nano"),
         ("IV", {"weights": Path("w"), "start": Path("x")}, "give one of the two"),
+        ("I", {"start": Path("x"), "llm_type": "llama"}, "--llm-type llama is of an LLM with rand"),
         ("priors", {"batch_size": 0}, "the priors have none"),
     ],
 )
@@ -426,8 +434,11 @@ def test_a_dry_run_says_what_trains_and_writes_nothing(tmp_path, capsys):
     call = Stage1Config(
         preset="minigpt3d", stages="I,II,III,IV", weights=tmp_path / "absent", dry_run=True
     )
-    stage1.main(replace(call, out=tmp_path / "run", router="constant"))
+    with pytest.raises(FileNotFoundError, match=r"--weights .*absent: there is no such folder"):
+        stage1.main(call)
+    stage1.main(replace(call, weights=tmp_path, out=tmp_path / "run", router="constant"))
     said = capsys.readouterr().out
+    assert "begins with NOT COMPLETE: " in said and "has no Phi-2 (looked for Phi_2)" in said
     model = build(TINY)
     mlp = sum(p.numel() for p in model.mlp.parameters())
     assert f"I-mlp: {mlp:,} parameters, 4 tensors" in said

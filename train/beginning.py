@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from train.config import MODELS, ModelConfig, Stage1Config
+from train.config import MODELS, ModelConfig, Stage1Config, published_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +36,15 @@ def check_start(config: Stage1Config, first: str) -> None:
         raise ValueError("--from and --weights: the stages have one start, give one of the two")
     if config.weights and config.preset != "minigpt3d":
         raise ValueError(f"--weights goes with --preset minigpt3d, not with {config.preset}")
-    if config.llm and (not config.weights or first != "I"):
+    if config.llm and (not (config.weights or config.start) or first != "I"):
         raise ValueError(
-            "--llm goes with --weights and begins with stage I: its projector and LoRA are new"
+            "--llm goes with --weights or --from, whose encoder and Q-Former it takes, and begins "
+            "with stage I: its projector and LoRA are new"
+        )
+    if config.llm_type != "phi-2" and (config.weights or config.start):
+        raise ValueError(
+            f"--llm-type {config.llm_type} is of an LLM with random weights; the one of --weights "
+            "or --from has a type of its own: leave it out"
         )
     before = stage_before(first)
     if config.weights and first not in PUBLISHED_STARTS:
@@ -46,6 +52,7 @@ def check_start(config: Stage1Config, first: str) -> None:
             f"stage {first} begins with a checkpoint of stage {before}, which was not published: "
             "give --from DIR instead of --weights, or begin with stage I"
         )
+    begin_sizes(config)  # the folders are there
     if config.weights:
         return
     if not config.start:
@@ -58,10 +65,9 @@ def check_start(config: Stage1Config, first: str) -> None:
     if config.start.resolve() == (config.folder / "checkpoint").resolve():
         raise ValueError(f"--out {config.folder} holds the checkpoint of --from; choose another")
     sizes, wanted = sizes_of(config.start), MODELS[config.preset]
-    if sizes.llm_type != "phi-2":  # it came from a folder, with the sizes that it has there
-        llm = {name: value for name, value in vars(sizes).items() if name.startswith("llm_")}
-        wanted = replace(wanted, vocabulary=sizes.vocabulary, **llm)
-    if wrong := [
+    # What began with a folder has the sizes that it had there, under the preset it was trained by.
+    same = config.preset == _card(config.start).get("config", {}).get("preset")
+    if wrong := not same and [
         f"{field.name} {getattr(sizes, field.name)} instead of {getattr(wanted, field.name)}"
         for field in fields(ModelConfig)
         if field.name not in ("experts", "router", "router_width")
@@ -71,19 +77,39 @@ def check_start(config: Stage1Config, first: str) -> None:
             f"checkpoint {config.start} is of another size than --preset {config.preset}: "
             f"{', '.join(wrong[:3])}"
         )
-    if (stage := written_by(config.start)) != before:
+    if not config.llm and (stage := written_by(config.start)) != before:
         raise ValueError(
             f"checkpoint {config.start} is of {_stage(stage)}, and stage {first} begins with one "
             f"of {_stage(before)}"
         )
 
 
+def begins_with(config: Stage1Config, first: str) -> str:
+    """What the first stage begins with, or what of it is not there."""
+    from train.published_files import find_files
+
+    said = str(config.start or "random weights")
+    if config.weights:
+        try:
+            upto = "front" if config.llm else PUBLISHED_STARTS[first]
+            said = ", ".join(map(str, find_files(config.weights, upto).values()))
+        except FileNotFoundError as error:
+            said = f"NOT COMPLETE: {error}"
+    return f"{said}; the LLM of {config.llm}" if config.llm else said
+
+
 def written_by(folder: Path) -> str:
     """The last stage of a checkpoint; III where its card does not say."""
+    return _card(folder).get("stage", "III")
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """What made a checkpoint; empty where it does not say."""
     try:
-        return json.loads((folder / "card.json").read_text()).get("stage", "III")
-    except (OSError, ValueError, AttributeError):
-        return "III"
+        card = json.loads((folder / "card.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def _stage(name: str) -> str:
@@ -113,13 +139,13 @@ def load_start(config: Stage1Config, first: str, data: Objects, mixed: str) -> B
 
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = half.get(mixed, torch.float32) if config.preset == "minigpt3d" else torch.float32
-    if config.start:
-        model, tokenizer, sizes = load_model(config.start, dtype)
-        hashes = {"start": sha256(config.start / "model.safetensors")}
-        return Begin(model, tokenizer, sizes, hashes, load_first_queries(config.start))
     sizes = begin_sizes(config)
     if config.llm:
         return _with_llm(config, sizes, dtype)
+    if config.start:
+        model, tokenizer, _ = load_model(config.start, dtype)
+        hashes = {"start": sha256(config.start / "model.safetensors")}
+        return Begin(model, tokenizer, sizes, hashes, load_first_queries(config.start))
     if config.weights:
         upto = PUBLISHED_STARTS[first]
         found = load_folder(config.weights, sizes, upto=upto, dtype=dtype, seed=config.seed)
@@ -131,27 +157,45 @@ def load_start(config: Stage1Config, first: str, data: Objects, mixed: str) -> B
 
 
 def begin_sizes(config: Stage1Config) -> ModelConfig:
-    """Sizes of a model that begins with random weights."""
-    return replace(MODELS[config.preset], llm_type=config.llm_type)
+    """Sizes of the model before the first stage; nothing of it but config.json is read."""
+    from train.checkpoint import sizes_of
+    from train.models.llm import sizes_of as llm_sizes
+
+    if config.start:
+        sizes = sizes_of(config.start)
+    elif config.weights:
+        sizes = published_sizes(config.weights)
+    else:
+        sizes = replace(MODELS[config.preset], llm_type=config.llm_type)
+    return llm_sizes(config.llm, replace(sizes, experts=0)) if config.llm else sizes
 
 
 def _with_llm(config: Stage1Config, sizes: ModelConfig, dtype: torch.dtype) -> Begin:
-    """The published encoder and Q-Former before a language model of another kind."""
-    from train.checkpoint import sha256
-    from train.models.llm import llm_from_folder, sizes_of
+    """A language model of another kind behind the published encoder and Q-Former, or ours."""
+    from train.checkpoint import load_first_queries, load_model, sha256
+    from train.models.llm import llm_from_folder
     from train.models.minigpt3d import build
     from train.published import load_front
 
-    assert config.llm and config.weights
+    assert config.llm
     language, tokenizer = llm_from_folder(config.llm, dtype)
-    sizes = sizes_of(language, sizes)
     model = build(sizes, seed=config.seed, language=language)
-    sources = load_front(config.weights, model)
-    for source in sources:
-        print(f"weights: {source}")
-    files = [each.path for each in sources] + sorted(config.llm.glob("*.safetensors"))
+    queries = None
+    if config.start:
+        front, _, _ = load_model(config.start)
+        for part in ("point_encoder", "mlp", "qformer"):
+            model.get_submodule(part).load_state_dict(front.get_submodule(part).state_dict())
+        files, queries = [config.start / "model.safetensors"], load_first_queries(config.start)
+    else:
+        assert config.weights
+        sources = load_front(config.weights, model)
+        for source in sources:
+            print(f"weights: {source}")
+        files = [each.path for each in sources]
+    files += sorted(config.llm.glob("*.safetensors"))
     hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in files}
-    queries = model.qformer.query_tokens.detach().clone()
+    if queries is None:
+        queries = model.qformer.query_tokens.detach().clone()
     return Begin(model.eval(), tokenizer, sizes, hashes, queries)
 
 

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from train.capture_config import CaptureConfig
-from train.sizes import MODELS, NANO, SHIPPED, SMALL, ModelConfig, read_sizes
+from train.sizes import (
+    MODELS,
+    NANO,
+    SHIPPED,
+    SMALL,
+    ModelConfig,
+    published_sizes,
+    read_sizes,
+)
 
 __all__ = [
     "MODELS",
@@ -31,6 +39,7 @@ __all__ = [
     "Stage1Config",
     "Stage2Config",
     "parse_layers",
+    "published_sizes",
     "read_sizes",
     "with_recipe",
 ]
@@ -109,8 +118,8 @@ class Stage1Config:
     """Folder of published weights to begin with instead, for --preset minigpt3d: TinyGPT-V's
     before stage I, MiniGPT-3D's of stage III before stage IV."""
     llm: Path | None = None
-    """Folder of a Phi-3 or Llama model as transformers writes it, in the place of Phi-2: with
-    --weights, of which the encoder and the Q-Former are then used, and from stage I on."""
+    """Folder of a Phi, Phi-3, Llama, Mistral or Qwen model as transformers writes it, in the place
+    of the LLM of --weights or of --from, of which the front is then used, and from stage I on."""
     llm_type: Literal["phi-2", "phi-3", "llama"] = "phi-2"
     """Architecture of the LLM where it begins with random weights."""
     out: Path | None = None

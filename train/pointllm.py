@@ -216,9 +216,8 @@ class Recipe:
 
         path = self.folder / LLAMA
         if self.config.llm:
-            base, tokenizer = llm_from_folder(self.config.llm)
-            if not isinstance(base, LlamaForCausalLM):
-                raise ValueError(f"--llm {self.config.llm} is no Llama, Point-LLM is built on one")
+            base, tokenizer = llm_from_folder(self.config.llm, kinds=("llama",))
+            assert isinstance(base, LlamaForCausalLM)
             shutil.copytree(self.config.llm, path, dirs_exist_ok=True)
             return base, tokenizer
         if (path / TOKENIZER).is_file():

@@ -52,8 +52,9 @@ class ModelConfig:
     """Phi-2's gelu in one kernel, which keeps far less for the backward pass; or step by step."""
     llm_context: int = 2048
     vocabulary: int = 51200
-    llm_type: Literal["phi-2", "phi-3", "llama"] = "phi-2"
-    """Phi-2 as MiniGPT-3D changes it, or the stock class of transformers for Phi-3 or Llama."""
+    llm_type: str = "phi-2"
+    """Phi-2 as MiniGPT-3D changes it; or a stock class of transformers: phi-3, or llama, mistral,
+    phi and others by transformers' own name."""
     llm_settings: dict[str, Any] = field(default_factory=dict)
     """A stock LLM's own config.json, where it was read from a folder; wins over the sizes here."""
     experts: int = 0
@@ -130,3 +131,15 @@ def read_sizes(path: Path) -> ModelConfig:
 SHIPPED = Path(__file__).parent / "checkpoints" / "nano-stage1"
 """The checkpoint that comes with the project."""
 MODELS = {"nano": NANO, "small": SMALL, "minigpt3d": ModelConfig()}
+
+
+def published_sizes(folder: Path) -> ModelConfig:
+    """Sizes of the model in a folder of published weights, for every command that takes one.
+
+    They are the published ones, unless a config.json in the folder, as in a checkpoint of ours,
+    says otherwise. Raises FileNotFoundError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--weights {folder}: there is no such folder")
+    path = folder / "config.json"
+    return read_sizes(path) if path.is_file() else MODELS["minigpt3d"]

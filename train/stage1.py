@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from train.beginning import Begin, begin_sizes, check_start, load_start
+from train.beginning import Begin, begin_sizes, begins_with, check_start, load_start
 from train.cli import read_config, run
 from train.config import STAGE1, Stage1Config
 
@@ -281,6 +281,7 @@ def describe(config: Stage1Config, stages: list[str]) -> None:
     from train.stages import add_experts, learner, plan
 
     sizes = begin_sizes(config)
+    print(f"begins with {begins_with(config, stages[0])}")
     with torch.device("meta"):
         model = build(sizes)
         for stage in stages:

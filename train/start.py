@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.beginning import written_by
-from train.config import MODELS, SHIPPED, ModelConfig, Stage2Config, read_sizes
+from train.config import SHIPPED, ModelConfig, Stage2Config, published_sizes, read_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -41,19 +41,12 @@ def starting_folder(config: Stage2Config) -> Path:
 
 
 def model_sizes(config: Stage2Config) -> ModelConfig:
-    """Sizes of the model, before anything heavy is loaded.
-
-    A folder of published weights has the published sizes, unless a config.json in it, as in a
-    checkpoint of ours, says otherwise.
-    """
+    """Sizes of the model, before anything heavy is loaded."""
+    if config.weights:
+        return published_sizes(config.weights)
     folder = starting_folder(config)
     path = folder / "config.json"
-    if config.weights:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"--weights {folder}: there is no such folder")
-        if not path.is_file():
-            return MODELS["minigpt3d"]
-    elif not path.is_file():
+    if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint in {folder} (config.json is missing); give --stage1 a folder "
             "written by python -m train.stage1"

@@ -1,4 +1,4 @@
-"""The language model behind the point tokens: MiniGPT-3D's Phi-2, or a stock Phi-3 or Llama."""
+"""The language model behind the point tokens: MiniGPT-3D's Phi-2, or a stock class."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
@@ -27,22 +24,13 @@ from train.config import ModelConfig
 from train.models import phi
 from train.prompts import bos_id
 
-LORA_TARGETS = {
-    "phi": phi.LORA_TARGETS,
-    "phi3": ["qkv_proj", "o_proj"],
-    "llama": ["q_proj", "k_proj", "v_proj", "o_proj"],
-}
-"""The attention projections that LoRA goes on, by transformers' name of the architecture."""
-NAMES: dict[str, Any] = {"phi": "phi-2", "phi3": "phi-3", "llama": "llama"}
-"""transformers' name of an architecture -> ours."""
-STOCK: dict[str, tuple[Any, Any]] = {
-    "phi-3": (Phi3ForCausalLM, Phi3Config),
-    "llama": (LlamaForCausalLM, LlamaConfig),
-}
-"""Our name of an architecture -> the classes of transformers for the model and its settings."""
+BACKBONES = ("phi", "phi3", "llama", "mistral", "qwen2", "qwen3")
+"""Stock architectures that can be trained, by transformers' names: rotary decoders without a step
+between their head and the scores."""
 NOT_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 NORM_WEIGHT = re.compile(r"(^|[._])(layer)?norm\.weight$")
 TOKENIZER = "tokenizer.json"
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedModel:
@@ -56,9 +44,11 @@ def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedMo
         return phi.build_phi(config, branch_scale=branch_scale)
     if config.llm_width % config.llm_heads:
         raise ValueError(f"llm_width {config.llm_width} is not a multiple of {config.llm_heads}")
-    model, settings = STOCK[config.llm_type]
+    kind = config.llm_type.replace("-", "")
+    if kind not in BACKBONES:
+        raise ValueError(f"llm_type {config.llm_type!r}: none of {', '.join(BACKBONES)}")
     if config.llm_settings:
-        return model(settings(**config.llm_settings))
+        return _stock(kind, config.llm_settings)
     sizes: dict[str, Any] = {
         "vocab_size": config.vocabulary,
         "hidden_size": config.llm_width,
@@ -71,22 +61,29 @@ def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedMo
         "eos_token_id": None,
         "pad_token_id": None,
     }
-    if config.llm_type == "phi-3":
+    if kind == "phi3":
         sizes |= {
             "resid_pdrop": config.llm_dropout,
             "original_max_position_embeddings": config.llm_context,
         }
-    return model(settings(**sizes))
+    return _stock(kind, sizes)
+
+
+def _stock(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """A random model of an architecture, by transformers' name of it."""
+    given = {name: value for name, value in settings.items() if name != "model_type"}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **given))
 
 
 def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
     """Freeze `llm` and put stock peft LoRA on the attention projections of every block."""
+    attention: nn.Module = cast(Any, llm.base_model).layers[0].self_attn
     return phi.add_lora(
         llm,
         config.llm_lora_rank,
         config.llm_lora_alpha,
         config.llm_lora_dropout,
-        LORA_TARGETS[llm.config.model_type],
+        [name for name, part in attention.named_children() if isinstance(part, nn.Linear)],
     )
 
 
@@ -127,12 +124,15 @@ def hold_in(llm: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)
 
 
-def sizes_of(llm: nn.Module, config: ModelConfig) -> ModelConfig:
-    """`config` with the sizes of this language model."""
-    found = bare(llm).config
+def sizes_of(path: Path, config: ModelConfig) -> ModelConfig:
+    """`config` with the sizes of the language model in a folder, as `llm_from_folder` takes it.
+
+    Nothing but its config.json is read. Raises as `llm_from_folder` does.
+    """
+    found = _settings(Path(path), BACKBONES)
     return replace(
         config,
-        llm_type=NAMES[found.model_type],
+        llm_type="phi-3" if found.model_type == "phi3" else found.model_type,
         llm_width=found.hidden_size,
         llm_depth=found.num_hidden_layers,
         llm_heads=found.num_attention_heads,
@@ -148,9 +148,9 @@ def sizes_of(llm: nn.Module, config: ModelConfig) -> ModelConfig:
 def llm_from_folder(
     path: Path,
     dtype: torch.dtype = torch.float32,
-    kinds: tuple[str, ...] | None = ("phi3", "llama"),
+    kinds: tuple[str, ...] | None = BACKBONES,
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """A pretrained Phi-3 or Llama-architecture model with its tokenizer, from a folder.
+    """A pretrained causal language model with its tokenizer, from a folder.
 
     path  : as save_pretrained writes it: config.json, safetensors, tokenizer.json.
     dtype : of all but the norms, which are float32: they train.
@@ -162,14 +162,7 @@ def llm_from_folder(
     doesn't fit the model or can't begin a prompt.
     """
     path = Path(path)
-    _check_files(path)
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = _by_transformers(AutoConfig.from_pretrained, path, "config.json", **local)
-    if kinds is not None and config.model_type not in kinds:
-        raise ValueError(
-            f"{path} holds a model of type {config.model_type!r}, wanted phi3 or llama; Phi-2 as "
-            "MiniGPT-3D changes it is read from the folder of published weights"
-        )
+    config = _settings(path, kinds)
     tokenizer = read_tokenizer(path / TOKENIZER)
     try:
         bos_id(tokenizer)
@@ -186,7 +179,7 @@ def llm_from_folder(
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, by name
-        **local,
+        **LOCAL,
     )
     if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
         raise ValueError(
@@ -214,6 +207,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"{path} is not a tokenizer ({error}); copy it again") from None
+
+
+def _settings(path: Path, kinds: tuple[str, ...] | None) -> PreTrainedConfig:
+    """What config.json says of a model of one of these kinds; every part must be there."""
+    _check_files(path)
+    config = _by_transformers(AutoConfig.from_pretrained, path, "config.json", **LOCAL)
+    if kinds is not None and config.model_type not in kinds:
+        raise ValueError(
+            f"{path} holds a model of type {config.model_type!r}, wanted one of {', '.join(kinds)}"
+        )
+    return config
 
 
 def _by_transformers(read: Callable[..., Any], path: Path, what: str, **options: Any) -> Any:
