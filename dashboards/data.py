@@ -379,7 +379,7 @@ def _stamp(path: Path, *names: str) -> tuple[int, ...]:
     """When these files, and the store's own marks, were last written: the key of every cache."""
     marks = [path / name for name in names]
     if STORE in names:
-        marks += [path / STORE / "zarr.json", *sorted((path / STORE).glob("*/written/c/*"))]
+        marks += [path / STORE / "zarr.json", *sorted((path / STORE).glob("*/*_crc32c/c*"))]
     return tuple(mark.stat().st_mtime_ns for mark in marks if mark.exists())
 
 

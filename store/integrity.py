@@ -13,7 +13,7 @@ import zarr
 
 from store.files import Content
 from store.guard import check_group
-from store.layout import Part, metadata_keys, parts, seal_of
+from store.layout import Part, metadata, parts, seal_of
 from store.lazy import inside
 from store.place import Place
 from store.reader import Run, open_run
@@ -43,7 +43,7 @@ def verify_run(path: str | PurePath) -> list[str]:
         names = _namer(run)
         checks = [_metadata(store), _table(run, store), _clouds(run, store, names)]
         for group in parts(run.attrs).values():
-            checks += [_states(run, store, part, names) for part in group]
+            checks += [_states(run, store, part, group[0], names) for part in group]
         checks += [_counts(run, store, names), _probes(store)]
         return [problem for check in checks for problem in _guarded(check)]
 
@@ -62,12 +62,13 @@ def _metadata(store: Place) -> Iterator[str]:
     if seal_of(root) != root["attributes"]["seal"]:
         yield "zarr.json, the plan of the run, is not what was written"
     sealed = root["consolidated_metadata"]["metadata"]
-    for key in sorted({*metadata_keys(store), *(f"{name}/zarr.json" for name in sealed)}):
+    there = metadata(store)
+    for key in sorted({*there, *(f"{name}/zarr.json" for name in sealed)}):
         name = key.removesuffix("zarr.json").rstrip("/")
         if not name:
             continue
         try:
-            about = json.loads(store.read(key))
+            about = json.loads(there.get(key) or store.read(key))  # its group may be damaged
         except FileNotFoundError:
             yield f"{key} is lost"
             continue
@@ -127,7 +128,8 @@ def _read(array: Any, index: Any, where: str):
     return values
 
 
-def _states(run: Run, store: Place, part: Part, names: Names) -> Iterator[str]:
+def _states(run: Run, store: Place, part: Part, first: Part, names: Names) -> Iterator[str]:
+    """Of one part of a group; `first` has the mark that says what of all of them is there."""
     samples = run.attrs["samples"]
     array = _array(store, part.path)
     if run.attrs["schema_version"] > 1 and array.shape != part.shape:
@@ -136,8 +138,7 @@ def _states(run: Run, store: Place, part: Part, names: Names) -> Iterator[str]:
     for name, expected in (("step", part.steps), ("layer", run.layers)):
         if name in part.dims and list(_array(store, f"{part.group}/{name}")[:]) != list(expected):
             yield f"{part.group}, coordinate {name} is not what was written"
-    for step in part.steps or (None,):
-        have = finished(store, part, step)
+    for step, have in finished(store, first, first.steps or (None,)).items():
         where = part.group if step is None else f"{part.group}, step {step}"
         if run.complete and (lost := set(range(-(-samples // part.chunk))) - have):
             yield (
@@ -173,9 +174,10 @@ def _shard(run, store, part: Part, where, number, step, rows: slice, names: Name
         yield f"{where}, {names(rows)}: {error} ({key})"
         return
     count = rows.stop - rows.start
-    mark = _mark(store, part.mark("written", number, step))
-    if mark is None or not np.array_equal(mark.view(bool), np.arange(part.chunk) < count):
-        yield f"{where}, {names(rows)}: its mark of being written is damaged"
+    if part.last_mark == "written":
+        mark = _mark(store, part.mark("written", number, step))
+        if mark is None or not np.array_equal(mark.view(bool), np.arange(part.chunk) < count):
+            yield f"{where}, {names(rows)}: its mark of being written is damaged"
     recorded = _mark(store, part.mark("crc32c", number, step))
     if recorded is None:
         yield f"{where}, {names(rows)}: its recorded checksum is lost or damaged"
@@ -220,9 +222,9 @@ def _counts(run: Run, store: Place, names: Names) -> Iterator[str]:
 
 
 def _probes(store: Place) -> Iterator[str]:
-    for key in metadata_keys(store):
+    for key, about in metadata(store).items():
         path = key.removesuffix("/zarr.json")
-        if not path.startswith("probes/") or "shape" not in json.loads(store.read(key)):
+        if not path.startswith("probes/") or "shape" not in json.loads(about):
             continue
         try:
             array = _array(store, path)
@@ -243,7 +245,7 @@ def _foreign(store: Place) -> Iterator[str]:
                 inside(store, key)
             except StoreError as error:
                 yield str(error)
-    groups = {key.removesuffix("zarr.json").rstrip("/") for key in metadata_keys(store)}
+    groups = {key.removesuffix("zarr.json").rstrip("/") for key in metadata(store)}
     for group in sorted({"", *(name.rpartition("/")[0] for name in groups)}):
         try:
             check_group(store, group)

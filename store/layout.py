@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from store.place import Place
 from store.schema import STORE
 from store.shards import fill
 
-MARKS = ("written", "crc32c", "nonfinite")
+DOTS = {"name": "default", "separator": "."}  # a file is c.0.3.0.0, with no folders of its own
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Part:
     inner: int
     meaning: str
     steps: tuple[int, ...] = ()
+    version: int = schema.SCHEMA_VERSION
 
     @property
     def path(self) -> str:
@@ -81,14 +83,22 @@ class Part:
     def shard(self, number: int, step: int | None = None) -> str:
         """Key of the file with samples from `number` x `chunk` on."""
         at = {"sample": number} | ({"step": self.steps.index(step)} if step is not None else {})
-        return "/".join([self.path, "c", *(str(at.get(dim, 0)) for dim in self.dims)])
+        return self._key(self.array, [at.get(dim, 0) for dim in self.dims])
 
-    def mark(self, name: str, number: int, step: int | None = None) -> str:
-        """Key of what is noted beside a shard; `name` is one of `MARKS`."""
-        steps = [str(self.steps.index(step))] if step is not None else []
-        at = {"crc32c": [str(number)], "written": [str(number)]}.get(name, ["0", str(number), "0"])
-        name = f"{self.array}_{name}" if name == "crc32c" else name
-        return "/".join([self.group, name, "c", *steps, *at])
+    def mark(self, name: str, number: int | str, step: int | None = None) -> str:
+        """Key of what is noted beside a shard: its crc32c, nonfinite, or (schema 2) written."""
+        steps = [self.steps.index(step)] if step is not None else []
+        at = [0, number, 0] if name == "nonfinite" else [number]
+        return self._key(f"{self.array}_{name}" if name == "crc32c" else name, [*steps, *at])
+
+    @property
+    def last_mark(self) -> str:
+        """The mark that is written last: where it is, the samples of a shard are finished."""
+        return "crc32c" if self.version > 2 else "written"
+
+    def _key(self, array: str, at: list[Any]) -> str:
+        separator = "." if self.version > 2 else "/"
+        return f"{self.group}/{array}/{separator.join(['c', *map(str, at)])}"
 
 
 def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
@@ -97,7 +107,8 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
 
     def part(group, array, dims, sizes, dtype, meaning, steps=()):
         inner = schema.inner_samples(chunk, int(np.prod(sizes[dims.index("sample") + 1 :])), dtype)
-        return Part(group, array, dims, sizes, dtype, chunk, inner, meaning, tuple(steps))
+        about = group, array, dims, sizes, dtype, chunk, inner, meaning, tuple(steps)
+        return Part(*about, attrs["schema_version"])
 
     about = "output of the frozen Q-Former, which drift is measured from"
     sizes: tuple[int, ...] = (samples, tokens, attrs["target_dim"])
@@ -160,6 +171,7 @@ def _fill_folder(
             fill_value=float("nan"),
             compressors=_packed(1),
             dimension_names=["sample", "point", "channel"],
+            chunk_key_encoding=DOTS,
             attributes={"long_name": "coloured cloud of each sample", "units": "1"},
             config={"write_empty_chunks": True},  # so that an absent chunk is a lost one
         )
@@ -200,14 +212,13 @@ def _states(group: Any, plan: Mapping[str, Any], arrays: list[Part]) -> None:
             compressors=[Crc32cCodec()],
             fill_value=fill(part.dtype),
             dimension_names=part.dims,
+            chunk_key_encoding=DOTS,
             attributes=note,
         )
-        about = {"long_name": f"crc32c of the checksums in each file of {part.array}", "units": "1"}
+        said = f"crc32c of the checksums in each file of {part.array}, there once it is whole"
+        about = {"long_name": said, "units": "1"}
         shape = (*counted, -(-plan["samples"] // part.chunk))
         _plain(group, f"{part.array}_crc32c", "uint32", shape, (*ones, 1), [*steps, "shard"], about)
-    about = {"long_name": "whether all of a sample is stored", "units": "1"}
-    shape, chunks = (*counted, plan["samples"]), (*ones, first.chunk)
-    _plain(group, "written", "bool", shape, chunks, [*steps, "sample"], about)
 
 
 def _plain(group, name, dtype, shape, chunks, dims, about) -> None:
@@ -219,6 +230,7 @@ def _plain(group, name, dtype, shape, chunks, dims, about) -> None:
         dtype=dtype,
         compressors=[Crc32cCodec()],
         dimension_names=dims,
+        chunk_key_encoding=DOTS,
         attributes=about,
     )
 
@@ -256,15 +268,15 @@ def seal(store: Place, **attrs: Any) -> None:
     So stock xarray opens the store in one read. Attribute `seal` is the SHA-256 of everything
     else in the root's zarr.json, and with it of all metadata.
     """
-    metadata: dict[str, Any] = {
-        key: Buffer.from_bytes(store.read(key)) for key in sorted(metadata_keys(store))
+    known: dict[str, Any] = {
+        key: Buffer.from_bytes(content) for key, content in sorted(metadata(store).items())
     }
-    memory = zarr.storage.MemoryStore(metadata)
+    memory = zarr.storage.MemoryStore(known)
     with warnings.catch_warnings():
         # zarr warns that the v3 specification has yet to name this block; readers may ignore it
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(memory, zarr_format=3)
-    root = json.loads(metadata["zarr.json"].to_bytes())
+    root = json.loads(known["zarr.json"].to_bytes())
     root["attributes"] |= attrs
     root["attributes"]["seal"] = seal_of(root)
     store.write("zarr.json", [json.dumps(root, indent=2).encode()])
@@ -277,15 +289,23 @@ def seal_of(root: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def metadata_keys(store: Place) -> list[str]:
-    """Keys of every zarr.json: of the root, its groups and arrays, and the results of probes."""
-    found, folders = [], [""]
+def metadata(store: Place) -> dict[str, bytes]:
+    """Every zarr.json by its key: of the root, its groups and arrays, and the results of probes."""
+    found: dict[str, bytes] = {}
+    folders = [""]
     while folders:
         folder = folders.pop()
-        names = store.names(folder)
         inside = f"{folder}/" if folder else ""
-        if "zarr.json" not in names:
+        try:
+            found[f"{inside}zarr.json"] = store.read(f"{inside}zarr.json")
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        found.append(f"{inside}zarr.json")
-        folders += [f"{inside}{name}" for name in names if name not in ("zarr.json", "c")]
+        if _is_group(found[f"{inside}zarr.json"]):  # an array may have very many files
+            folders += [f"{inside}{name}" for name in store.names(folder) if name != "zarr.json"]
     return found
+
+
+def _is_group(content: bytes) -> bool:
+    with suppress(ValueError, TypeError, KeyError):
+        return json.loads(content)["node_type"] == "group"
+    return False

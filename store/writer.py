@@ -116,6 +116,8 @@ def resume_run(path: str | PurePath, *, process: int = 0, **plan: Any) -> "RunWr
 
 def _resume(run: Place, plan: dict[str, Any], process: int = 0) -> "RunWriter":
     writer = RunWriter(run.name, process=process)
+    if writer.attrs["schema_version"] > 1:  # it is gone on with as it was begun
+        plan["schema_version"] = writer.attrs["schema_version"]
     if different := schema.differences(writer.attrs, plan):
         writer.close()
         raise ValueError(f"cannot resume {run.name}: {'; '.join(different)}")
@@ -160,7 +162,7 @@ class RunWriter:
         NaN and infinity are stored and counted; a finite value that the store's dtype has no
         room for is refused: raises ValueError, naming layer and sample.
         """
-        (part,) = self._group(variant, step)
+        (part,) = group = self._group(variant, step)
         self._check(rows, np.shape(hidden), part)
         number = rows.start // self.chunk
         encoder = self._write_shard(part, rows, np.asarray(hidden), step)
@@ -168,7 +170,7 @@ class RunWriter:
             counts = np.zeros((part.layers, self.chunk, 2), "<u4")
             counts[:, : rows.stop - rows.start] = encoder.nonfinite
             self._note(part, "nonfinite", number, counts, step)
-        self._done(part, rows, step)
+        self._done(group, [encoder.crc], rows, step)
 
     def append_target(self, rows: slice, tokens: np.ndarray) -> None:
         """Write the targets of some samples. tokens : (samples, tokens, target_dim), finite."""
@@ -200,7 +202,7 @@ class RunWriter:
         that theirs never overlap.
         """
         self._group(name, step)
-        have = finished(self._store, self._parts[name][0], step)
+        have = finished(self._store, self._parts[name][0], (step,))[step]
         for number in range(process, -(-self.samples // self.chunk), processes):
             if number not in have:
                 start = number * self.chunk
@@ -234,12 +236,16 @@ class RunWriter:
 
     def forget_torn(self) -> None:
         """Take back the marks of shards that a loss of power left too short, or lost."""
-        for part in (part for group in self._parts.values() for part in group):
-            for step in part.steps or (None,):
-                for number in finished(self._store, part, step):
+        for group in self._parts.values():
+            first = group[0]
+            for step, numbers in finished(self._store, first, first.steps or (None,)).items():
+                for number in numbers:
                     count = min(self.chunk, self.samples - number * self.chunk)
-                    if self._store.length(part.shard(number, step)) != part.length(count):
-                        self._store.remove(part.mark("written", number, step))
+                    lengths = {part.shard(number, step): part.length(count) for part in group}
+                    mark = first.mark(first.last_mark, number, step)
+                    lengths[mark] = 4 + (self.chunk if first.last_mark == "written" else 4)
+                    if any(self._store.length(key) != n for key, n in lengths.items()):
+                        self._store.remove(mark)
 
     def close(self) -> None:
         """Let others write. What is appended stays; a closed writer appends no more."""
@@ -263,9 +269,11 @@ class RunWriter:
                 raise ValueError(
                     f"{part.path}, sample {self._sample(rows.start + row)}: a value is not finite"
                 )
-        for part, values in zip(group, arrays, strict=True):
-            self._write_shard(part, rows, np.asarray(values)[None], None)
-        self._done(group[0], rows, None)
+        crcs = [
+            self._write_shard(part, rows, np.asarray(values)[None], None).crc
+            for part, values in zip(group, arrays, strict=True)
+        ]
+        self._done(group, crcs, rows, None)
 
     def _write_shard(
         self, part: Part, rows: slice, states: np.ndarray, step: int | None
@@ -284,13 +292,16 @@ class RunWriter:
                 f"{kind}{part.group}{layer}, sample {self._sample(rows.start + error.at[1])}: "
                 f"{error.value} does not fit {part.dtype}; capture in bfloat16 or float32"
             ) from None
-        self._note(part, "crc32c", number, np.array([encoder.crc], "<u4"), step)
         return encoder
 
-    def _done(self, part: Part, rows: slice, step: int | None) -> None:
-        written = np.zeros(self.chunk, bool)
-        written[: rows.stop - rows.start] = True
-        self._note(part, "written", rows.start // self.chunk, written, step)
+    def _done(self, group: list[Part], crcs: list[int], rows: slice, step: int | None) -> None:
+        """Note what was written, when all of it is; the first part's mark says so, and is last."""
+        number, first = rows.start // self.chunk, group[0]
+        for part, crc in reversed([*zip(group, crcs, strict=True)]):
+            self._note(part, "crc32c", number, np.array([crc], "<u4"), step)
+        if first.last_mark == "written":
+            written = np.arange(self.chunk) < rows.stop - rows.start
+            self._note(first, "written", number, written, step)
 
     def _note(
         self, part: Part, name: str, number: int, values: np.ndarray, step: int | None
@@ -339,21 +350,26 @@ class RunWriter:
         return str(self._root["sample"][row])
 
 
-def finished(store: Place, part: Part, step: int | None = None) -> set[int]:
-    """Numbers of the shards that are marked finished.
+def finished(store: Place, part: Part, steps: Sequence[int | None]) -> dict[int | None, set[int]]:
+    """Numbers of the shards that are marked finished, at each of some steps (None: it has none).
 
     A mark is written after its shard and only ever says yes, so that its name is enough.
     """
-    steps = [str(part.steps.index(step))] if step is not None else []
-    names = store.names("/".join([part.group, "written", "c", *steps]))
-    return {int(name) for name in names if name.isdigit()}
+    found: dict[int | None, set[int]] = {}
+    names: dict[str, list[str]] = {}
+    for step in steps:
+        folder, _, start = part.mark(part.last_mark, "", step).rpartition("/")
+        if folder not in names:  # of schema 3 it is the same for all steps
+            names[folder] = store.names(folder)
+        ends = [name[len(start) :] for name in names[folder] if name.startswith(start)]
+        found[step] = {int(end) for end in ends if end.isdigit()}
+    return found
 
 
 def done(store: Place, part: Part, step: int | None = None) -> int:
     """Leading samples that are finished, at one step or at every step."""
-    if part.steps and step is None:
-        return min(done(store, part, one) for one in part.steps)
-    have = finished(store, part, step)
+    steps = (step,) if step is not None or not part.steps else part.steps
+    have = set.intersection(*finished(store, part, steps).values())
     first = next(number for number in range(len(have) + 1) if number not in have)
     return min(first * part.chunk, part.samples)
 

@@ -212,7 +212,7 @@ def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(
     words = command(out, tiny_checkpoint, solids_folder)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": here}
     with subprocess.Popen(words, **quiet) as job:
-        while not (out / "activations.zarr/target/written/c/0").exists() and job.poll() is None:
+        while not (out / "activations.zarr/target/tokens_crc32c/c.0").exists() and job.poll() is None:
             time.sleep(0.001)
         os.kill(job.pid, signal.SIGKILL)
     assert json.loads((out / "run.json").read_text())["status"] == "running"
@@ -360,7 +360,7 @@ def test_a_capture_whose_network_is_lost_goes_on_and_ends_with_the_same_bytes(
     with ExitStack() as stack, monkeypatch.context() as patch:
 
         def lose(self, key, *rest):
-            if key == "stage1/hidden/c/0/1/0/0":
+            if key == "stage1/hidden/c.0.1.0.0":
                 stack.enter_context(network_lost(server))
             write(self, key, *rest)
 

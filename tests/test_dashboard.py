@@ -578,7 +578,7 @@ def test_provenance_gives_the_command_and_finds_a_lost_chunk(tmp_path, look):
     assert app.code[0].value == "python -m train.stage2 --seed 0"
     app.button(key="verify").click().run()
     assert "Whole" in app.success[0].value
-    (path / STORE / "aligned/hidden/c/0/0/0/0").unlink()
+    (path / STORE / "aligned/hidden/c.0.0.0.0").unlink()
     app.button(key="verify").click().run()
     assert "a chunk is lost" in text(app) and not app.exception
 
@@ -657,7 +657,7 @@ def test_an_unfinished_run_shows_what_is_there(tmp_path, look):
 
 def test_a_damaged_chunk_is_named_and_no_traceback(tmp_path, look):
     path = write_run(tmp_path / "one")
-    chunk = path / STORE / "points/points/c/0/0/0"
+    chunk = path / STORE / "points/points/c.0.0.0"
     chunk.write_bytes(b"none of ours" + chunk.read_bytes()[12:])
     app = look(tmp_path, "object")
     assert not app.exception and "is damaged: points/points cannot" in text(app)

@@ -178,8 +178,8 @@ def test_the_states_can_lie_in_a_bucket_and_the_run_goes_on_there(
         return until
 
     for key, error in (
-        ("target/tokens/c/0/0/0", OSError(ENOSPC, "full")),  # the store is laid out, no more
-        ("aligned/hidden/c/0/1/0/0", Unreachable("memory://bucket/run can't be reached")),
+        ("target/tokens/c.0.0.0", OSError(ENOSPC, "full")),  # the store is laid out, no more
+        ("aligned/hidden/c.0.1.0.0", Unreachable("memory://bucket/run can't be reached")),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(Place, "write", lose(key, error))

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ import xarray as xr
 
 import store
 from store import StoreError, UnfinishedRunWarning
+from store.begin import begin, copy_states
+from store.layout import seal
+from store.place import Place
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, TOKENS, DIM, TARGET_DIM, LAYERS = 300, 4, 8, 6, [0, 4, 8]
@@ -124,7 +129,7 @@ def test_stock_xarray_opens_the_store(finished):
     tree = xr.open_datatree(finished / "activations.zarr", engine="zarr")
     np.testing.assert_array_equal(tree["/stage1"].ds.hidden, states())
     assert list(tree["/stage1"].ds.layer.values) == LAYERS
-    assert tree.attrs["schema_version"] == 2 and tree.attrs["provenance"]["seed"] == 0
+    assert tree.attrs["schema_version"] == 3 and tree.attrs["provenance"]["seed"] == 0
     tree.close()
 
 
@@ -150,9 +155,9 @@ def test_a_killed_capture_resumes_to_the_same_bytes(tmp_path, finished):
     )
     path = tmp_path / "killed"
     child = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT)
-    mark = path / "activations.zarr" / "stage1" / "hidden" / "c"
+    shards = path / "activations.zarr" / "stage1" / "hidden"
     deadline = time.time() + 120
-    while not mark.exists() and time.time() < deadline:
+    while not any(shards.glob("c.*")) and time.time() < deadline:
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
@@ -201,7 +206,7 @@ def test_states_that_do_not_fit_are_refused_by_name(tmp_path, dtype, value):
     with pytest.raises(ValueError, match=r"aligned, layer 4, sample object-0005: .*does not"):
         writer.append("aligned", slice(0, 128), hidden)
     assert writer.done("aligned") == 0
-    assert not any(file.is_file() for file in tmp_path.rglob("aligned/hidden/c/**/*"))
+    assert not any(file.is_file() for file in tmp_path.rglob("aligned/hidden/c*"))
 
 
 def test_a_target_that_is_not_finite_is_refused_by_name(tmp_path):
@@ -255,7 +260,7 @@ def test_a_later_schema_is_refused(tmp_path):
     root = json.loads(file.read_text())
     root["attributes"]["schema_version"] = 9
     file.write_text(json.dumps(root))
-    with pytest.raises(StoreError, match="schema version 9, and this program reads up to 2"):
+    with pytest.raises(StoreError, match="schema version 9, and this program reads up to 3"):
         store.open_run(tmp_path / "run")
 
 
@@ -263,7 +268,7 @@ def test_a_later_schema_is_refused(tmp_path):
 def test_verify_finds_a_damaged_chunk(tmp_path, damage):
     path = tmp_path / "run"
     fill(store.create_run(path, **plan()))
-    chunk = path / "activations.zarr" / "aligned" / "hidden" / "c" / "0" / "0" / "0" / "0"
+    chunk = path / "activations.zarr" / "aligned" / "hidden" / "c.0.0.0.0"
     if damage == "flip":
         content = bytearray(chunk.read_bytes())
         content[len(content) // 2] ^= 1
@@ -275,7 +280,9 @@ def test_verify_finds_a_damaged_chunk(tmp_path, damage):
     assert len(problems) == 1
     assert problems[0].startswith(f"aligned{layer}, samples 0-127 (object-0000 to object-0127)")
     if damage == "flip":
-        with pytest.raises(StoreError, match="aligned/hidden/c/0/0/0/0: its checksum is wrong"):
+        with pytest.raises(
+            StoreError, match=r"aligned/hidden/c\.0\.0\.0\.0: its checksum is wrong"
+        ):
             store.open_run(path).hidden("aligned").sel(layer=4).load()
 
 
@@ -314,7 +321,7 @@ def test_the_command_line_reports_and_fails_as_promised(finished, tmp_path):
     assert "aligned" in call("info", finished).stdout
     assert call("verify", finished).returncode == 0
     fill(store.create_run(tmp_path / "run", **plan()))
-    next((tmp_path / "run" / "activations.zarr" / "target" / "tokens").rglob("0/0/0")).unlink()
+    (tmp_path / "run" / "activations.zarr" / "target" / "tokens" / "c.0.0.0").unlink()
     damaged = call("verify", tmp_path / "run")
     assert (
         damaged.returncode == 1
@@ -322,3 +329,35 @@ def test_the_command_line_reports_and_fails_as_promised(finished, tmp_path):
     )
     wrong = call("verify", tmp_path)
     assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_store_of_the_schema_before_is_read_and_gone_on_with_as_it_was_begun(tmp_path):
+    """One that the program of schema 2 wrote, of 300 small samples with all that a run can have."""
+    with zipfile.ZipFile(ROOT / "tests/data/store-schema2.zip") as file:
+        file.extractall(tmp_path / "whole")
+    assert store.verify_run(tmp_path / "whole") == []
+    run, before = store.open_run(tmp_path / "whole"), contents(tmp_path / "whole")
+    assert run.attrs["schema_version"] == 2 and "stage1/hidden/c/0/1/0/0" in before
+    assert run.hidden("aligned")[1, 1, 200, 0].isnull().values.tolist() == [False, True]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    folder = tmp_path / "cut/activations.zarr"
+    for key in ("target/written/c/0", "aligned/written/c/1/2", "aligned/hidden/c/1/0/1/0/0"):
+        (folder / key).unlink()  # the last one is torn: it has its mark
+    seal(Place(folder), complete=False)
+    steps = {name: run.steps(name) for name in run.variants}
+    about = {"layers": run.layers, "steps": steps, "provenance": run.attrs["provenance"]}
+    writer = begin(run, tmp_path / "cut", **about)
+    assert writer.done("target") == SAMPLES and writer.done("stage1") == SAMPLES
+    assert writer.done("aligned") == 128 and writer.done("aligned", 10) == SAMPLES
+    copy_states(writer, "aligned", run, "aligned")
+    with pytest.warns(store.NonFiniteWarning):
+        writer.finish()
+    assert contents(tmp_path / "cut") == before
+    newer = begin(run, tmp_path / "newer", **about)
+    for name in run.variants:
+        copy_states(newer, name, run, name)
+    with pytest.warns(store.NonFiniteWarning):
+        newer.finish()
+    newer = store.open_run(tmp_path / "newer")
+    assert newer.attrs["schema_version"] == 3 and store.verify_run(tmp_path / "newer") == []
+    np.testing.assert_array_equal(newer.hidden("aligned"), run.hidden("aligned"))

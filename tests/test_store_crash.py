@@ -175,9 +175,9 @@ class Writers(RuleBasedStateMachine):
     @precondition(lambda self: self.writers)
     def lose_a_half_written_file(self, number, name):
         """As a kill leaves one; nobody may take it for a shard."""
-        folder = self.folder / "run" / "activations.zarr" / name / "hidden" / "c" / "0" / "1" / "0"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"0.{number}.partial").write_bytes(b"cut")
+        folder = self.folder / "run" / "activations.zarr" / name
+        for cut in ("hidden/c.0.1.0.0", "hidden_crc32c/c.1"):
+            (folder / f"{cut}.{number}.partial").write_bytes(b"cut")
 
     @invariant()
     def what_is_there_was_appended(self):
@@ -363,10 +363,10 @@ def test_a_lost_or_cut_file_of_any_kind_is_found(every_kind, tmp_path):
 
 def test_two_whole_shards_that_changed_places_are_found(tmp_path):
     fill(store.create_run(tmp_path / "run", **plan(points=None)))
-    shards = tmp_path / "run" / "activations.zarr" / "aligned" / "hidden" / "c" / "0"
-    first, second = ((shards / n / "0" / "0").read_bytes() for n in "01")
-    (shards / "0" / "0" / "0").write_bytes(second)
-    (shards / "1" / "0" / "0").write_bytes(first)
+    folder = tmp_path / "run" / "activations.zarr" / "aligned" / "hidden"
+    shards = [folder / "c.0.0.0.0", folder / "c.0.1.0.0"]
+    for shard, content in zip(shards, [shard.read_bytes() for shard in shards[::-1]], strict=True):
+        shard.write_bytes(content)
     problems = store.verify_run(tmp_path / "run")
     assert len(problems) == 2 and all("not the file that was written there" in p for p in problems)
 
@@ -376,10 +376,14 @@ def test_a_shard_that_a_loss_of_power_cut_is_written_again(tmp_path, whole):
     writer = store.create_run(path, **plan(points=None))
     writer.append("stage1", slice(0, 128), states()[:, :128])
     writer.close()
-    shard = path / "activations.zarr" / "stage1" / "hidden" / "c" / "0" / "0" / "0" / "0"
-    shard.write_bytes(b"")
+    shard = path / "activations.zarr" / "stage1" / "hidden" / "c.0.0.0.0"
+    for file in (shard, path / "activations.zarr/stage1/hidden_crc32c/c.0"):
+        file.write_bytes(b"")
+        writer = store.resume_run(path, **plan(points=None))
+        assert writer.done("stage1") == 0
+        writer.append("stage1", slice(0, 128), states()[:, :128])
+        writer.close()
     writer = store.resume_run(path, **plan(points=None))
-    assert writer.done("stage1") == 0
     fill(writer)
     assert contents(path) == whole
 
@@ -447,7 +451,7 @@ def test_a_link_out_of_a_store_is_not_followed(tmp_path):
     fill(store.create_run(path, **plan(points=None)))
     secret = tmp_path / "secret"
     secret.write_bytes(b"x" * 100)
-    shard = path / "activations.zarr" / "aligned" / "hidden" / "c" / "0" / "0" / "0" / "0"
+    shard = path / "activations.zarr" / "aligned" / "hidden" / "c.0.0.0.0"
     kept = shard.read_bytes()
     shard.unlink()
     shard.symlink_to(secret)

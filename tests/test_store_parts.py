@@ -98,8 +98,8 @@ def test_the_encoders_output_comes_back_and_a_run_without_it_says_so(tmp_path):
     np.testing.assert_array_equal(run.encoder(), pooled)
     np.testing.assert_array_equal(run.encoder().sel(sample="object-0250"), pooled[250])
     assert store.verify_run(tmp_path / "run") == []
-    folder = tmp_path / "run" / "activations.zarr/encoder/pooled/c"
-    shard = next(file for file in folder.rglob("*") if file.is_file())
+    folder = tmp_path / "run" / "activations.zarr/encoder/pooled"
+    shard = next(folder.glob("c.*"))
     shard.write_bytes(shard.read_bytes()[:-9] + b"123456789")
     assert any(said.startswith("encoder") for said in store.verify_run(tmp_path / "run"))
     store.create_run(tmp_path / "without", **plan()).close()
