@@ -1,7 +1,7 @@
 """python -m probe RUN: where in depth is geometry lost, and does alignment keep it?
 
 python -m probe RUN1 RUN2 RUN3, runs of one recipe under other seeds, adds intervals over seeds.
-python -m probe report RUN writes what was found as one page that opens anywhere.
+python -m probe report RUN writes the report anew, of what was found so far.
 """
 
 import sys
@@ -16,13 +16,15 @@ from probe.cli import exit_code
 
 # probes with results of their own, beside the sweep
 BESIDE = ("alignment", "maps", "objects", "reconstruction", "steps")
+EVERY = "knn,drift,dimension,linear,geometry,variants,similarity"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """Probe every captured layer of a run; print a table, keep results and figures in the run.
+    """Probe every captured layer of a run; print a table, keep results, figures and report in it.
 
-    python -m probe report RUN then writes a report of what was found.
+    What was measured before is not measured again. What tokens say in words and whether the model
+    still reads them takes the model: python -m train.explain RUN.
     """
 
     run: Positional[str]
@@ -32,11 +34,11 @@ class ProbeConfig:
     and are kept in the first run."""
     layers: str = "all"
     """Captured layers to probe: all, or a list as 0,8,16."""
-    probes: str = "knn,drift,dimension"
-    """What to measure: knn, drift, dimension, linear, geometry, variants, similarity; and maps,
+    probes: str = EVERY
+    """What to measure, a list; the first three are the quick ones. Beside them there are maps,
     reconstruction, steps (CKA and drift during training), alignment (drift through the trained
     projector: circular for the aligned model, undefined for the others) and objects (neighbours
-    and drift of every object, for the dashboard), which are kept beside the sweep."""
+    and drift of every object, for the dashboard)."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -49,7 +51,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write what the probes of a run found: report.html, report.md and its figures, in the run."""
+    """Write what the probes of a run found: report.html, report.md and its figures, in the run.
+
+    As python -m probe RUN does; here without measuring, and to any folder.
+    """
 
     run: Positional[str]
     """Run folder or URL, with a sweep in it: python -m probe RUN."""
@@ -58,13 +63,14 @@ class ReportConfig:
 
 
 def main(config: ProbeConfig) -> None:
+    from probe.page import write_report
     from probe.splits import layers_of
     from store import open_run
 
     run = open_run(config.run)
     some = None if config.layers == "all" else numbers(config.layers, "--layers")
     layers = layers_of(run, some)
-    asked = [name.strip() for name in config.probes.split(",")]
+    asked = _asked(config.probes, run)
     swept = [name for name in asked if name not in BESIDE]
     if config.more:
         _over_seeds(config, run, asked, layers)
@@ -73,6 +79,34 @@ def main(config: ProbeConfig) -> None:
         _sweep(config, run, swept, layers)
     for name in dict.fromkeys(name for name in asked if name in BESIDE):
         _beside(name, run, layers, config.seed)
+    if swept:
+        _with_a_model(run)
+    if isinstance(run.path, Path) and "sweep" in run.probe_names():
+        for path in write_report(run):
+            print(path)
+
+
+def _with_a_model(run) -> None:
+    """What lenses and causal tests found in the run, or who makes them: probes have no model."""
+    from probe import causal, lens
+
+    found = run.probe_names()
+    for name, said in {"lens": lens.findings, "causal": causal.findings}.items():
+        for sentence in said(run.probes(name)) if name in found else ():
+            print(f"• {sentence}")
+    if not {"lens", "causal"} & set(found):
+        print(f"In words, and does the model still read them: python -m train.explain {run.name}")
+
+
+def _asked(probes: str, run) -> list[str]:
+    """The probes of a list; without a list those that the run has something for."""
+    from probe.sweep import lacking
+
+    asked = [name.strip() for name in probes.split(",")]
+    without = lacking(run) if probes == EVERY else {}
+    for name, why in without.items():
+        print(f"without {name}: {why}")
+    return [name for name in asked if name not in without]
 
 
 def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:

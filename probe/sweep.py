@@ -92,6 +92,17 @@ def sweep(
     return _with_noise(results, run, again, found.data, found.ask)
 
 
+def lacking(run: Run) -> dict[str, str]:
+    """Probes of a sweep that a run has nothing for, and why."""
+    samples = run.samples()
+    lacks = {}
+    if len(np.unique(samples.label)) < 2:
+        lacks["linear"] = "all objects are of one class"
+    if run.attrs["points"] is None and not geometry.factors(samples).data_vars:
+        lacks["geometry"] = "the run was captured without its clouds, and has no factors"
+    return lacks
+
+
 class Found(NamedTuple):
     """Cells by probe, then place, and what they were measured with."""
 

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 import store
-from probe.__main__ import ProbeConfig, main
+from probe.__main__ import EVERY, ProbeConfig, main
 from probe.cli import exit_code
 from probe.geometry import descriptors, geometry_by_layer
 from probe.judged import counted
@@ -24,7 +24,7 @@ from probe.plots import (
 )
 from probe.report import findings, first_fall, print_table
 from probe.splits import duplicate_groups, gallery_query, without_copies
-from probe.sweep import sweep
+from probe.sweep import ALL_PROBES, lacking, sweep
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, CLASSES, TOKENS, DIM, TARGET_DIM = 360, 6, 4, 16, 12
@@ -307,8 +307,10 @@ def test_the_command_line_leaves_results_and_pictures_in_the_run(run, tmp_path):
 
     done = call(run.path, "--layers", "4,8", "--k", "3")
     assert done.returncode == 0, done.stderr
-    assert (run.path / "depth.png").exists() and (run.path / "depth.html").exists()
-    assert list(run.probes("sweep").layer.values) == [4, 8]
+    assert all((run.path / name).exists() for name in ("depth.png", "depth.html", "report.html"))
+    found = run.probes("sweep")
+    assert list(found.layer.values) == [4, 8] and tuple(found.attrs["probes"]) == ALL_PROBES
+    assert "train.explain" in done.stdout and "without linear" not in done.stdout
     wrong = call(tmp_path)
     assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr
     assert "has no layer 5" in call(run.path, "--layers", "5").stderr
@@ -353,6 +355,19 @@ def test_a_flawed_run_is_one_sentence_and_code_2(change, command, said, tmp_path
     assert exit_code(lambda: main(tyro.cli(ProbeConfig, args=[str(path), *command]))) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and "Traceback" not in error
+
+
+def test_probes_that_a_run_has_nothing_for_are_named_and_left_out(tmp_path, capsys):
+    path = flawed_run(tmp_path / "run", label=np.zeros(48, int))
+    main(ProbeConfig(run=path, layers="4", k="1"))
+    said = capsys.readouterr().out
+    assert "without linear: all objects are of one class" in said and "without geometry" in said
+    kept = set(store.open_run(path).probes("sweep").attrs["probes"])
+    assert (
+        kept
+        == set(ALL_PROBES) - {"linear", "geometry"}
+        == set(EVERY.split(",")) - set(lacking(store.open_run(path)))
+    )
 
 
 def test_a_class_that_cannot_be_told_is_counted_and_named(tmp_path):

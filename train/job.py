@@ -290,9 +290,10 @@ class Stage2Run:
         say(f"page     {self.folder / 'depth.html'}", soft_wrap=True)
         say(f"report   {report}", soft_wrap=True)
         say(f"open     python -m webbrowser -t {report}", soft_wrap=True)
+        say(f"more     python -m probe {self.place}", soft_wrap=True)
+        say(f"in words python -m train.explain {self.folder}", soft_wrap=True)
         if self.config.store:
             say(f"states   {self.place}", soft_wrap=True)
-            say(f"probe    python -m probe {self.place}", soft_wrap=True)
         else:
             say(f"explore  streamlit run dashboards/app.py -- {self.folder.parent}", soft_wrap=True)
         say(f"took     {seconds:.0f} s")
