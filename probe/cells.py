@@ -166,14 +166,8 @@ def geometry_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 
 def variants_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """Neighbours asked otherwise: see `probe.variants`."""
-    _differ(tokens[data.gallery])
-    found = knn_variants(
-        tokens[data.gallery],
-        data.labels[data.gallery],
-        tokens[data.query],
-        data.labels[data.query],
-        k=ask.k,
-    )
+    knn.check_they_differ(tokens.pooled[data.gallery])
+    found = knn_variants(tokens, data.labels, data.gallery, data.query, k=ask.k)
     protocols = knn_protocols(
         tokens.pooled[data.query],
         data.labels[data.query],
@@ -234,11 +228,6 @@ def _diversity(tokens: Tokens, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _differ(gallery: np.ndarray) -> None:
-    if len(gallery) > 1 and (gallery == gallery[:1]).all():
-        raise ValueError("all features are constant over the gallery: no object is the nearest")
-
-
 def _neighbours(data: Objects, pooled: np.ndarray, k: int) -> np.ndarray:
-    _differ(pooled[data.gallery])
+    knn.check_they_differ(pooled[data.gallery])
     return knn.nearest(pooled[data.gallery], pooled[data.query], k)

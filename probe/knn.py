@@ -3,7 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,19 @@ METRICS = ("cosine", "l2")
 SPARE = 16  # candidates beyond k, for queries whose order float32 leaves open
 SAFETY = 4  # times the rounding of a float32 sum; errors measured were 2 (8 dims) to 80 times less
 BLOCK_BYTES = 2**28
+READ_BYTES = 2**26  # of rows in float64, read at a time
 BLOCK = 512  # queries of a product, few enough to stay in the processor's cache
+
+
+class Rows(Protocol):
+    """(samples, dim): an array, or what gives one when sliced or indexed by rows."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 def knn_accuracy(
@@ -74,12 +86,21 @@ def knn_predict(
 
     gallery : (gallery_samples, dim)    query : (query_samples, dim)
     metric  : "cosine" or "l2"          backend : "faiss-gpu", "faiss-cpu", "torch" or "auto",
-    the first of these that is there; all give the same labels, (query_samples,).
+    the first of these that is there; all give the same labels, (query_samples,). Raises ValueError
+    where no row of the gallery differs from another.
     """
     gallery_labels = np.asarray(gallery_labels)
     if gallery_labels.shape != (len(gallery),):
-        raise ValueError(f"{len(gallery_labels)} gallery labels for {len(gallery)} samples")
-    return vote(gallery_labels[nearest(gallery, query, k, metric=metric, backend=backend)])
+        raise ValueError(f"{gallery_labels.size} gallery labels for {len(gallery)} samples")
+    found = nearest(gallery, query, k, metric=metric, backend=backend)
+    check_they_differ(np.asarray(gallery))
+    return vote(gallery_labels[found])
+
+
+def check_they_differ(gallery: np.ndarray) -> None:
+    """ValueError where all rows are alike, and any order of them is by chance."""
+    if len(gallery) > 1 and (gallery == gallery[:1]).all():
+        raise ValueError("all features are constant over the gallery: no object is the nearest")
 
 
 def vote(labels: np.ndarray) -> np.ndarray:
@@ -120,7 +141,9 @@ def _checked(
     """Both as float64 rows whose squared distances rank them; ValueError for what has none."""
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r}: must be one of {', '.join(METRICS)}")
-    gallery, query = (np.array(rows, np.float64) for rows in comparable(gallery, query, k))
+    gallery, query = np.asarray(gallery), np.asarray(query)
+    comparable(gallery, query, k)
+    gallery, query = gallery.astype(np.float64), query.astype(np.float64)
     if metric == "cosine":
         gallery /= _lengths(gallery, "gallery")
         query /= _lengths(query, "query")
@@ -134,18 +157,24 @@ def _checked(
     return gallery, query
 
 
-def comparable(gallery: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both as they are; ValueError where they can't be compared."""
-    gallery, query = np.asarray(gallery), np.asarray(query)
-    if gallery.ndim != 2 or query.ndim != 2 or gallery.shape[1] != query.shape[1]:
+def comparable(gallery: Rows, query: Rows, k: int) -> None:
+    """ValueError where they can't be compared."""
+    shapes = gallery.shape, query.shape
+    if not all(len(shape) == 2 and shape[1] for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k={k} must be 1 to {len(gallery)}, the number of gallery samples")
     for name, rows in (("gallery", gallery), ("query", query)):
-        if not np.isfinite(rows).all():
-            bad = int((~np.isfinite(rows)).any(axis=1).argmax())
-            raise ValueError(f"{name} sample {bad} has values that are not finite")
-    return gallery, query
+        for some in row_blocks(rows):
+            if not (finite := np.isfinite(rows[some]).all(axis=1)).all():
+                bad = some.start + int(finite.argmin())
+                raise ValueError(f"{name} sample {bad} has values that are not finite")
+
+
+def row_blocks(rows: Rows) -> Iterator[slice]:
+    """Slices of rows (samples, dim), fewer where they are wide."""
+    step = max(1, min(BLOCK, READ_BYTES // (8 * rows.shape[1])))
+    return (slice(at, min(at + step, len(rows))) for at in range(0, len(rows), step))
 
 
 def unit_rows(rows: np.ndarray, name: str = "rows") -> np.ndarray:
@@ -210,26 +239,36 @@ def _search_torch(
     return np.concatenate(distances), np.concatenate(rows)
 
 
-def products(gallery: np.ndarray, query: np.ndarray) -> Iterator[tuple[slice, "torch.Tensor"]]:
+def products(gallery: Rows, query: Rows) -> Iterator[tuple[slice, "torch.Tensor"]]:
     """Inner products of some queries with the whole gallery, (queries, gallery_samples) a time.
 
-    Both in float32, on a GPU where there is one. Elsewhere by oneDNN, which is as precise as the
-    product of numpy or torch, and faster where those don't know the processor.
+    Both in float32; a gallery too large to hold is sliced anew for each block of queries. On a GPU
+    where there is one; elsewhere by oneDNN, which is as precise as the product of numpy or torch,
+    and faster where those don't know the processor.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     packed = device == "cpu" and torch.backends.mkldnn.is_available()
-    far = torch.from_numpy(gallery).to(device)
-    far = far.to_mkldnn() if packed else far
-    step = max(1, min(BLOCK, BLOCK_BYTES // (4 * len(gallery))))
+
+    def ready(rows: np.ndarray) -> torch.Tensor:
+        found = torch.from_numpy(rows).to(device)
+        return found.to_mkldnn() if packed else found
+
+    def times(near: torch.Tensor, far: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(near, far).to_dense() if packed else near @ far.T
+
+    samples, dim = gallery.shape
+    held = ready(gallery[:]) if 4 * samples * dim <= BLOCK_BYTES else None
+    step = max(1, min(BLOCK, BLOCK_BYTES // (4 * max(samples, dim))))
     for start in range(0, len(query), step):
-        some = slice(start, start + step)
-        near = torch.from_numpy(query[some]).to(device)
-        if packed:
-            yield some, torch.nn.functional.linear(near.to_mkldnn(), far).to_dense()
+        some = slice(start, min(start + step, len(query)))
+        near = ready(query[some])
+        if held is not None:
+            yield some, times(near, held)
         else:
-            yield some, near @ far.T
+            parts = [times(near, ready(gallery[rows])) for rows in row_blocks(gallery)]
+            yield some, torch.cat(parts, dim=1)
 
 
 def highest(scores: "torch.Tensor", count: int) -> tuple[np.ndarray, np.ndarray]:

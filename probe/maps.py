@@ -13,7 +13,7 @@ import xarray as xr
 
 from probe.intervals import group_jackknife
 from probe.knn import unit_rows
-from probe.splits import layers_of
+from probe.splits import groups_of, layers_of, one_each
 from probe.tokens import Tokens
 from store import Run
 
@@ -42,13 +42,13 @@ def maps(
 
     seeds : how many maps of each, of seeds that follow one another
 
-    Returns `position` (method, draw, variant, layer, object, axis), scaled so that the objects'
-    mean distance to their centre is 1, with `trustworthiness` and `continuity` (method, draw,
-    variant, layer; 1 is perfect, of 15 neighbours by cosine) and the `_low` and `_high` ends of
-    their 95 % intervals over objects (15 groups of them left out of the drawn map in turn), `jump`
-    (...), the mean distance an object moves from the layer before, and `label` and `class_name`
-    (object). Every map is rotated onto the one before, and the first of each model onto
-    that of the first model.
+    Copies of an object are left out. Returns `position` (method, draw, variant, layer, object,
+    axis), scaled so that the objects' mean distance to their centre is 1, with `trustworthiness`
+    and `continuity` (method, draw, variant, layer; 1 is perfect, of 15 neighbours by cosine) and
+    the `_low` and `_high` ends of their 95 % intervals over objects (15 groups of them left out of
+    the drawn map in turn), `jump` (...), the mean distance an object moves from the layer before,
+    and `label` and `class_name` (object). Every map is rotated onto the one before, and the first
+    of each model onto that of the first model.
     """
     names = list(run.variants if variants is None else variants)
     depth = layers_of(run, layers)
@@ -56,32 +56,29 @@ def maps(
         raise ValueError(f"no map {wrong[0]!r}: there are {', '.join(METHODS)}")
     samples = min(run.done(name) for name in names)
     table = run.samples().isel(sample=slice(samples))
-    objects = _objects(table["split"].values, seed)
+    query = np.flatnonzero(table["split"].values == "query")
+    objects = _some(one_each(query, groups_of(run, samples)), seed)
     least = 2 * NEIGHBOURS + 2 + 2 * NEIGHBOURS // GROUPS + 1  # with a group left out as well
     if len(objects) < least:
         raise ValueError(
             f"{len(objects)} query objects: a map of {NEIGHBOURS} neighbours needs {least}"
         )
-    states = {
-        name: [Tokens(run.final(name).sel(layer=at)).pooled[objects] for at in depth]
-        for name in names
-    }
     grid = (len(methods), seeds, len(names), len(depth))
     position = np.empty((*grid, len(objects), 2))
-    steps = [
-        (m, d, v) for m in range(len(methods)) for d in range(seeds) for v in range(len(names))
-    ]
-    for step, (m, d, v) in enumerate(steps):
-        if progress:
-            progress(step, len(steps), f"{methods[m]} of {names[v]}")
-        draw = _pca if methods[m] == "pca" else _aligned_umap
-        onto = position[m, 0, 0, 0] if v or d else None
-        position[m, d, v] = chained(draw(states[names[v]], seed + d), onto)
     trusted = np.empty((2, 3, *grid))  # mean, low, high
-    for m, d, v, at in np.ndindex(*grid):
-        shown = position[m, d, v, at]
-        value, out = faithful_parts(states[names[v]][at], shown, seed=seed)
-        trusted[..., m, d, v, at] = np.stack(group_jackknife(value, out), axis=1).clip(max=1)
+    draws = list(np.ndindex(len(methods), seeds))
+    for v, name in enumerate(names):
+        states = [Tokens(run.final(name).sel(layer=at)).pooled[objects] for at in depth]
+        for step, (m, d) in enumerate(draws, v * len(draws)):
+            if progress:
+                progress(step, len(names) * len(draws), f"{methods[m]} of {name}")
+            draw = _pca if methods[m] == "pca" else _aligned_umap
+            onto = position[m, 0, 0, 0] if v or d else None
+            position[m, d, v] = chained(draw(states, seed + d), onto)
+            for at, (one, shown) in enumerate(zip(states, position[m, d, v], strict=True)):
+                value, out = faithful_parts(one, shown, seed=seed)
+                bounds = np.stack(group_jackknife(value, out), axis=1)
+                trusted[..., m, d, v, at] = bounds.clip(max=1)
     jump = np.full(grid, np.nan)
     jump[..., 1:] = np.linalg.norm(np.diff(position, axis=3), axis=-1).mean(axis=-1)
     dims = ("method", "draw", "variant", "layer")
@@ -197,8 +194,7 @@ def _squared(rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _objects(split: np.ndarray, seed: int) -> np.ndarray:
-    rows = np.flatnonzero(split == "query")
+def _some(rows: np.ndarray, seed: int) -> np.ndarray:
     if len(rows) <= MOST:
         return rows
     return np.sort(np.random.default_rng([seed, 17]).choice(rows, MOST, replace=False))

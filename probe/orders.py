@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.knn import BLOCK, SPARE, comparable, highest, products, rounding, settled
+from probe.knn import SPARE, Rows, comparable, highest, products, rounding, row_blocks, settled
 
 ORDERS = ("cosine", "centred cosine", "l2")
 
@@ -39,9 +39,7 @@ class Terms(NamedTuple):
     along: np.ndarray
 
 
-def nearest_by(
-    gallery: np.ndarray, query: np.ndarray, k: int, orders: Sequence[str] = ORDERS
-) -> np.ndarray:
+def nearest_by(gallery: Rows, query: Rows, k: int, orders: Sequence[str] = ORDERS) -> np.ndarray:
     """Rows of the k gallery samples nearest to each query, in each order: (orders, queries, k).
 
     gallery : (gallery_samples, dim)    query : (query_samples, dim)
@@ -51,15 +49,15 @@ def nearest_by(
     where there is one (FAISS gives one order a search and has no part in it), and float64 for what
     that leaves open. Equally near samples go in the order of the gallery.
     """
-    gallery, query = comparable(gallery, query, k)
-    mean = gallery.mean(axis=0, dtype=np.float64)
+    comparable(gallery, query, k)
+    mean = mean_row(gallery)
     far, near = _terms(gallery, mean), _terms(query, mean)
     unit = 1 / (far.own.max() or 1.0)
     ranks = [_order(name, far, near, mean, unit) for name in orders]
     count = min(k + SPARE, len(gallery))
     scores = np.empty((len(ranks), len(query), count), np.float32)
     rows = np.empty(scores.shape, np.int64)
-    for some, product in products(_centred(gallery, mean, unit), _centred(query, mean, unit)):
+    for some, product in products(*(Centred(rows, mean, unit) for rows in (gallery, query))):
         for at, one in enumerate(ranks):
             scale, slope, level, lift = (
                 product.new_tensor(part)
@@ -71,23 +69,38 @@ def nearest_by(
     return np.stack([_settled(gallery, query, *one, k) for one in each])
 
 
-def _terms(rows: np.ndarray, mean: np.ndarray) -> Terms:
+def mean_row(rows: Rows) -> np.ndarray:
+    """(dim,) in float64, of rows read a block at a time."""
+    return sum(rows[some].sum(axis=0, dtype=np.float64) for some in row_blocks(rows)) / len(rows)
+
+
+class Centred:
+    """(rows less mean) * unit in float32, made when sliced."""
+
+    def __init__(self, rows: Rows, mean: np.ndarray, unit: float):
+        self.shape = rows.shape
+        self._parts = rows, mean, unit
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        rows, mean, unit = self._parts
+        start, stop, _ = some.indices(len(rows))
+        found = np.empty((stop - start, rows.shape[1]), np.float32)
+        for block in row_blocks(found):
+            found[block] = (rows[start + block.start : start + block.stop] - mean) * unit
+        return found
+
+
+def _terms(rows: Rows, mean: np.ndarray) -> Terms:
     found = Terms(*np.empty((3, len(rows))))
-    for start in range(0, len(rows), BLOCK):
-        some = slice(start, start + BLOCK)
+    for some in row_blocks(rows):
         block = rows[some].astype(np.float64)
         found.length[some] = np.linalg.norm(block, axis=1)
         block -= mean
         found.own[some] = np.linalg.norm(block, axis=1)
         found.along[some] = block @ mean
-    return found
-
-
-def _centred(rows: np.ndarray, mean: np.ndarray, unit: float) -> np.ndarray:
-    found = np.empty(rows.shape, np.float32)
-    for start in range(0, len(rows), BLOCK):
-        some = slice(start, start + BLOCK)
-        found[some] = (rows[some] - mean) * unit
     return found
 
 
@@ -119,8 +132,8 @@ def _order(name: str, far: Terms, near: Terms, mean: np.ndarray, unit: float) ->
 
 
 def _settled(
-    gallery: np.ndarray,
-    query: np.ndarray,
+    gallery: Rows,
+    query: Rows,
     order: Order,
     scores: np.ndarray,
     candidates: np.ndarray,

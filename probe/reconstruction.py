@@ -16,7 +16,7 @@ from probe.cells import LEVEL, Objects, Settings
 from probe.sheet import Sheet
 from probe.splits import gallery_query, groups_of, layers_of, one_each, without_copies
 from probe.sweep import REFERENCE
-from probe.tokens import Tokens
+from probe.tokens import Tokens, blocks
 from store import Run
 
 POINTS = 128  # of a rebuilt cloud, and of the true one that it is fitted to
@@ -61,24 +61,22 @@ def reconstruction(
     samples = min(run.done(name) for name in [*names, "target"])
     table = run.samples().isel(sample=slice(samples))
     gallery, query = gallery_query(table)
-    points = run.points()[:samples]
+    clouds = Clouds(run.points()[:samples, :, :3])
     groups = groups_of(run, samples)
     gallery, query = without_copies(gallery, query, groups), one_each(query, groups)
     if len(query) < 2:
         raise ValueError(f"{run.path} has 1 query object: an interval needs 2 or more")
-    clouds = unit_clouds(points[..., :3].values)
-    known = cache.digest(clouds, gallery, query, FITTED, steps, seed)
+    known = cache.digest(clouds.points, gallery, query, FITTED, steps, seed)
     folder = cache.folder_of(run)
 
-    def fitted(stored: np.ndarray, deal: bool = False) -> Rebuilt:
+    def fitted(tokens: Tokens, deal: bool = False) -> Rebuilt:
         def make() -> dict[str, np.ndarray]:
-            fit = np.random.default_rng([seed, 13]).permutation(gallery) if deal else gallery
-            found = rebuild(
-                stored[gallery], clouds[fit], stored[query], clouds[query], steps=steps, seed=seed
-            )
-            return found._asdict()
+            told = np.random.default_rng([seed, 13]).permutation(gallery) if deal else gallery
+            return rebuild(
+                tokens, clouds, gallery, query, told=told, steps=steps, seed=seed
+            )._asdict()
 
-        key = cache.digest(stored, known, deal)
+        key = cache.digest(tokens, known, deal)
         return Rebuilt(**cache.kept(folder, "reconstruction", key, make))
 
     places = [(name, layer) for name in names for layer in depth]
@@ -87,70 +85,100 @@ def reconstruction(
         if progress:
             progress(step, len(places), f"rebuilding from {name}, layer {layer}")
         try:
-            cells[name, layer] = fitted(run.final(name).sel(layer=layer)[:samples].values)
+            cells[name, layer] = fitted(Tokens(run.final(name).sel(layer=layer)[:samples]))
         except ValueError as error:
             raise ValueError(f"{name}, layer {layer}: {error}") from None
-    target = run.target()[:samples].values
+    target = Tokens(run.target()[:samples])
     if progress:
         progress(len(places), len(places), "rebuilding from the target, and from nothing")
     best, none = fitted(target), fitted(target, deal=True)
     return _assemble(run, cells, best, none, names, depth, table, query, clouds, steps, seed)
 
 
+class Clouds:
+    """Clouds of a run, centred and of mean radius 1 as `unit_clouds` makes them: `clouds[rows]`.
+
+    points : (samples, points, 3), held where they are few, else read when asked for
+    """
+
+    def __init__(self, points: xr.DataArray | np.ndarray):
+        self.points = Tokens(points)
+        self.shape = points.shape
+        centre, radius = [], []
+        for some in blocks(len(self.points), self.shape):
+            one = _centre_and_radius(self.points[some], some.start)
+            centre.append(one[0])
+            radius.append(one[1])
+        self._centre, self._radius = np.concatenate(centre), np.concatenate(radius)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.some(rows, slice(None))
+
+    def some(self, rows: np.ndarray, dots: np.ndarray | slice) -> np.ndarray:
+        """Some points of some clouds, (rows, dots, 3)."""
+        points = self.points[rows][:, dots] - self._centre[rows]
+        return (points / self._radius[rows]).astype(np.float32)
+
+
 def rebuild(
+    tokens: Tokens,
+    clouds: Clouds,
     gallery: np.ndarray,
-    gallery_clouds: np.ndarray,
     query: np.ndarray,
-    query_clouds: np.ndarray,
     *,
+    told: np.ndarray | None = None,
     steps: int = STEPS,
     seed: int = 0,
 ) -> Rebuilt:
-    """Fit the decoder on the gallery, rebuild the query. Tokens (samples, tokens, dim).
+    """Fit the decoder on the gallery, rebuild the query. Reads a batch of objects at a time.
 
-    clouds : (samples, points, 3), of one size. Tokens are standardised by the gallery; each is
-    read by one linear map and its position's offset, the sum over tokens by two layers more.
+    tokens : (samples, tokens, dim)    clouds : of the same samples
+    gallery, query : rows of these     told : rows whose clouds the gallery is fitted to, its own
+
+    Tokens are standardised by the gallery; each is read by one linear map and its position's
+    offset, the sum over tokens by two layers more.
     """
     import torch
 
+    told = gallery if told is None else told
     generator = torch.Generator().manual_seed(seed)
     states = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        decoder = _decoder(gallery.shape[2], gallery.shape[1], gallery_clouds)
+        start = clouds[told[:: max(1, len(told) // 64)]]
+        decoder = _decoder(tokens.shape[2], tokens.shape[1], start)
     finally:
         torch.set_rng_state(states)
-    mean = gallery.mean(axis=(0, 1), dtype=np.float64)
-    spread = gallery.std(axis=(0, 1), dtype=np.float64)
-    for name, tokens in (("gallery", gallery), ("query", query)):
-        if not np.isfinite(tokens).all():
-            bad = int((~np.isfinite(tokens)).any(axis=(1, 2)).argmax())
-            raise ValueError(f"{name} sample {bad} has values that are not finite")
+    mean, spread = _moments(tokens, gallery, query)
     if not spread.any() or len(gallery) < 2:
         raise ValueError(
             f"all features are constant over the gallery ({len(gallery)} objects): there is "
             "nothing to rebuild from"
         )
     spread = np.where(spread > 0, spread, 1.0)
-    x, asked = (
-        torch.from_numpy(((part - mean) / spread).astype(np.float32)) for part in (gallery, query)
-    )
-    y = torch.from_numpy(np.ascontiguousarray(gallery_clouds, np.float32))
+
+    def read(rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(((tokens[rows] - mean) / spread).astype(np.float32))
+
     optimizer = torch.optim.AdamW(decoder.parameters(), RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    size = min(BATCH, len(x))
+    size = min(BATCH, len(gallery))
     for _ in range(steps):
-        rows = torch.randperm(len(x), generator=generator)[:size]
-        dots = torch.randperm(y.shape[1], generator=generator)[:POINTS]
-        near, far = _two_ways(decoder(x[rows]), y[rows][:, dots])
+        rows = torch.randperm(len(gallery), generator=generator)[:size].numpy()
+        dots = torch.randperm(clouds.shape[1], generator=generator)[:POINTS].numpy()
+        true = torch.from_numpy(clouds.some(told[rows], dots))
+        near, far = _two_ways(decoder(read(gallery[rows])), true)
         loss = near.mean() + far.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+    judged = []
     with torch.no_grad():
-        clouds = torch.cat([decoder(part) for part in asked.split(256)])
-    return judge(clouds.numpy(), query_clouds)
+        for some in blocks(len(query), tokens.shape):
+            drawn = decoder(read(query[some])).numpy()
+            judged.append(judge(drawn, clouds.some(query[some], slice(JUDGED))))
+    return Rebuilt(*(np.concatenate(part) for part in zip(*judged, strict=True)))
 
 
 def judge(rebuilt: np.ndarray, true: np.ndarray) -> Rebuilt:
@@ -174,12 +202,36 @@ def judge(rebuilt: np.ndarray, true: np.ndarray) -> Rebuilt:
 
 def unit_clouds(points: np.ndarray) -> np.ndarray:
     """Centred, of mean radius 1. points : (samples, points, 3)."""
-    clouds = np.asarray(points, np.float64)
-    clouds = clouds - clouds.mean(axis=1, keepdims=True)
-    radius = np.linalg.norm(clouds, axis=2).mean(axis=1)
+    centre, radius = _centre_and_radius(points)
+    return ((points - centre) / radius).astype(np.float32)
+
+
+def _centre_and_radius(points: np.ndarray, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(samples, 1, 3) and the mean radius, (samples, 1, 1). first : number of the first cloud."""
+    centre = points.mean(axis=1, keepdims=True, dtype=np.float64)
+    radius = np.linalg.norm(points - centre, axis=2).mean(axis=1)
     if not (radius > 0).all():
-        raise ValueError(f"cloud {int((radius == 0).argmax())} is one point: it has no shape")
-    return (clouds / radius[:, None, None]).astype(np.float32)
+        bad = first + int((radius == 0).argmax())
+        raise ValueError(f"cloud {bad} is one point: it has no shape")
+    return centre, radius[:, None, None]
+
+
+def _moments(
+    tokens: Tokens, gallery: np.ndarray, query: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the gallery's tokens, (dim,) each; all must be finite."""
+    for name, rows in (("gallery", gallery), ("query", query)):
+        for some in blocks(len(rows), tokens.shape):
+            finite = np.isfinite(tokens[rows[some]]).all(axis=(1, 2))
+            if not finite.all():
+                bad = some.start + int(finite.argmin())
+                raise ValueError(f"{name} sample {bad} has values that are not finite")
+    parts = list(blocks(len(gallery), tokens.shape))
+    count = len(gallery) * tokens.shape[1]
+    total = sum(tokens[gallery[some]].sum(axis=(0, 1), dtype=np.float64) for some in parts)
+    mean = total / count
+    squares = sum(((tokens[gallery[some]] - mean) ** 2).sum(axis=(0, 1)) for some in parts)
+    return mean, np.sqrt(squares / count)
 
 
 def _decoder(dim: int, tokens: int, clouds: np.ndarray) -> Any:
@@ -201,7 +253,7 @@ def _decoder(dim: int, tokens: int, clouds: np.ndarray) -> Any:
 
     decoder = Decoder()
     nn.init.normal_(decoder.place, std=0.5)
-    start = clouds[:: max(1, len(clouds) // 64)].reshape(-1, 3)
+    start = clouds.reshape(-1, 3)
     rows = np.random.default_rng(0).choice(len(start), POINTS, replace=len(start) < POINTS)
     with torch.no_grad():
         decoder.draw.bias.copy_(torch.from_numpy(start[rows].reshape(-1)))
@@ -230,7 +282,7 @@ def _assemble(
     depth: list[int],
     table: xr.Dataset,
     query: np.ndarray,
-    clouds: np.ndarray,
+    clouds: Clouds,
     steps: int,
     seed: int,
 ) -> xr.Dataset:
@@ -285,7 +337,7 @@ def _assemble(
     results = sheet.results
     results["cloud"] = (("variant", "layer", "shown", "point", "axis"), kept)
     results["target_cloud"] = (("shown", "point", "axis"), best.clouds[shown])
-    true = clouds[query][shown, :JUDGED]
+    true = clouds.some(query[shown], slice(JUDGED))
     results["true_cloud"] = (("shown", "true_point", "axis"), true)
     return results
 

@@ -35,6 +35,10 @@ class Tokens:
                 return self[first:last][rows - first]
         return np.asarray(self._stored[rows], np.float32)
 
+    def place(self, at: int) -> np.ndarray:
+        """One token of every object, (samples, dim)."""
+        return np.asarray(self._stored[:, at], np.float32)
+
     @cached_property
     def pooled(self) -> np.ndarray:
         """Mean token of each object, (samples, dim) in float64."""

@@ -9,14 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.knn import nearest, vote
-from probe.orders import nearest_by
+from probe.knn import Rows, nearest, vote
+from probe.orders import mean_row, nearest_by
+from probe.tokens import Tokens, blocks
 
 PREPARATIONS = ("raw", "centred", "whitened")
 POOLINGS = ("mean", "max", "concatenated", "vote")
 METRICS = ("cosine", "l2")
 DEFAULT = {"preparation": "raw", "pooling": "mean", "metric": "cosine"}
 HELD = 0.99  # of the gallery's variance, in the directions that are whitened
+FITTED = 2048  # gallery objects at most that directions are fitted on, where there are more
 SPLITS = 20
 SPARE = 16  # neighbours beyond twice k, as a tenth of them are asked about themselves
 SHARE = 0.1  # of the test objects that are asked about in test90_10
@@ -43,18 +45,22 @@ class Protocols(NamedTuple):
 
 
 def knn_variants(
+    tokens: Tokens,
+    labels: np.ndarray,
     gallery: np.ndarray,
-    gallery_labels: np.ndarray,
     query: np.ndarray,
-    query_labels: np.ndarray,
     *,
     k: tuple[int, ...] = (1, 10),
 ) -> Variants:
-    """Which queries each way of asking gets right. gallery, query : (samples, tokens, dim).
+    """Which queries each way of asking gets right. Reads a block of objects or a token at a time.
+
+    tokens  : (samples, tokens, dim)    labels : (samples,)
+    gallery, query : rows of these
 
     preparation : as it stands; less the gallery's mean; or in the gallery's principal directions
                   that hold 99 % of its variance, each scaled to 1. All of it is fitted on the
-                  gallery, after the pooling.
+                  gallery, after the pooling; the directions of more dimensions than objects on
+                  2,048 of them, evenly from all of it, where there are more.
     pooling     : mean or largest value over the tokens; all tokens end to end; or a vote, in
                   which each token brings the k nearest of its own position (whitened as one
                   set). The last two need tokens that mean the same in all objects, as a
@@ -63,17 +69,16 @@ def knn_variants(
     hits = np.empty((len(PREPARATIONS), len(POOLINGS), len(METRICS), len(k), len(query)), bool)
     rank = np.zeros(len(POOLINGS), int)
     for j, pooling in enumerate(POOLINGS):
-        far, near = _pooled(gallery, pooling), _pooled(query, pooling)  # (samples, places, dim)
-        cosine, centred, l2 = _by_place(far, near, max(k), ("cosine", "centred cosine", "l2"))
-        far, near = _whitened(far, near)
-        rank[j] = far.shape[2]
-        white, white_l2 = _by_place(far, near, max(k), ("cosine", "l2"))
-        # (preparations, metrics): a shift moves no distance, and whitened states are centred
-        found = [[cosine, l2], [centred, l2], [white, white_l2]]
+        if pooling == "vote":
+            found, rank[j] = _by_place(tokens, gallery, query, max(k))
+        else:
+            far, near = (_pooled(tokens, rows, pooling) for rows in (gallery, query))
+            found, rank[j] = _by_object(far, near, max(k))
+        near_labels = labels[gallery][found]  # (preparations, metrics, queries, places, k)
         for i, m in np.ndindex(len(PREPARATIONS), len(METRICS)):
             for at, count in enumerate(k):
-                labels = gallery_labels[found[i][m][:, :, :count]].reshape(len(query), -1)
-                hits[i, j, m, at] = vote(labels) == query_labels
+                named = vote(near_labels[i, m, ..., :count].reshape(len(query), -1))
+                hits[i, j, m, at] = named == labels[query]
     return Variants(hits, rank)
 
 
@@ -149,35 +154,97 @@ def _remaining(
     return found
 
 
-def _by_place(
-    gallery: np.ndarray, query: np.ndarray, k: int, orders: tuple[str, ...]
-) -> np.ndarray:
-    """Nearest rows of the gallery at each place, (orders, queries, places, k)."""
-    places = range(gallery.shape[1])
-    return np.stack([nearest_by(gallery[:, t], query[:, t], k, orders) for t in places], axis=2)
+class EndToEnd:
+    """All tokens of some objects, one after the other: (samples, tokens * dim), read by rows."""
+
+    def __init__(self, tokens: Tokens, rows: np.ndarray):
+        self.shape = (len(rows), tokens.shape[1] * tokens.shape[2])
+        self._tokens, self._rows = tokens, rows
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, some: slice | np.ndarray) -> np.ndarray:
+        rows = self._rows[some]
+        return self._tokens[rows].reshape(len(rows), -1)
 
 
-def _pooled(tokens: np.ndarray, pooling: str) -> np.ndarray:
-    """(samples, places, dim): one place, or one a token for the vote."""
-    if pooling == "vote":
-        return tokens
+def _pooled(tokens: Tokens, rows: np.ndarray, pooling: str) -> Rows:
+    """(rows, dim)."""
+    if pooling == "mean":
+        return tokens.pooled[rows]
     if pooling == "concatenated":
-        return tokens.reshape(len(tokens), 1, -1)
-    pooled = tokens.mean(axis=1, dtype=np.float64) if pooling == "mean" else tokens.max(axis=1)
-    return pooled[:, None]
+        return EndToEnd(tokens, rows)
+    parts = blocks(len(rows), tokens.shape)
+    return np.concatenate([tokens[rows[some]].max(axis=1) for some in parts])
 
 
-def _whitened(gallery: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = gallery.mean(axis=0, dtype=np.float64)
-    gallery, query = gallery - mean, query - mean
-    rows = gallery.reshape(-1, gallery.shape[-1])
-    if len(rows) < rows.shape[1]:  # directions from the smaller Gram matrix
-        values, vectors = np.linalg.eigh(rows @ rows.T)
-        values, vectors = values[::-1], rows.T @ vectors[:, ::-1]
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=0), np.finfo(float).tiny)
+def _by_object(gallery: Rows, query: Rows, k: int) -> tuple[np.ndarray, int]:
+    """Nearest rows of the gallery, (preparations, metrics, queries, 1, k), and rank whitened to."""
+    found = nearest_by(gallery, query, k)
+    white = _whitened(gallery, query)
+    return _ways(found, white, k)[..., None, :], white[0].shape[1]
+
+
+def _by_place(
+    tokens: Tokens, gallery: np.ndarray, query: np.ndarray, k: int
+) -> tuple[np.ndarray, int]:
+    """The same of each token by its place, (preparations, metrics, queries, places, k)."""
+    places = range(tokens.shape[1])
+    mean = mean_row(EndToEnd(tokens, gallery)).reshape(tokens.shape[1:])
+    scatter = np.zeros((tokens.shape[2], tokens.shape[2]))
+    for some in blocks(len(gallery), tokens.shape):
+        centred = (tokens[gallery[some]] - mean).reshape(-1, tokens.shape[2])
+        scatter += centred.T @ centred
+    values, vectors = _leading(scatter)
+    basis = vectors * np.sqrt(len(gallery) * len(places) / values)
+    found = []
+    for at in places:
+        own = tokens.place(at)
+        white = (own - mean[at]) @ basis
+        near = nearest_by(own[gallery], own[query], k)
+        found.append(_ways(near, (white[gallery], white[query]), k))
+    return np.stack(found, axis=3), len(values)
+
+
+def _ways(found: np.ndarray, white: tuple[np.ndarray, np.ndarray], k: int) -> np.ndarray:
+    """(preparations, metrics, queries, k): a shift moves no distance, whitened states are centred.
+
+    found : by cosine, centred cosine and distance, (3, queries, k)
+    """
+    cosine, centred, l2 = found
+    return np.array([[cosine, l2], [centred, l2], nearest_by(*white, k, ("cosine", "l2"))])
+
+
+def _whitened(gallery: Rows, query: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Both less the gallery's mean in its leading directions, (samples, rank), variance 1."""
+    mean = mean_row(gallery)
+    samples, dim = gallery.shape
+    fitted = np.linspace(0, samples - 1, min(samples, FITTED)).round().astype(int)
+    if len(fitted) < dim:  # directions from the smaller Gram matrix
+        far, near = (_products(rows, gallery, fitted, mean) for rows in (gallery, query))
+        values, vectors = _leading(far[fitted])
+        basis = vectors * (np.sqrt(len(fitted)) / values)
     else:
-        values, vectors = np.linalg.eigh(rows.T @ rows)
-        values, vectors = values[::-1], vectors[:, ::-1]
+        far, near = gallery[:] - mean, query[:] - mean
+        values, vectors = _leading(far.T @ far)
+        basis = vectors * np.sqrt(samples / values)
+    return far @ basis, near @ basis
+
+
+def _products(rows: Rows, gallery: Rows, fitted: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Of rows with some of the gallery, both less the mean: (rows, fitted)."""
+    found = np.empty((len(rows), len(fitted)))
+    for some in blocks(len(fitted), gallery.shape):
+        far = (gallery[fitted[some]] - mean).T
+        for part in blocks(len(rows), rows.shape):
+            found[part, some] = (rows[part] - mean) @ far
+    return found
+
+
+def _leading(scatter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, the largest first, that make up 99 % of all, and their vectors (dim, rank)."""
+    values, vectors = np.linalg.eigh(scatter)
+    values, vectors = values[::-1], vectors[:, ::-1]
     kept = int(np.searchsorted(np.cumsum(values) / values.sum(), HELD - 1e-12)) + 1
-    basis = vectors[:, :kept] * np.sqrt(len(rows) / values[:kept])
-    return gallery @ basis, query @ basis
+    return values[:kept], vectors[:, :kept]

@@ -94,12 +94,15 @@ def sets_of_states():
 
 
 @pytest.mark.parametrize("states", [pytest.param(x, id=name) for name, x in sets_of_states()])
-def test_one_product_gives_the_neighbours_of_a_search_for_each_order(states):
+def test_one_product_gives_the_neighbours_of_a_search_for_each_order(states, monkeypatch):
     gallery, query = states[:200], states[200:]
     for k in (1, 12, 40):
         found = nearest_by(gallery, query, k)
         np.testing.assert_array_equal(found, one_by_one(gallery, query, k))
     np.testing.assert_array_equal(nearest_by(gallery, query, 40, ["l2"])[0], found[2])
+    monkeypatch.setattr(knn, "BLOCK_BYTES", 2**12)  # a gallery too large to hold
+    monkeypatch.setattr(knn, "READ_BYTES", 2**12)
+    np.testing.assert_array_equal(nearest_by(gallery, query, 40), found)
 
 
 def test_an_order_that_is_not_there_and_rows_without_one_are_refused():
@@ -137,6 +140,8 @@ def test_shuffled_labels_score_at_chance(digits):
         ({"backend": "annoy"}, "backend 'annoy'"),
         ({"gallery": np.full((10, 4), np.nan)}, "gallery sample 0 has values that are not finite"),
         ({"gallery": np.zeros((10, 4))}, "gallery sample 0 is zero: it has no cosine"),
+        ({"gallery": np.ones((10, 4))}, "all features are constant over the gallery: no object"),
+        ({"gallery": np.ones((10, 0)), "query": np.ones((3, 0))}, r"need \(samples, dim\)"),
         ({"query": np.ones((3, 5))}, r"gallery \(10, 4\) and query \(3, 5\)"),
         ({"gallery_labels": np.arange(9)}, "9 gallery labels for 10 samples"),
     ],

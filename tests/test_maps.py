@@ -37,6 +37,14 @@ def test_pca_of_all_layers_is_kept_and_read_again(run):
     assert store.open_run(run.path).probes("maps").equals(found)
 
 
+def test_copies_of_an_object_are_one_point(run, monkeypatch):
+    groups = np.arange(360)
+    groups[350:] = groups[240:250]
+    monkeypatch.setattr("probe.maps.groups_of", lambda run, samples: groups)
+    found = maps(run, [8], ["aligned"], methods=["pca"])
+    np.testing.assert_array_equal(found.object, run.samples()["sample"].values[240:350])
+
+
 def test_pca_is_that_of_scikit_learn_but_for_a_turn(run):
     found = maps(run, [8], ["aligned"], methods=["pca"]).position.values[0, 0, 0, 0]
     states = run.hidden("aligned").sel(layer=8).values[240:].mean(axis=1, dtype=np.float64)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from probe.reconstruction import judge, rebuild, reconstruction, unit_clouds
+from probe import tokens
+from probe.reconstruction import Clouds, judge, rebuild, reconstruction, unit_clouds
+from probe.tokens import Tokens
 from tests.test_sweep import write_run
 
 
@@ -20,10 +22,11 @@ def test_distances_of_clouds_equal_those_of_scipy():
 
 
 def test_clouds_are_centred_and_of_one_size():
-    points = np.random.default_rng(0).random((3, 20, 3)) * 9 + 4
+    points = np.random.default_rng(0).random((3, 20, 3), np.float32) * 9 + 4
     found = unit_clouds(points)
     np.testing.assert_allclose(found.mean(axis=1), 0, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=2).mean(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(Clouds(points)[np.array([2, 0])], found[[2, 0]])
     with pytest.raises(ValueError, match="cloud 1 is one point"):
         unit_clouds(np.stack([points[0], np.ones((20, 3))]))
 
@@ -33,21 +36,36 @@ def boxes():
     """Boxes of random proportions, tokens that hold them, and tokens that do not."""
     rng = np.random.default_rng(0)
     sides = rng.uniform(0.2, 2, size=(160, 3))
-    clouds = unit_clouds((rng.random((160, 96, 3)) - 0.5) * sides[:, None])
+    clouds = (rng.random((160, 96, 3)) - 0.5) * sides[:, None] + 3
     told = np.repeat(np.log(sides)[:, None], 4, axis=1) + 0.05 * rng.normal(size=(160, 4, 3))
     return told, clouds
 
 
-def test_tokens_that_hold_the_shape_rebuild_it_and_others_do_not(boxes):
+def rebuilt(told, clouds):
+    rows = np.arange(160)
+    return rebuild(Tokens(told), Clouds(clouds), rows[:120], rows[120:], steps=120)
+
+
+def test_tokens_that_hold_the_shape_rebuild_it_and_others_do_not(boxes, monkeypatch):
     told, clouds = boxes
-    fit, ask = slice(0, 120), slice(120, None)
-    good = rebuild(told[fit], clouds[fit], told[ask], clouds[ask], steps=120)
-    noise = np.random.default_rng(1).normal(size=told.shape)
-    poor = rebuild(noise[fit], clouds[fit], noise[ask], clouds[ask], steps=120)
+    good = rebuilt(told, clouds)
+    poor = rebuilt(np.random.default_rng(1).normal(size=told.shape), clouds)
     assert good.chamfer.mean() < 0.75 * poor.chamfer.mean()
     assert good.f_score.mean() > poor.f_score.mean()
-    again = rebuild(told[fit], clouds[fit], told[ask], clouds[ask], steps=120)
-    np.testing.assert_array_equal(good.clouds, again.clouds)
+    np.testing.assert_array_equal(good.clouds, rebuilt(told, clouds).clouds)
+    monkeypatch.setattr(tokens, "HELD_BYTES", 0)
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 2000)  # 41 objects, and 1 cloud
+    np.testing.assert_allclose(rebuilt(told, clouds).clouds, good.clouds, atol=1e-4)
+
+
+def test_a_cloud_without_shape_and_a_token_that_is_no_number_are_named(boxes):
+    told, clouds = (part.copy() for part in boxes)
+    clouds[130] = 1
+    with pytest.raises(ValueError, match="cloud 130 is one point"):
+        Clouds(clouds)
+    told[125, 1] = np.nan
+    with pytest.raises(ValueError, match="query sample 5 has values that are not finite"):
+        rebuilt(told, boxes[1])
 
 
 def test_a_run_keeps_distances_controls_and_clouds(tmp_path):

@@ -8,6 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from probe import variants
 from probe.knn import knn_hits
 from probe.outliers import largest_norm, massive_tokens, mean_without, top_variance
+from probe.tokens import Tokens
 from probe.variants import (
     METRICS,
     POOLINGS,
@@ -32,9 +33,15 @@ def sets():
     return (*objects(150, 0), *objects(60, 1))
 
 
+def asked(gallery, known, query, labels, k=(1, 5)):
+    tokens, rows = np.concatenate([gallery, query]), np.arange(len(gallery) + len(query))
+    every = np.concatenate([known, labels])
+    return knn_variants(Tokens(tokens), every, rows[: len(gallery)], rows[len(gallery) :], k=k)
+
+
 @pytest.fixture(scope="module")
 def found(sets):
-    return knn_variants(*sets, k=(1, 5))
+    return asked(*sets)
 
 
 def at(found, preparation, pooling, metric):
@@ -44,33 +51,46 @@ def at(found, preparation, pooling, metric):
 
 
 def test_the_usual_way_is_the_probe_of_the_sweep(sets, found):
-    gallery, known, query, asked = sets
-    expected = knn_hits(gallery.mean(1), query.mean(1), known, asked, k=5)
+    gallery, known, query, labels = sets
+    expected = knn_hits(gallery.mean(1), query.mean(1), known, labels, k=5)
     np.testing.assert_array_equal(at(found, "raw", "mean", "cosine"), expected)
     assert found.hits.shape == (3, 4, 2, 2, 60) and len(ways()) == 24
 
 
 def test_whitening_is_that_of_scikit_learn_fitted_on_the_gallery(sets, found):
-    gallery, known, query, asked = sets
+    gallery, known, query, labels = sets
     flat, rows = gallery.reshape(150, -1), query.reshape(60, -1)
     pca = PCA(0.99, whiten=True, svd_solver="full").fit(flat)
     model = KNeighborsClassifier(5, metric="euclidean", algorithm="brute")
     named = model.fit(pca.transform(flat), known).predict(pca.transform(rows))
-    np.testing.assert_array_equal(at(found, "whitened", "concatenated", "l2"), named == asked)
+    np.testing.assert_array_equal(at(found, "whitened", "concatenated", "l2"), named == labels)
     assert found.rank[POOLINGS.index("concatenated")] == pca.n_components_
 
 
 def test_whitening_survives_more_dimensions_than_objects(sets):
-    gallery, known, query, asked = sets
+    gallery, known, query, labels = sets
     wide = np.random.default_rng(0).normal(size=(DIM, 80))
-    few = knn_variants(gallery[:40] @ wide, known[:40], query @ wide, asked, k=(1,))
+    few = asked(gallery[:40] @ wide, known[:40], query @ wide, labels, k=(1,))
     flat = (gallery[:40] @ wide).reshape(40, -1)
     assert few.rank[POOLINGS.index("concatenated")] == PCA(0.99).fit(flat).n_components_
 
 
+def test_directions_fitted_on_every_other_object_are_those_of_all_where_each_is_there_twice(
+    sets, monkeypatch
+):
+    gallery, known, query, labels = sets
+    wide = np.random.default_rng(0).normal(size=(DIM, 80))
+    twice = np.repeat(gallery[:40] @ wide, 2, axis=0), np.repeat(known[:40], 2), query @ wide
+    every = asked(*twice, labels)
+    monkeypatch.setattr(variants, "FITTED", 40)
+    some = asked(*twice, labels)
+    np.testing.assert_array_equal(some.rank, every.rank)
+    np.testing.assert_array_equal(some.hits, every.hits)
+
+
 def test_distances_ignore_a_common_shift_once_centred(sets, found):
-    gallery, known, query, asked = sets
-    moved = knn_variants(gallery + 100, known, query + 100, asked, k=(1, 5))
+    gallery, known, query, labels = sets
+    moved = asked(gallery + 100, known, query + 100, labels)
     for preparation in ("centred", "whitened"):
         for pooling in POOLINGS:
             same = at(moved, preparation, pooling, "cosine") == at(
@@ -86,7 +106,7 @@ def test_information_in_one_token_is_lost_in_the_mean_and_kept_end_to_end():
     sign = np.where(label, 1.0, -1.0)
     tokens[:, 0, 0] += 3 * sign
     tokens[:, 1, 0] -= 3 * sign  # cancels in the mean
-    found = knn_variants(tokens[:200], label[:200], tokens[200:], label[200:], k=(1, 5))
+    found = asked(tokens[:200], label[:200], tokens[200:], label[200:])
     assert at(found, "raw", "mean", "l2").mean() < 0.65
     assert at(found, "raw", "concatenated", "l2").mean() > 0.95
 
