@@ -14,9 +14,9 @@ from probe.tokens import Tokens
 from store import Run
 
 MEASURES = (
-    *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "hsic", "hubness"),
-    *("intervals", "knn", "linear", "orders", "outliers", "pairs", "reconstruction", "similarity"),
-    *("tokens", "variants"),
+    *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "halves", "hsic"),
+    *("hubness", "intervals", "knn", "linear", "orders", "outliers", "pairs", "reconstruction"),
+    *("similarity", "tokens", "variants"),
 )
 
 

@@ -4,12 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from probe.halves import by_halves, in_turn, relative
 from probe.knn import nearest, unit_rows
 
 TAIL = 0.1  # of the ratios, the largest: they leave the line that the estimate is fitted to
 NEAR = 10  # neighbours of the maximum likelihood estimate
 LEAST = 20  # distinct objects for an intrinsic dimension
-GROUPS = 15  # of objects, left out in turn: 95 % intervals hold at a fifteenth of the cost
+FAR = 6 * NEAR  # of which half the objects keep as many, but for one time in a hundred million
+GROUPS = 16  # of objects, left out in turn: 95 % intervals hold at a fraction of the cost
 STATISTICS = ("two_nn", "mle_dimension", "effective_rank", "participation_ratio", "anisotropy")
 
 
@@ -79,7 +81,8 @@ def token_diversity(tokens: np.ndarray) -> np.ndarray:
 class Shape(NamedTuple):
     """Each of `STATISTICS`, (statistics,), and with groups left out, (statistics, groups).
 
-    An intrinsic dimension of fewer than 40 objects, or of a lattice, is nan.
+    An intrinsic dimension of fewer than 40 objects, or of a lattice, is nan. What it has with
+    groups left out is reckoned from halves, see `probe.halves`.
     """
 
     values: np.ndarray
@@ -92,31 +95,30 @@ def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
     Effective rank and participation ratio rise a little with the number of objects. Values and
     intervals are those of as many objects as there are; compare models on the same ones.
 
-    groups : how many are left out in turn; 0 for the values alone. Which objects go together
-             depends on the seed alone, so that shapes of the same objects are paired. Neighbours
-             are looked up once, and crossed out where their group is left out.
+    groups : how many are left out in turn, a power of 2; 0 for the values alone. Which objects go
+             together depends on the seed alone, so that shapes of the same objects are paired.
+             Neighbours are looked up once, and crossed out where they are in the other half.
     """
     x = _finite(x)
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
     if x.shape[1] > len(x):  # the same distances and cosines from fewer columns
         x = np.asarray(np.linalg.qr(x.T, mode="r")).T
     near = _gaps_or_none(x)
-    whole = np.ones(len(x), bool)
-    parts = [_statistics(x, near, keep) for keep in (whole, *(group != g for g in range(groups)))]
-    values = np.array(parts).T
-    return Shape(values[:, 0], values[:, 1:])
+    if near is None:
+        dimensions = np.full((1 + groups, 2), np.nan)
+    else:
+        dimensions = by_halves(lambda keep: _both(_crossed_out(near, keep)), group, relative)
+    ranks = in_turn(lambda keep: _ranks(x[keep]), group)
+    found = np.column_stack([dimensions, ranks]).T  # (statistics, 1 + groups)
+    return Shape(found[:, 0], found[:, 1:])
 
 
-def _statistics(x: np.ndarray, near: "_Near | None", keep: np.ndarray) -> list[float]:
-    part = x[keep]
-    gaps = None if near is None else _crossed_out(near, keep)
-    return [
-        np.nan if gaps is None else _two_nn(gaps),
-        np.nan if gaps is None else _mle(gaps[:, :NEAR]),
-        effective_rank(part),
-        participation_ratio(part),
-        anisotropy(part),
-    ]
+def _ranks(x: np.ndarray) -> np.ndarray:
+    return np.array([effective_rank(x), participation_ratio(x), anisotropy(x)])
+
+
+def _both(gaps: np.ndarray) -> np.ndarray:
+    return np.array([_two_nn(gaps), _mle(gaps[:, :NEAR])])
 
 
 class _Near(NamedTuple):
@@ -140,7 +142,7 @@ def _gaps_or_none(x: np.ndarray) -> _Near | None:
     distinct = len(np.unique(x, axis=0))
     if distinct < 2 * LEAST:
         return None
-    near = _gaps(x, min(3 * NEAR, distinct - 1), "shape")
+    near = _gaps(x, min(FAR, distinct - 1), "shape")
     flat = np.log(near.gaps[:, 1] / near.gaps[:, 0]).max() <= 1e-9
     return None if flat else near
 

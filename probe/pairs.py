@@ -5,12 +5,14 @@ matrices K_1..K_P, the sums <K_i, K_j>, 1'K_i K_j 1 and all their leave-one-obje
 from one batched product each, so that the bands cost no more than the values.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from probe.cka import jackknife_covariance
 from probe.dimension import GROUPS
+from probe.halves import angular, by_halves, in_turn
 from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
 
@@ -18,6 +20,8 @@ BLOCK_BYTES = 2**30
 PAIRS_AT_ONCE = 2**12
 ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
+Measure = Callable[[np.ndarray, np.ndarray], float]
+PLENTY = 6  # objects to a dimension: with fewer, halves are much more alike than the whole is
 
 
 class PairCka(NamedTuple):
@@ -137,23 +141,33 @@ def alike(
     x, y : (samples, dim). k is at most a third of the objects. Groups are those of
     `probe.dimension.shape`, so that models compare in pairs; 0 for the values alone. PWCCA is nan
     where there are no more objects than x or y is wide.
+
+    What is left out of mutual_knn, and of PWCCA where there are 6 objects to a dimension or more,
+    is reckoned from halves (`probe.halves`). With fewer objects the interval of PWCCA is too wide.
     """
     k = max(1, min(k, len(x) // 3))
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
-    near = [_others(values, min(3 * k, len(x) - 2), "cosine") for values in (x, y)]
-    keeps = [np.ones(len(x), bool), *(group != one for one in range(groups))]
-    wide = max(x.shape[1], y.shape[1]) >= min(keep.sum() for keep in keeps)
-    parts = []
-    for keep in keeps:
-        a, b = x[keep], y[keep]
-        weighted = np.nan if wide else pwcca(a, b)
-        shared = _shared(near, keep, k)
-        parts.append([procrustes_distance(a, b), rsa(a, b), shared, svcca(a, b), weighted])
-    values = np.array(parts).T
+    near = [_others(values, min(6 * k, len(x) - 2), "cosine") for values in (x, y)]
+
+    def turned(measure: Measure) -> np.ndarray:
+        return in_turn(lambda keep: measure(x[keep], y[keep]), group)
+
+    def shared(keep: np.ndarray) -> float:
+        return _in_common(near, keep, k)
+
+    common = by_halves(shared, group, angular) if len(x) >= groups else in_turn(shared, group)
+    wide = max(x.shape[1], y.shape[1])
+    if len(x) - np.bincount(group).max() * bool(groups) <= wide:
+        weighted = np.full(1 + groups, np.nan)
+    elif len(x) >= PLENTY * wide:
+        weighted = by_halves(lambda keep: pwcca(x[keep], y[keep]), group, angular)
+    else:
+        weighted = turned(pwcca)
+    values = np.stack([turned(procrustes_distance), turned(rsa), common, turned(svcca), weighted])
     return Alike(values[:, 0], values[:, 1:])
 
 
-def _shared(near: list[np.ndarray], keep: np.ndarray, k: int) -> float:
+def _in_common(near: list[np.ndarray], keep: np.ndarray, k: int) -> float:
     """Mutual k-NN of the kept objects, from lists that are longer than k."""
     found = []
     for rows in near:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from probe.dimension import (
     anisotropy,
@@ -12,6 +13,7 @@ from probe.dimension import (
     token_diversity,
     two_nn,
 )
+from probe.halves import as_left_out, halvings
 from probe.intervals import group_jackknife
 
 
@@ -67,10 +69,26 @@ def test_all_statistics_at_once_equal_each_alone_whole_and_in_part():
     found = shape(x, seed=2)
     functions = (two_nn, mle_dimension, effective_rank, participation_ratio, anisotropy)
     np.testing.assert_allclose(found.values, [one(x) for one in functions])
-    keep = np.random.default_rng([2, 5]).permutation(90) % 15 != 3
-    np.testing.assert_allclose(found.left_out[:, 3], [one(x[keep]) for one in functions])
+    group = np.random.default_rng([2, 5]).permutation(90) % 16
+    ranks = [one(x[group != 3]) for one in functions[2:]]
+    np.testing.assert_allclose(found.left_out[2:, 3], ranks)
+    for row in range(2):  # the dimensions of halves, whose neighbours are looked up anew
+        halves = [[functions[row](x[side]) for side in (h, ~h)] for h in halvings(group)]
+        one = group_jackknife(found.values[row], found.left_out[row])
+        error = np.sqrt(((np.log(halves) @ [0.5, -0.5]) ** 2).mean()) * found.values[row]
+        assert (one.high - one.low) / 2 == pytest.approx(error * t.ppf(0.975, 15))
     wide = x @ np.random.default_rng(1).normal(size=(7, 200)) + 1
     np.testing.assert_allclose(shape(wide).values, [one(wide) for one in functions], rtol=1e-6)
+
+
+def test_a_mean_of_halves_is_the_mean_with_each_group_left_out():
+    values = np.random.default_rng(0).normal(size=64)
+    group = np.random.default_rng(1).permutation(64) % 8
+    gaps = [values[half].mean() - values[~half].mean() for half in halvings(group)]
+    expected = [values[group != one].mean() for one in range(8)]
+    np.testing.assert_allclose(as_left_out(values.mean(), np.array(gaps)), expected)
+    with pytest.raises(ValueError, match="power of 2"):
+        halvings(np.arange(15))
 
 
 def test_a_few_objects_have_a_rank_and_no_intrinsic_dimension():

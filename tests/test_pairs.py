@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp
+from scipy import stats
 
 from probe.cka import cka, cka_difference, cka_interval, cka_null
+from probe.halves import halvings
 from probe.intervals import group_jackknife
 from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null, pair_difference
 from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
@@ -53,7 +54,7 @@ def test_the_null_of_one_pair_is_that_of_plain_permutations():
     noise = [rng.normal(size=(90, 6)) for _ in range(2)]
     ours = cka_pairs_null(noise, 400, seed=1)
     theirs = cka_null(*noise, permutations=400, seed=2)
-    assert ks_2samp(ours, theirs).pvalue > 0.01
+    assert stats.ks_2samp(ours, theirs).pvalue > 0.01
 
 
 def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
@@ -61,12 +62,21 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     found = alike(x, y, k=5, seed=3)
     expected = [procrustes_distance(x, y), rsa(x, y), mutual_knn(x, y, 5), svcca(x, y), pwcca(x, y)]
     np.testing.assert_allclose(found.values, expected)
-    group = np.random.default_rng([3, 5]).permutation(90) % 15
+    group = np.random.default_rng([3, 5]).permutation(90) % 16
     keep = group != 4
-    own = {"mutual_knn": lambda a, b: mutual_knn(a, b, 5), "procrustes": procrustes_distance}
-    own |= {"rsa": rsa, "svcca": svcca, "pwcca": pwcca}
-    part = [own[name](x[keep], y[keep]) for name in ALIKE]
-    np.testing.assert_allclose(found.left_out[:, 4], part)
+    for name, part in (("procrustes", procrustes_distance), ("rsa", rsa), ("svcca", svcca)):
+        assert found.left_out[ALIKE.index(name), 4] == pytest.approx(part(x[keep], y[keep]))
+    for row, part in ((2, lambda a, b: mutual_knn(a, b, 5)), (4, pwcca)):
+        halves = [[part(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
+        first, second = np.arcsin(np.sqrt(halves)).T
+        share = found.values[row]
+        error = np.sqrt(share * (1 - share) * ((first - second) ** 2).mean())
+        one = group_jackknife(share, found.left_out[row])
+        assert (one.high - one.low) / 2 == pytest.approx(error * stats.t.ppf(0.975, 15))
+    few = alike(x[:60], y[:60], k=5, seed=3)  # 5 objects to a dimension: no halves like the whole
+    group = np.random.default_rng([3, 5]).permutation(60) % 16
+    keep = group != 4
+    assert few.left_out[4, 4] == pytest.approx(pwcca(x[:60][keep], y[:60][keep]))
     wide = alike(x, states[2], k=5)  # 200 dims of 90 objects: no canonical correlations to weigh
     assert np.isnan(wide.values[-1]) and np.isfinite(wide.values[:-1]).all()
 

@@ -1,0 +1,77 @@
+"""A statistic with groups of objects left out, one at a time, or as reckoned from halves of them.
+
+Leaving out in turn counts what k objects do together k times, and neighbours are many objects: the
+jackknife of a statistic of neighbours is half as wide again as it should be (Efron & Stein 1981).
+Two halves share no object: half their difference has the variance of the whole, as far as that of a
+half is twice it. There are as many uncorrelated halvings as groups, less one: balanced half-samples
+(McCarthy 1969, doi:10.2307/1402101).
+
+group : (objects,) numbers from 0 throughout; where all are 0, the value alone is given.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Statistic = Callable[[np.ndarray], np.ndarray | float]
+"""Of the objects kept, (objects,) of bool: a number or several, (...)."""
+
+
+def in_turn(statistic: Statistic, group: np.ndarray) -> np.ndarray:
+    """The statistic of all objects, then with each group left out, (1 + groups, ...)."""
+    groups = range(group.max() + 1) if group.any() else ()
+    keeps = [np.ones(len(group), bool), *(group != one for one in groups)]
+    return np.array([statistic(keep) for keep in keeps])
+
+
+def by_halves(
+    statistic: Statistic,
+    group: np.ndarray,
+    gap: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """The statistic of all objects, then `as_left_out`, (1 + groups, ...).
+
+    gap : of the value, that of the first halves and of the second ones, how far these are apart on
+          a scale on which the error does not hang on the value, which may be another for halves, as
+          their neighbours are farther: `relative` or `angular`.
+    """
+    value = np.asarray(statistic(np.ones(len(group), bool)))
+    if not group.any():
+        return value[None]
+    first, second = (
+        np.array([statistic(half == side) for half in halvings(group)]) for side in (True, False)
+    )
+    return np.concatenate([value[None], as_left_out(value, gap(value, first, second))])
+
+
+def relative(value: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of what errs by a share of itself, such as a dimension: by the logarithm."""
+    return value * np.log(first / second)
+
+
+def angular(value: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of a share: by the arcsine of its root (Anscombe 1948)."""
+    angle, one, other = (np.arcsin(np.sqrt(part.clip(0, 1))) for part in (value, first, second))
+    return np.sin(2 * angle) * (one - other)
+
+
+def halvings(group: np.ndarray) -> np.ndarray:
+    """Which objects are in the first half, (groups - 1, objects) of bool.
+
+    Raises ValueError where the number of groups is no power of 2.
+    """
+    from scipy.linalg import hadamard
+
+    return hadamard(group.max() + 1)[1:, group] > 0
+
+
+def as_left_out(value: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Values (groups, ...) whose error by `intervals.group_jackknife` is that of the halves.
+
+    gaps : (groups - 1, ...), the first half less the second. A mean's are its values with each
+    group left out, so that all that is made for these goes for statistics of neighbours too.
+    """
+    from scipy.linalg import hadamard
+
+    turned = np.tensordot(hadamard(len(gaps) + 1)[1:].T, gaps / 2, axes=1)
+    return value - turned / len(gaps)
