@@ -380,6 +380,27 @@ def test_another_architecture_and_missing_tensors_are_refused(folder):
         llm_from_folder(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("t5", "of type 't5', which is no causal language model"),
+        ("bart", "of type 'bart', which is no causal language model"),
+        ("mine", "of type 'mine', which would need code of its own: only classes of transf"),
+    ],
+)
+def test_a_folder_of_no_causal_model_is_refused_where_every_causal_one_is_taken(
+    kind, sentence, folder, capfd
+):
+    path, _ = folder("llama")
+    remote = {"model_type": kind, "auto_map": {"AutoConfig": "run.Config"}}
+    (path / "config.json").write_text(json.dumps(remote))
+    (path / "run.py").write_text(f"open({str(path / 'ran')!r}, 'w')")
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=sentence):
+        llm_from_folder(path, kinds=None)
+    assert not "".join(capfd.readouterr()) and not (path / "ran").exists()
+
+
 def test_a_tokenizer_file_that_is_none_is_one_sentence(tmp_path):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(FileNotFoundError, match=r"no tokenizer .*tokenizer\.json"):
@@ -395,7 +416,12 @@ def test_a_tokenizer_file_that_is_none_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("file", "damage", "sentence"),
     [
-        ("config.json", lambda old: b"{", r"config\.json can't be read \(.*not a valid JSON"),
+        ("config.json", lambda old: b"{", r"config\.json is not a JSON object; copy it again"),
+        (
+            "config.json",
+            lambda old: old.replace(b'"model_type": "llama"', b'"model_type": "mine"'),
+            "of type 'mine', wanted one of phi, phi3, llama",
+        ),
         (
             "config.json",
             lambda old: old.replace(b'"num_attention_heads": 4', b'"num_attention_heads": 5'),
@@ -408,7 +434,7 @@ def test_a_tokenizer_file_that_is_none_is_one_sentence(tmp_path):
         ),
         ("model.safetensors", lambda old: old[:900], r"the model can't be read \(.*header"),
     ],
-    ids=["no JSON", "heads", "shapes", "cut"],
+    ids=["no JSON", "unknown", "heads", "shapes", "cut"],
 )
 def test_a_damaged_folder_is_one_sentence_and_nothing_else(file, damage, sentence, folder, capfd):
     path, _ = folder("llama")

@@ -92,9 +92,10 @@ def _progression(text: str, items: list[str], place: int, before: list[int], dep
 
 
 def _bad_layers(text: str, item: str, depth: int, why: str) -> ValueError:
+    like = f"4,8,...,{depth}" if depth >= 12 and depth % 4 == 0 else f"1-{depth}"
     return ValueError(
         f"layers {text!r}: bad item {item!r}, {why}; this model has layers 0 (what enters block 1) "
-        f"to {depth}, written like 4,8,...,{depth} or all"
+        f"to {depth}, written like {like} or all"
     )
 
 

@@ -192,7 +192,6 @@ def find_files(folder: Path, upto: str) -> dict[File, Path]:
             if not (found[PHI2] / name).is_file():
                 absent.append(f"{found[PHI2].name}/{name}")
     if absent:
-        raise FileNotFoundError(
-            f"weights folder {folder}, for a model up to {upto}, has no {'; no '.join(absent)}"
-        )
+        far = "" if upto == "front" else f", for a model up to {upto},"
+        raise FileNotFoundError(f"weights folder {folder}{far} has no {'; no '.join(absent)}")
     return found

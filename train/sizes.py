@@ -118,7 +118,13 @@ SMALL = ModelConfig(
 def read_sizes(path: Path) -> ModelConfig:
     """The sizes in the config.json of a checkpoint; ValueError where it holds something else."""
     try:
-        sizes = replace(ModelConfig(), **json.loads(path.read_text()))
+        given = json.loads(path.read_text())
+        if "architectures" in given:
+            raise ValueError(
+                "it is of a language model of transformers, which python -m train.stage1 --llm "
+                "takes behind the encoder of --from or --weights"
+            )
+        sizes = replace(ModelConfig(), **given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a model's sizes: {error}") from None
     for each in fields(ModelConfig):

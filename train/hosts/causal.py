@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from train.checkpoint import read_tensors, sha256
 from train.models.llm import bare, llm_from_folder
+from train.models.llm import settings as llm_settings
 from train.models.minigpt3d import MiniGPT3D
 
 MEASURED = 32
@@ -28,13 +29,7 @@ MEASURED = 32
 
 def settings(folder: Path) -> Any:
     """Its config.json, of the text part where there are several. Nothing of the folder runs."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"--llm {folder}: no config.json; give a folder with a causal language model, as "
-            "save_pretrained of transformers writes it"
-        )
-    found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return found.get_text_config()
+    return llm_settings(folder, None).get_text_config()
 
 
 def sizes(folder: Path) -> dict[str, Any]:

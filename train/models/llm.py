@@ -18,11 +18,14 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from train.config import ModelConfig
 from train.models import phi
 from train.prompts import bos_id
+from train.weight_files import read_json
 
 BACKBONES = ("phi", "phi3", "llama", "mistral", "qwen2", "qwen3")
 """Stock architectures that can be trained, by transformers' names: rotary decoders without a step
@@ -69,10 +72,10 @@ def build_llm(config: ModelConfig, *, branch_scale: float = 1.0) -> PreTrainedMo
     return _stock(kind, sizes)
 
 
-def _stock(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
+def _stock(kind: str, given: dict[str, Any]) -> PreTrainedModel:
     """A random model of an architecture, by transformers' name of it."""
-    given = {name: value for name, value in settings.items() if name != "model_type"}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **given))
+    others = {name: value for name, value in given.items() if name != "model_type"}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **others))
 
 
 def add_lora(llm: PreTrainedModel, config: ModelConfig) -> PeftModel:
@@ -129,7 +132,7 @@ def sizes_of(path: Path, config: ModelConfig) -> ModelConfig:
 
     Nothing but its config.json is read. Raises as `llm_from_folder` does.
     """
-    found = _settings(Path(path), BACKBONES)
+    found = settings(Path(path), BACKBONES)
     return replace(
         config,
         llm_type="phi-3" if found.model_type == "phi3" else found.model_type,
@@ -162,7 +165,7 @@ def llm_from_folder(
     doesn't fit the model or can't begin a prompt.
     """
     path = Path(path)
-    config = _settings(path, kinds)
+    config = settings(path, kinds)
     tokenizer = read_tokenizer(path / TOKENIZER)
     try:
         bos_id(tokenizer)
@@ -209,14 +212,20 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"{path} is not a tokenizer ({error}); copy it again") from None
 
 
-def _settings(path: Path, kinds: tuple[str, ...] | None) -> PreTrainedConfig:
-    """What config.json says of a model of one of these kinds; every part must be there."""
+def settings(path: Path, kinds: tuple[str, ...] | None) -> PreTrainedConfig:
+    """What config.json says of the model in a folder; raises as `llm_from_folder`."""
     _check_files(path)
-    config = _by_transformers(AutoConfig.from_pretrained, path, "config.json", **LOCAL)
-    if kinds is not None and config.model_type not in kinds:
+    kind = read_json(path / "config.json").get("model_type")
+    what = f"{path} holds a model of type {kind!r}"
+    if kinds is not None and kind not in kinds:
+        raise ValueError(f"{what}, wanted one of {', '.join(kinds)}")
+    if kind not in CONFIG_MAPPING_NAMES:
         raise ValueError(
-            f"{path} holds a model of type {config.model_type!r}, wanted one of {', '.join(kinds)}"
+            f"{what}, which would need code of its own: only classes of transformers are run"
         )
+    config = _by_transformers(AutoConfig.from_pretrained, path, "config.json", **LOCAL)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
+        raise ValueError(f"{what}, which is no causal language model")
     return config
 
 
@@ -240,8 +249,8 @@ def _by_transformers(read: Callable[..., Any], path: Path, what: str, **options:
 def _check_files(path: Path) -> None:
     if missing := [name for name in ("config.json", TOKENIZER) if not (path / name).is_file()]:
         raise FileNotFoundError(
-            f"no {' and no '.join(missing)} in {path}: give a folder with a language model of "
-            "transformers and its tokenizer"
+            f"no {' and no '.join(missing)} in {path}: give a folder with a causal language model "
+            "as save_pretrained of transformers writes it, and its tokenizer"
         )
     if not any(path.glob("*.safetensors")):
         other = sorted(each.name for each in path.iterdir() if each.suffix in (".bin", ".pth"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -195,7 +196,10 @@ def add_lora(
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(llm, lora)
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers for an attribute that was renamed.
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is dep", FutureWarning)
+        return get_peft_model(llm, lora)
 
 
 def bare(llm: nn.Module) -> MiniGPTPhi:
