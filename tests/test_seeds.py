@@ -107,12 +107,16 @@ def test_seeds_with_objects_of_their_own_are_covered_at_the_level(seeds, of_seed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [2, 5])
-@pytest.mark.parametrize(("of_seed", "of_object"), [(0.0, 2.0), (0.2, 1.0), (2.0, 1.0)])
+@pytest.mark.parametrize("seeds", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("of_seed", "of_object"),
+    [(0.0, 0.0), (0.0, 2.0), (0.1, 1.0), (0.2, 1.0), (0.5, 1.0), (2.0, 1.0)],
+)
 def test_seeds_with_the_same_objects_are_covered_at_the_level(seeds, of_seed, of_object):
     covered, alarms = coverage(4000, seeds, of_seed, of_object, shared=True)
-    # two or three seeds that agree but for what objects share are covered too often, by design
-    assert 0.94 <= covered <= 0.995 and alarms <= 0.06
+    # the fewer seeds, the less is known of what they add to what objects share; two are few
+    least, most = {2: (0.94, 0.995), 3: (0.932, 0.975)}.get(seeds, (0.938, 0.968))
+    assert least <= covered <= most and 1 - most <= alarms <= 1 - least
 
 
 def test_runs_are_put_together_with_their_number_said(runs, capsys):
