@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from train import capture_job
 from train.capture import main
 from train.capture_job import capture
 from train.captured import shown_points
-from train.checkpoint import load_model, write_tensors
+from train.checkpoint import load_model, read_tensors, write_tensors
 from train.config import CaptureConfig
 from train.data.modelnet import modelnet
 from train.frozen import kept_rows
@@ -212,7 +213,9 @@ def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(
     words = command(out, tiny_checkpoint, solids_folder)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": here}
     with subprocess.Popen(words, **quiet) as job:
-        while not (out / "activations.zarr/target/tokens_crc32c/c.0").exists() and job.poll() is None:
+        while (
+            not (out / "activations.zarr/target/tokens_crc32c/c.0").exists() and job.poll() is None
+        ):
             time.sleep(0.001)
         os.kill(job.pid, signal.SIGKILL)
     assert json.loads((out / "run.json").read_text())["status"] == "running"
@@ -287,6 +290,25 @@ def test_another_config_is_refused_with_the_difference_named(
     (out / "run.json").write_text(json.dumps(record))
     other = config(out, tiny_checkpoint, solids_folder, seed=5, pool="mean")
     refuse(capsys, other, 2, "seed was 0, now 5", "pool was none, now mean")
+
+
+def test_what_has_moved_goes_on_and_what_has_changed_does_not(
+    plain, tmp_path, tiny_checkpoint, solids_folder, capsys
+):
+    """Digests say which model and which objects a stopped capture was of, not folders."""
+    out, weights, data = (tmp_path / name for name in ("run", "weights", "data"))
+    shutil.copytree(tiny_checkpoint, weights)
+    shutil.copytree(solids_folder, data)
+    out.mkdir()
+    record = json.loads((plain / "run.json").read_text()) | {"status": "running"}
+    (out / "run.json").write_text(json.dumps(record))
+    tensors = read_tensors(weights / "model.safetensors")
+    changed = tensors | {"projector.second.bias": tensors["projector.second.bias"] + 1}
+    write_tensors(weights / "model.safetensors", changed)
+    refuse(capsys, config(out, weights, data), 2, "(stage1 was", "another --out")
+    shutil.copy(tiny_checkpoint / "model.safetensors", weights)
+    capture(config(out, weights, data))
+    assert files(out) == files(plain)
 
 
 def test_a_capture_that_cannot_be_proven_stores_nothing(

@@ -35,8 +35,12 @@ from train.provenance import provenance
 from train.record import check_new, check_same, write_record
 from train.verify import Proofs
 
-FREE = ("out", "store", "config", "threads", "data_root")
-"""Settings that may differ when a stopped capture goes on: they don't change its numbers."""
+FREE = (
+    *("out", "store", "config", "threads", "data_root"),
+    *("checkpoint", "weights", "trained", "llm", "llm_map"),
+)
+"""Settings that may differ when a stopped capture goes on: they don't change its numbers, or what
+they name is known by its hash."""
 
 
 def capture(config: CaptureConfig) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from train.checkpoint import read_tensors, sha256
-from train.models.llm import bare, llm_from_folder
+from train.models.llm import TOKENIZER, bare, llm_from_folder
 from train.models.llm import settings as llm_settings
 from train.models.minigpt3d import MiniGPT3D
 
@@ -55,8 +55,8 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Tokenizer]:
 
 
 def hashes(folder: Path, given: Path | None) -> dict[str, str]:
-    """Digests of its weights, and of the map before it."""
-    files = sorted(folder.glob("*.safetensors"))
+    """Digests of its settings, tokenizer and weights, and of the map before it."""
+    files = [folder / "config.json", folder / TOKENIZER, *sorted(folder.glob("*.safetensors"))]
     return {f"llm/{path.name}": sha256(path) for path in files} | (
         {"llm map": sha256(given)} if given else {}
     )
