@@ -29,6 +29,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     Interrupted, the same call goes on. Raises ValueError naming what differs between the runs.
     """
     opened = [open_complete(run) for run in runs]
+    if not opened:
+        raise ValueError("no runs to merge: name one or more")
     first = opened[0]
     for other in opened[1:]:
         for key in SAME:

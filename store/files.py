@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from store.place import Place
 AHEAD = 32 * 2**20  # bytes that are fetched together from behind a URL, before they are asked for
 
 Span = tuple[int, int]
+NOWAIT = getattr(os, "RWF_NOWAIT", None)  # read what is in the page cache, and nothing else
 
 
 class DiskFile:
     """A file of this disk; close it after use."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._ahead: Sequence[Span] = ()
 
@@ -29,24 +29,20 @@ class DiskFile:
         """
         self._ahead = spans
 
-    def tail(self, count: int) -> np.ndarray:
-        """The last `count` bytes (uint8), or all of a shorter file."""
-        size = os.fstat(self._file).st_size
-        found = np.empty(min(count, size), np.uint8)
-        return found[: self.fill(size - len(found), [found])]
+    def fill(self, start: int, pieces: Sequence[Any], size: int) -> int:
+        """Fill `pieces` (uint8, `size` in all), one after the other, from `start` on.
 
-    def fill(self, start: int, pieces: Sequence[Any]) -> int:
-        """Fill `pieces` (uint8), one after the other, from `start` on; returns bytes found."""
+        Returns how many bytes there were.
+        """
         if not hasattr(os, "preadv"):
             os.lseek(self._file, start, os.SEEK_SET)
-            return _deal(
-                np.frombuffer(os.read(self._file, sum(map(len, pieces))), np.uint8), pieces
-            )
-        if self._ahead and hasattr(os, "RWF_NOWAIT"):
-            wanted = sum(map(len, pieces))
-            with suppress(OSError):  # none of it is in the cache, or this file system can't say
-                if os.preadv(self._file, pieces, start, os.RWF_NOWAIT) == wanted:
-                    return wanted
+            return _deal(np.frombuffer(os.read(self._file, size), np.uint8), pieces)
+        if self._ahead and NOWAIT is not None:
+            try:
+                if os.preadv(self._file, pieces, start, NOWAIT) == size:
+                    return size
+            except OSError:  # none of it is in the cache, or this file system can't say
+                pass
         if self._ahead and hasattr(os, "posix_fadvise"):
             for first, last in self._ahead:
                 os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_WILLNEED)
@@ -68,11 +64,8 @@ class Content:
     def __init__(self, content: bytes):
         self._content = np.frombuffer(content, np.uint8)
 
-    def tail(self, count: int) -> np.ndarray:
-        return self._content[-count:]
-
-    def fill(self, start: int, pieces: Sequence[Any]) -> int:
-        return _deal(self._content[start:], pieces)
+    def fill(self, start: int, pieces: Sequence[Any], size: int) -> int:
+        return _deal(self._content[start : start + size], pieces)
 
 
 class RemoteFile:
@@ -87,11 +80,8 @@ class RemoteFile:
             parts = self._store.read_parts(self._key, spans)
             self._fetched = dict(zip(spans, parts, strict=True))
 
-    def tail(self, count: int) -> np.ndarray:
-        return np.frombuffer(self._store.read_part(self._key, -count), np.uint8)
-
-    def fill(self, start: int, pieces: Sequence[Any]) -> int:
-        stop = start + sum(piece.size for piece in pieces)
+    def fill(self, start: int, pieces: Sequence[Any], size: int) -> int:
+        stop = start + size
         found = self._fetched.pop((start, stop), b"") or self._store.read_part(
             self._key, start, stop
         )

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import PurePath
+from itertools import pairwise
+from pathlib import Path, PurePath
 from typing import Any
 
 import google_crc32c
@@ -18,7 +20,7 @@ from store.lazy import inside
 from store.place import Place
 from store.reader import Run, open_run
 from store.schema import CHANNELS, STORE, StoreError, digest
-from store.shards import Damaged, Shard, checksum
+from store.shards import Damaged, Shard, checksum, table
 from store.writer import finished
 
 FAILURES = (ValueError, RuntimeError, OSError, KeyError, TypeError)
@@ -40,7 +42,7 @@ def verify_run(path: str | PurePath) -> list[str]:
     with warnings.catch_warnings():
         # of a folder without its metadata, which is reported here in another way
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
-        names = _namer(run)
+        names = _namer(run, store)
         checks = [_metadata(store), _table(run, store), _clouds(run, store, names)]
         for group in parts(run.attrs).values():
             checks += [_states(run, store, part, group[0], names) for part in group]
@@ -88,10 +90,10 @@ def _table(run: Run, store: Place) -> Iterator[str]:
         column = name.removeprefix("samples.")
         key = "sample" if column == "id" else column
         try:
-            values = np.asarray(_array(store, key)[:])
+            array = _array(store, key)
             if run.attrs["schema_version"] > 1 and not store.exists(f"{key}/c/0"):
                 yield f"{key} of the samples is lost"
-            elif digest(values) != recorded:
+            elif array.shape != (run.attrs["samples"],) or digest(array[:]) != recorded:
                 yield f"{key} of the samples is not what was written"
         except FAILURES as error:
             yield f"{key} of the samples cannot be read: {error}"
@@ -101,10 +103,21 @@ def _clouds(run: Run, store: Place, names: Names) -> Iterator[str]:
     if run.attrs["points"] is None:
         return
     points = _array(store, "points/points")
+    if points.shape != (run.attrs["samples"], *run.attrs["points"]):
+        yield f"points are {points.shape}, the plan says otherwise"
+        return
     content = hashlib.sha256(repr(points.shape).encode())
     content.update(np.dtype("float32").str.encode())
-    whole = True
-    for rows in _spans(points.shape[0], points.chunks[0]):
+    whole, have = True, _numbers(store, "points/points", r"(\d+)[./]0[./]0")
+    total, size = -(-points.shape[0] // points.chunks[0]), points.chunks[0]
+    for before, number in pairwise([-1, *(sorted(n for n in have if n < total)), total]):
+        if number - before > 1:
+            whole, lost = False, slice((before + 1) * size, min(number * size, points.shape[0]))
+            many = "a chunk is" if number - before == 2 else f"{number - before - 1} chunks are"
+            yield f"points, {names(lost)}: {many} lost"
+        if number == total:
+            break
+        rows = slice(number * size, min((number + 1) * size, points.shape[0]))
         values = yield from _read(points, rows, f"points, {names(rows)}")
         whole &= values is not None
         if values is not None:
@@ -140,12 +153,14 @@ def _states(run: Run, store: Place, part: Part, first: Part, names: Names) -> It
             yield f"{part.group}, coordinate {name} is not what was written"
     for step, have in finished(store, first, first.steps or (None,)).items():
         where = part.group if step is None else f"{part.group}, step {step}"
-        if run.complete and (lost := set(range(-(-samples // part.chunk))) - have):
+        total = -(-samples // part.chunk)
+        there = sorted(number for number in have if number < total)
+        if run.complete and len(there) < total:
             yield (
-                f"{where} lacks {len(lost)} of {len(lost | have)} chunks of samples, yet the "
+                f"{where} lacks {total - len(there)} of {total} chunks of samples, yet the "
                 "store says it is complete"
             )
-        for number in sorted(have):
+        for number in there:
             rows = slice(number * part.chunk, min((number + 1) * part.chunk, samples))
             if array.shards is None:
                 yield from _old_shard(run, array, where, rows, names)
@@ -181,24 +196,26 @@ def _shard(run, store, part: Part, where, number, step, rows: slice, names: Name
     recorded = _mark(store, part.mark("crc32c", number, step))
     if recorded is None:
         yield f"{where}, {names(rows)}: its recorded checksum is lost or damaged"
-    try:
-        shard, found, crc = Shard(Content(data), part.grid), False, 0
-    except Damaged as error:
-        yield f"{where}, {names(rows)}: {error}"
-        return
-    chunk = np.empty((1, part.chunk_bytes), np.uint8)
+    chunks = -(-count // part.inner)
+    shard = Shard(Content(data), chunks, part.chunk_bytes, np.zeros(part.grid, bool))
+    found, crc = False, 0
+    chunk = np.empty((1, 1, part.chunk_bytes), np.uint8)
     for layer in range(part.layers):
         depth = f", layer {run.layers[layer]}" if "layer" in part.dims else ""
         for at, inner in enumerate(_spans(count, part.inner)):
             span = slice(rows.start + inner.start, rows.start + inner.stop)
             try:
-                shard.read(layer, at, chunk)
-                crc = google_crc32c.extend(crc, checksum(chunk[0]))
+                shard.read([layer], at, chunk)
+                crc = google_crc32c.extend(crc, checksum(chunk[0, 0]))
             except Damaged as error:
                 found = True
                 yield f"{where}{depth}, {names(span)}: {error}"
+    end, _ = shard.span(part.layers, 0, 0)
+    if data[end:] != table(part.grid, chunks, part.chunk_bytes).tobytes():
+        found = True
+        yield f"{where}, {names(rows)}: its table of chunks is damaged"
     known = recorded is None or crc == int(recorded.view("<u4")[0])
-    if not found and not (known and len(data) == part.length(count)):
+    if not found and not known:
         yield f"{where}, {names(rows)}: it is not the file that was written there"
 
 
@@ -207,7 +224,9 @@ def _counts(run: Run, store: Place, names: Names) -> Iterator[str]:
     for name in run.variants if run.attrs["schema_version"] > 1 else []:
         counts = _array(store, f"{name}/nonfinite")
         total = np.zeros((len(run.layers), 2), np.int64)
-        for rows in _spans(run.attrs["samples"], run.attrs["chunk"]):
+        files = _numbers(store, f"{name}/nonfinite", r"(?:\d+[./])?0[./](\d+)[./]0")
+        for number in sorted(files):  # a shard without any has none
+            rows = slice(number * run.attrs["chunk"], (number + 1) * run.attrs["chunk"])
             try:
                 part = counts[..., rows, :]
             except FAILURES as error:
@@ -255,7 +274,7 @@ def _foreign(store: Place) -> Iterator[str]:
 
 
 def _bytes(store: Place, key: str) -> bytes:
-    return inside(store, key).read_bytes() if store.local is not None else store.read(key)
+    return Path(inside(store, key)).read_bytes() if store.local is not None else store.read(key)
 
 
 def _mark(store: Place, key: str) -> np.ndarray | None:
@@ -269,6 +288,12 @@ def _mark(store: Place, key: str) -> np.ndarray | None:
     return data[:-4]
 
 
+def _numbers(store: Place, array: str, at: str) -> set[int]:
+    """Which chunks of an array have a file; `at` is where in the name their number is."""
+    found = (re.fullmatch(f"{array}/c[./]{at}", key) for key in store.keys(array))
+    return {int(match[1]) for match in found if match}
+
+
 def _array(store: Place, path: str) -> Any:
     return zarr.open_array(store.zarr(), path=path, mode="r", zarr_format=3)
 
@@ -277,16 +302,17 @@ def _spans(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _namer(run: Run) -> Callable[[slice], str]:
+def _namer(run: Run, store: Place) -> Callable[[slice], str]:
     """Says which samples some rows are, by number and, where the table can be read, by id."""
     try:
-        ids = run.samples()["sample"].values
+        lost = run.attrs["schema_version"] > 1 and not store.exists("sample/c/0")
+        ids: Any = () if lost else run.samples()["sample"].values
     except FAILURES:
-        ids = None
+        ids = ()
 
     def names(rows: slice) -> str:
         span = f"samples {rows.start}-{rows.stop - 1}"
-        if ids is None:
+        if rows.stop > len(ids):
             return span
         first, last = ids[rows.start], ids[rows.stop - 1]
         return f"{span} ({first})" if first == last else f"{span} ({first} to {last})"

@@ -18,7 +18,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from store import schema
 from store.place import Place
-from store.schema import STORE
+from store.schema import STORE, StoreError
 from store.shards import fill
 
 DOTS = {"name": "default", "separator": "."}  # a file is c.0.3.0.0, with no folders of its own
@@ -157,7 +157,8 @@ def lay_out(
 def _fill_folder(
     folder: Path, plan: dict[str, Any], table: dict[str, np.ndarray], points: schema.Clouds | None
 ) -> None:
-    root: Any = zarr.create_group(folder, attributes=plan)
+    held: dict[str, Any] = {}  # files to be: zarr takes half the time to fill a dictionary
+    root: Any = zarr.create_group(zarr.storage.MemoryStore(held), attributes=plan)
     for name, values in table.items():
         _column(root, "sample" if name == "id" else name, values)
     if points is not None:
@@ -173,14 +174,19 @@ def _fill_folder(
             dimension_names=["sample", "point", "channel"],
             chunk_key_encoding=DOTS,
             attributes={"long_name": "coloured cloud of each sample", "units": "1"},
-            config={"write_empty_chunks": True},  # so that an absent chunk is a lost one
         )
-        for rows, block in schema.cloud_blocks(points):
-            group["points"][rows] = block
     for name, arrays in parts(plan).items():
         _states(root.create_group(name), plan, arrays)
     root.create_group("probes")
-    seal(Place(folder))
+    place = Place(folder)
+    for key, content in held.items():
+        place.write(key, [content.to_bytes()])
+    if points is not None:  # too large to be held; an absent chunk would be a lost one
+        kept = {"write_empty_chunks": True}
+        clouds: Any = zarr.open_array(folder, path="points/points", mode="r+", config=kept)
+        for rows, block in schema.cloud_blocks(points):
+            clouds[rows] = block
+    seal(place)
 
 
 def _states(group: Any, plan: Mapping[str, Any], arrays: list[Part]) -> None:
@@ -287,6 +293,17 @@ def seal_of(root: Mapping[str, Any]) -> str:
     attrs = {name: value for name, value in root["attributes"].items() if name != "seal"}
     content = json.dumps({**root, "attributes": attrs}, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def root_attrs(store: Place) -> dict[str, Any]:
+    """Attributes of the root, not checked. Raises FileNotFoundError, and StoreError for others."""
+    try:
+        root = json.loads(store.read("zarr.json"))
+        if root["node_type"] != "group" or root["zarr_format"] != 3:
+            raise ValueError("it describes no group of zarr v3")
+        return dict(root["attributes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{store.path} is damaged: its zarr.json cannot be read") from error
 
 
 def metadata(store: Place) -> dict[str, bytes]:

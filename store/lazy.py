@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +69,8 @@ class States(BackendArray):
         self._chunk_bytes = part.chunk_bytes
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        if isinstance(key, indexing.BasicIndexer | indexing.OuterIndexer):
+            return self._read(key.tuple)
         return indexing.explicit_indexing_adapter(
             key, self.shape, indexing.IndexingSupport.OUTER, self._read
         )
@@ -87,10 +87,10 @@ class States(BackendArray):
             found = [_numbers(k, n) for k, n in zip(wanted, values, strict=True)]
             pick, values = np.ix_(*found), tuple(map(len, found))
         steps = [self.part.steps[i] for i in at["step"]] if "step" in at else [None]
-        layers, rows = at.get("layer", np.zeros(1, int)), at["sample"]
+        layers, rows = at.get("layer", [0]), at["sample"]
         out = np.empty((len(steps), len(layers), len(rows), *values), self.dtype)
         jobs = [
-            (block, where, number, step, layers, rows[where], pick)
+            (block, where, number, step, layers, [rows[i] for i in where], pick)
             for step, block in zip(steps, out, strict=True)
             for number, where in _groups(rows, self.part.chunk)
         ]
@@ -116,44 +116,37 @@ class States(BackendArray):
             raise StoreError(f"{where}: a chunk is lost; python -m store verify names it")
         return values
 
-    def _read_shard(self, out, where, number, step, layers, rows, pick) -> None:
+    def _read_shard(self, out, to, number, step, layers, rows, pick) -> None:
+        """Values of some rows of a shard to the places `to` of `out` (layers, samples, ...)."""
         part = self.part
         key = part.shard(number, step)
         plain = pick is None and self._stored == self.dtype
-        runs = list(_runs((rows - number * part.chunk).tolist(), part.inner))
+        start = number * part.chunk
+        chunks = -(-min(part.chunk, part.samples - start) // part.inner)
+        runs = list(_runs([row - start for row in rows], part.inner))
         try:
             with closing(open_parts(self.store, key)) as file:
-                file.announce(self._spans(number, layers, runs))
-                shard = Shard(file, part.grid, self.checked.of(key, file, part.grid))
-                for first, count, to, within in runs:
-                    direct = plain and _is_whole(to, within, count * part.inner)
-                    to = _compose(where, to)
-                    shape = (count * part.inner, *part.values)
-                    for place, layer in zip(out, layers.tolist(), strict=True):
-                        stored = place[to] if direct else np.empty(shape, self._stored)
-                        memory = stored.reshape(-1).view(np.uint8)
-                        shard.read(layer, first, memory.reshape(count, self._chunk_bytes))
-                        if not direct:
-                            states = decode(stored[within], part.dtype)
-                            place[to] = states if pick is None else states[(slice(None), *pick)]
+                checked = self.checked.of(key, file, part.grid)
+                shard = Shard(file, chunks, self._chunk_bytes, checked)
+                file.announce([shard.span(n, first, k) for first, k, *_ in runs for n in layers])
+                for first, count, found, within in runs:
+                    places = _span([to[i] for i in found])
+                    size = count * part.inner
+                    whole = isinstance(places, slice) and _is_all(within, size)
+                    if direct := plain and whole:
+                        stored = out[:, places]
+                    else:
+                        stored = np.empty((len(layers), size, *part.values), self._stored)
+                    memory = stored.reshape(len(layers), count, -1).view(np.uint8)
+                    shard.read(layers, first, memory)
+                    if not direct:
+                        states = decode(stored[:, within], part.dtype)
+                        every = slice(None)
+                        out[:, places] = states if pick is None else states[(every, every, *pick)]
         except FileNotFoundError:
             raise StoreError(f"{self.store.name} is damaged: {key} is lost") from None
         except Damaged as error:
             raise StoreError(f"{self.store.name} is damaged: {key}: {error}") from error
-
-    def _spans(self, number: int, layers: np.ndarray, runs: list) -> list[tuple[int, int]]:
-        """Where in a shard's file the chunks lie that will be read.
-
-        They lie in order; should a file be otherwise, its table says so and only time is lost.
-        """
-        rows = min(self.part.chunk, self.part.samples - number * self.part.chunk)
-        in_layer, size = -(-rows // self.part.inner), self._chunk_bytes + 4
-        spans = []
-        for first, count, *_ in runs:
-            for layer in layers.tolist():
-                start = (layer * in_layer + first) * size
-                spans.append((start, start + count * size))
-        return spans
 
 
 def open_parts(store: Place, key: str) -> DiskFile | RemoteFile:
@@ -161,7 +154,7 @@ def open_parts(store: Place, key: str) -> DiskFile | RemoteFile:
     return RemoteFile(store, key) if store.local is None else DiskFile(inside(store, key))
 
 
-def inside(store: Place, key: str) -> Path:
+def inside(store: Place, key: str) -> str:
     """The file of a key on this disk. Raises StoreError where a link leads out of the store."""
     assert store.local is not None
     path = str(store.local)
@@ -169,20 +162,18 @@ def inside(store: Place, key: str) -> Path:
         path = f"{path}/{name}"
         if os.path.islink(path):  # a tenth of the time of pathlib's resolve, for every file read
             raise StoreError(f"{store.name}: {key} leads out of the store, it is not read")
-    return Path(path)
+    return path
 
 
-def _groups(rows: np.ndarray, size: int) -> Iterator[tuple[int, Index]]:
+def _groups(rows: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
     """Number of each block of `size` that rows lie in, and which of the rows these are."""
-    blocks = rows // size
-    order = np.argsort(blocks, kind="stable")
-    ends = [0, *(np.flatnonzero(np.diff(blocks[order])) + 1).tolist(), len(rows)]
-    for start, stop in pairwise(ends):
-        if start < stop:
-            yield int(blocks[order[start]]), _span(order[start:stop].tolist())
+    blocks: dict[int, list[int]] = {}
+    for at, row in enumerate(rows):
+        blocks.setdefault(row // size, []).append(at)
+    return iter(sorted(blocks.items()))
 
 
-def _runs(rows: list[int], size: int) -> Iterator[tuple[int, int, Index, Index]]:
+def _runs(rows: list[int], size: int) -> Iterator[tuple[int, int, list[int], Index]]:
     """Stretches of neighbouring blocks of `size` that rows lie in.
 
     Of each: its first block, how many blocks, which of the rows they are, and where in the stretch.
@@ -192,27 +183,16 @@ def _runs(rows: list[int], size: int) -> Iterator[tuple[int, int, Index, Index]]
     stops = sorted(block + 1 for block in blocks if block + 1 not in blocks)
     for first, stop in zip(firsts, stops, strict=True):
         here = [at for at, row in enumerate(rows) if first * size <= row < stop * size]
-        yield first, stop - first, _span(here), _span([rows[at] - first * size for at in here])
+        yield first, stop - first, here, _span([rows[at] - first * size for at in here])
 
 
-def _is_whole(to: Index, within: Index, size: int) -> bool:
-    """Whether memory is filled in order by all rows of a stretch, which can be read right there."""
-    return isinstance(to, slice) and isinstance(within, slice) and within == slice(0, size)
-
-
-def _compose(outer: Index, inner: Index) -> Index:
-    """The index that `inner` into `outer` is."""
-    if isinstance(outer, slice):
-        start = outer.start
-        if isinstance(inner, slice):
-            return slice(start + inner.start, start + inner.stop)
-        return start + inner
-    return outer[inner]
-
-
-def _numbers(index: Any, size: int) -> np.ndarray:
+def _numbers(index: Any, size: int) -> list[int]:
     """Which of `size` things an integer, a slice or an array of numbers asks for."""
-    return np.atleast_1d(np.arange(size)[index])
+    if isinstance(index, slice):
+        return list(range(size)[index])
+    return (
+        np.atleast_1d(np.arange(size)[index]).tolist() if np.ndim(index) else [range(size)[index]]
+    )
 
 
 def _is_all(index: Any, size: int) -> bool:

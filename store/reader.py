@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from store import schema
 from store.guard import check_group
-from store.layout import Part, parts, seal
+from store.layout import Part, parts, root_attrs, seal
 from store.lazy import Checked, lazy_states
 from store.place import Place
 from store.schema import STORE, StoreError
@@ -57,16 +57,11 @@ class Run:
                 what += f", its states are in {named}"
             raise StoreError(f"{path} is no run: {what}")
         try:
-            root = json.loads(self._store.read("zarr.json"))
-            if root["node_type"] != "group" or root["zarr_format"] != 3:
-                raise ValueError("it describes no group of zarr v3")
-            self.attrs: dict[str, Any] = root["attributes"]
+            self.attrs: dict[str, Any] = root_attrs(self._store)
         except FileNotFoundError as error:
             if run.local is None:
                 raise StoreError(f"{path} is no run: it holds no {STORE}") from error
             raise StoreError(f"{self.store} is damaged: its zarr.json is lost") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.store} is damaged: its zarr.json cannot be read") from error
         schema.check_attrs(self.attrs, str(path))
         self._parts = parts(self.attrs)
         self._checked = Checked()
@@ -145,7 +140,7 @@ class Run:
 
     def done(self, variant: str) -> int:
         """Leading samples of a variant (or of "target") that are finished, at every step."""
-        if variant not in self._parts:
+        if not isinstance(variant, str) or variant not in self._parts:
             raise StoreError(f"{self.name} has no variant {variant!r}")
         return done(self._store, self._parts[variant][0])
 
@@ -176,6 +171,8 @@ class Run:
         """
         if not schema.plain_name(name):
             raise ValueError(f"probe {name!r}: letters, digits and _ only")
+        if not isinstance(results, xr.Dataset):
+            raise ValueError(f"results of {name!r} are {type(results).__name__}, not a Dataset")
         if results.sizes.get("sample", self.attrs["samples"]) != self.attrs["samples"]:
             raise ValueError(
                 f"results of {name!r} have {results.sizes['sample']} samples, the run has "

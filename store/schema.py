@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,7 +88,10 @@ def cloud_blocks(clouds: Clouds) -> Iterator[tuple[slice, np.ndarray]]:
     samples = clouds.shape[0]
     for start in range(0, samples, MOST_SAMPLES):
         rows = slice(start, min(start + MOST_SAMPLES, samples))
-        block = np.ascontiguousarray(clouds[rows], np.float32)
+        given = np.asarray(clouds[rows])
+        if given.dtype.kind not in "iuf":
+            raise ValueError(f"points are {given.dtype}: give numbers, xyz and rgb")
+        block = np.ascontiguousarray(given, np.float32)
         if not np.isfinite(block).all():
             wrong = start + int(np.argwhere(~np.isfinite(block))[0][0])
             raise ValueError(f"points of sample {wrong}: a coordinate or colour is not finite")
@@ -105,12 +109,18 @@ def cloud_digest(clouds: Clouds) -> str:
 
 def sample_columns(samples: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The table of samples as arrays (samples,): `COLUMNS`, then whatever else is given."""
+    if not isinstance(samples, Mapping):
+        raise ValueError(f"samples are {type(samples).__name__}: give a column for each name")
     if missing := [name for name in COLUMNS if name not in samples]:
         raise ValueError(f"samples lack {', '.join(missing)}: they need {', '.join(COLUMNS)}")
-    table = {name: _column(values) for name, values in samples.items()}
+    if wrong := [name for name in samples if not plain_name(name) or name in (*RESERVED, "sample")]:
+        raise ValueError(f"samples column {wrong[0]!r}: letters, digits and _, and none of ours")
+    table = {name: _column(name, values) for name, values in samples.items()}
     table["id"] = table["id"].astype(TEXT)
+    if table["label"].dtype.kind not in "biu":
+        raise ValueError(f"samples column label is {table['label'].dtype}: give whole numbers")
     table["label"] = table["label"].astype(np.int64)
-    count = len(table["id"])
+    count = table["id"].size
     for name, values in table.items():
         if values.shape != (count,):
             raise ValueError(f"samples column {name} has shape {values.shape}, expected ({count},)")
@@ -124,11 +134,16 @@ def sample_columns(samples: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return table
 
 
-def _column(values: Any) -> np.ndarray:
+def _column(name: str, values: Any) -> np.ndarray:
     """Text of any length: of a fixed one, the longest caption would set the memory of all."""
-    if isinstance(values, np.ndarray):
-        return values.astype(TEXT) if values.dtype.kind in "OU" else values
-    return np.array(values, TEXT if any(isinstance(v, str) for v in values) else None)
+    if not isinstance(values, np.ndarray):
+        text = isinstance(values, Sequence) and any(isinstance(value, str) for value in values)
+        values = np.array(values, TEXT if text else None)
+    if values.dtype.kind == "O" and not all(isinstance(value, str) for value in values.flat):
+        raise ValueError(f"samples column {name} holds objects: give numbers or text")
+    if values.dtype.kind not in "biufOUT":
+        raise ValueError(f"samples column {name} is {values.dtype}: give numbers or text")
+    return values.astype(TEXT) if values.dtype.kind in "OU" else values
 
 
 def plan_attrs(
@@ -147,26 +162,31 @@ def plan_attrs(
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The root attributes of a store: all that has to agree before a capture may go on."""
-    layers, variants = [int(layer) for layer in layers], [str(name) for name in variants]
+    layers, variants = _numbers("layers", layers), [*_listed("variants", variants)]
     if not layers or layers != sorted(set(layers)) or layers[0] < 0:
         raise ValueError(f"layers {layers}: need distinct layers from 0 up, in order")
     if not variants or len(set(variants)) < len(variants):
         raise ValueError(f"variants {variants}: need distinct names")
-    if wrong := [n for n in variants if not plain_name(n) or n in RESERVED]:
-        raise ValueError(f"variant {wrong[0]!r}: letters, digits and _, and none of {RESERVED}")
-    if min(tokens, dim, target_dim) < 1:
-        raise ValueError(f"tokens={tokens}, dim={dim}, target_dim={target_dim}: must be 1 or more")
+    taken = (*RESERVED, "sample", *table)
+    if wrong := [n for n in variants if not plain_name(n) or n in taken]:
+        raise ValueError(f"variant {wrong[0]!r}: letters, digits and _, and none of {taken}")
+    sizes = {"tokens": tokens, "dim": dim, "target_dim": target_dim}
+    if not all(_counts(size) for size in sizes.values()):
+        given = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
+        raise ValueError(f"{given}: must be whole numbers, 1 or more")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be {', '.join(DTYPES)}")
-    if patches is not None and patches < 1:
-        raise ValueError(f"patches={patches}: must be 1 or more, or None for no attention")
-    if encoder_dim is not None and encoder_dim < 1:
-        raise ValueError(f"encoder_dim={encoder_dim}: must be 1 or more, or None for no encoder")
+    if patches is not None and not _counts(patches):
+        raise ValueError(f"patches={patches!r}: must be 1 or more, or None for no attention")
+    if encoder_dim is not None and not _counts(encoder_dim):
+        raise ValueError(f"encoder_dim={encoder_dim!r}: must be 1 or more, or None for no encoder")
+    if not isinstance(provenance, Mapping):
+        raise ValueError(f"provenance is {type(provenance).__name__}: give a value for each name")
     samples = len(table["id"])
     digests = {f"samples.{name}": digest(values) for name, values in table.items()}
     if points is not None:
-        shape = tuple(points.shape)
-        if len(shape) != 3 or shape[0] != samples or shape[2] != len(CHANNELS):
+        shape = tuple(getattr(points, "shape", ()))
+        if len(shape) != 3 or shape[0] != samples or shape[1] < 1 or shape[2] != len(CHANNELS):
             raise ValueError(f"points have shape {shape}, expected ({samples}, n, 6)")
         digests["points"] = cloud_digest(points)
     plan = {
@@ -201,11 +221,30 @@ def plan_steps(
         steps = dict.fromkeys(variants, steps)
     if unknown := [name for name in steps if name not in variants]:
         raise ValueError(f"steps of {unknown[0]!r}: the variants are {', '.join(variants)}")
-    planned = {name: [int(step) for step in steps[name]] for name in variants if name in steps}
+    planned = {n: _numbers(f"steps of {n}", steps[n]) for n in variants if n in steps}
     for name, own in planned.items():
         if not own or own != sorted(set(own)) or own[0] < 0:
             raise ValueError(f"steps {own} of {name}: need distinct steps from 0 up, in order")
     return planned
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """The things in a list. Raises ValueError for what is none, a lone text too."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} {values!r}: need a list of them")
+    return list(values)
+
+
+def _numbers(name: str, values: Any) -> list[int]:
+    found = _listed(name, values)
+    if not all(isinstance(value, Integral) and int(value) < 2**31 for value in found):
+        raise ValueError(f"{name} {found}: need whole numbers")
+    return [int(value) for value in found]
+
+
+def _counts(value: Any) -> bool:
+    """Whether it is a number of things: whole, and 1 or more."""
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def plain_name(name: object) -> bool:

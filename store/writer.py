@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from numbers import Integral
 from pathlib import PurePath
 from typing import Any
 
@@ -9,11 +11,11 @@ import numpy as np
 import zarr
 
 from store import schema
-from store.layout import Part, lay_out, parts, seal
+from store.layout import Part, lay_out, parts, root_attrs, seal
 from store.lock import lock
-from store.place import MAKING, PARTIAL, Place
+from store.place import AT_A_TIME, MAKING, PARTIAL, Place
 from store.schema import STORE
-from store.shards import Encoder, Overflow, checksum
+from store.shards import Encoder, Overflow, checksum, decode
 
 
 class NonFiniteWarning(UserWarning):
@@ -145,8 +147,7 @@ class RunWriter:
         self._store = self._run.child(STORE)
         self._lock: Any = lock(self._run, process)
         self._owner = f".{process}"
-        self._root: Any = zarr.open_group(self._store.zarr(), mode="r", use_consolidated=False)
-        self.attrs: dict[str, Any] = dict(self._root.attrs)
+        self.attrs: dict[str, Any] = root_attrs(self._store)
         schema.check_attrs(self.attrs, self._run.name)
         self._parts = parts(self.attrs)
         self.chunk: int = self.attrs["chunk"]
@@ -162,10 +163,11 @@ class RunWriter:
         NaN and infinity are stored and counted; a finite value that the store's dtype has no
         room for is refused: raises ValueError, naming layer and sample.
         """
+        self._variant(variant)
         (part,) = group = self._group(variant, step)
-        self._check(rows, np.shape(hidden), part)
+        states = self._given(rows, hidden, part)
         number = rows.start // self.chunk
-        encoder = self._write_shard(part, rows, np.asarray(hidden), step)
+        encoder = self._write_shard(part, rows, states, step)
         if encoder.nonfinite.any():
             counts = np.zeros((part.layers, self.chunk, 2), "<u4")
             counts[:, : rows.stop - rows.start] = encoder.nonfinite
@@ -201,6 +203,10 @@ class RunWriter:
         Of several processes each gets every `processes`-th append, finished ones counted, so
         that theirs never overlap.
         """
+        if not (isinstance(process, int) and isinstance(processes, int)) or not (
+            0 <= process < processes
+        ):
+            raise ValueError(f"process {process} of {processes}: they are numbered from 0")
         self._group(name, step)
         have = finished(self._store, self._parts[name][0], (step,))[step]
         for number in range(process, -(-self.samples // self.chunk), processes):
@@ -262,16 +268,17 @@ class RunWriter:
     def _append_frozen(self, name: str, rows: slice, arrays: Sequence[np.ndarray]) -> None:
         """What comes from frozen parts: not finite there is a mistake, not a finding."""
         group = self._group(name, None)
-        for part, values in zip(group, arrays, strict=True):
-            self._check(rows, np.shape(values), part)
-            if np.asarray(values).dtype.kind == "f" and not np.isfinite(values).all():
-                row = int(np.argwhere(~np.isfinite(values))[0][0])
+        given = [self._given(rows, some, part) for part, some in zip(group, arrays, strict=True)]
+        for part, values in zip(group, given, strict=True):
+            numbers = decode(values, "bfloat16") if values.dtype == np.uint16 else values
+            if not np.isfinite(numbers).all():
+                row = int(np.argwhere(~np.isfinite(numbers))[0][0])
                 raise ValueError(
                     f"{part.path}, sample {self._sample(rows.start + row)}: a value is not finite"
                 )
         crcs = [
-            self._write_shard(part, rows, np.asarray(values)[None], None).crc
-            for part, values in zip(group, arrays, strict=True)
+            self._write_shard(part, rows, values[None], None).crc
+            for part, values in zip(group, given, strict=True)
         ]
         self._done(group, crcs, rows, None)
 
@@ -284,7 +291,8 @@ class RunWriter:
         number = rows.start // self.chunk
         encoder = Encoder(states, part.dtype, part.inner, self.chunk)
         try:
-            self._store.write(part.shard(number, step), encoder.pieces(), self._owner)
+            with closing(encoder.pieces()) as pieces:
+                self._store.write(part.shard(number, step), pieces, self._owner)
         except Overflow as error:
             layer = f", layer {self.attrs['layers'][error.at[0]]}" if part.array == "hidden" else ""
             kind = "variant " if part.array == "hidden" else ""
@@ -311,18 +319,20 @@ class RunWriter:
 
     def _nonfinite(self, name: str) -> dict[str, dict[str, int]]:
         """Counts of a variant by layer, layers without any left out."""
-        counts: Any = self._root[f"{name}/nonfinite"]
+        if self._store.names(f"{name}/nonfinite") == ["zarr.json"]:
+            return {}  # a shard without any has no file of them
+        counts = self._array(f"{name}/nonfinite")
         total = np.zeros((len(self.attrs["layers"]), 2), np.int64)
-        for start in range(0, self.samples, self.chunk):
-            part = counts[..., start : start + self.chunk, :]
+        at_once = AT_A_TIME * self.chunk
+        for start in range(0, self.samples, at_once):
+            part = counts[..., start : start + at_once, :]
             total += part.sum(axis=(*range(part.ndim - 3), part.ndim - 2), dtype=np.int64)
         layers = zip(self.attrs["layers"], total.tolist(), strict=True)
         return {str(layer): {"nan": n, "inf": i} for layer, (n, i) in layers if n or i}
 
     def _group(self, name: str, step: int | None, *, all_steps: bool = False) -> list[Part]:
-        if name not in self._parts:
-            known = ", ".join(self.attrs["variants"])
-            raise ValueError(f"{self._run.name} has no variant {name!r}: it has {known}")
+        if not isinstance(name, str) or name not in self._parts:
+            self._variant(name)
         group = self._parts[name]
         steps = group[0].steps
         if (step is None and steps and not all_steps) or (step is not None and step not in steps):
@@ -330,7 +340,17 @@ class RunWriter:
             raise ValueError(f"{self._run.name}: {name} {has}, and step={step} was given")
         return group
 
-    def _check(self, rows: slice, shape: tuple[int, ...], part: Part) -> None:
+    def _variant(self, name: str) -> None:
+        if name not in self.attrs["variants"]:
+            known = ", ".join(self.attrs["variants"])
+            raise ValueError(f"{self._run.name} has no variant {name!r}: it has {known}")
+
+    def _given(self, rows: slice, values: Any, part: Part) -> np.ndarray:
+        """Values for some rows as an array. Raises ValueError where either doesn't fit."""
+        if not isinstance(rows, slice) or not all(
+            isinstance(end, Integral) for end in (rows.start, rows.stop)
+        ):
+            raise ValueError(f"rows {rows!r}: give a slice of two numbers, as slice(0, 128)")
         start, stop = rows.start, rows.stop
         aligned = start % self.chunk == 0 and (stop % self.chunk == 0 or stop == self.samples)
         if not (0 <= start < stop <= self.samples and aligned and rows.step in (None, 1)):
@@ -340,14 +360,27 @@ class RunWriter:
             )
         dims = [dim for dim in part.dims if dim != "step"]
         sizes = part.sized(sample=stop - start)[-len(dims) :]
-        if shape != sizes:
+        where = f"{part.group} rows {start}-{stop}"
+        try:
+            array = np.asarray(values)
+        except ValueError as error:  # lists of unequal lengths
+            raise ValueError(f"{where}: {part.array} is no array: {error}") from None
+        if array.shape != sizes:
             raise ValueError(
-                f"{part.group} rows {start}-{stop}: {shape} {part.array}, "
-                f"the store takes {sizes} ({', '.join(dims)})"
+                f"{where}: {array.shape} {part.array}, the store takes {sizes} ({', '.join(dims)})"
             )
+        if array.dtype.kind != "f" and array.dtype != np.uint16:
+            raise ValueError(
+                f"{where}: {part.array} of {array.dtype}, the store takes floats, or bit patterns "
+                "(uint16) of bfloat16"
+            )
+        return array
 
     def _sample(self, row: int) -> str:
-        return str(self._root["sample"][row])
+        return str(self._array("sample")[row])
+
+    def _array(self, path: str) -> Any:
+        return zarr.open_array(self._store.zarr(), path=path, mode="r", zarr_format=3)
 
 
 def finished(store: Place, part: Part, steps: Sequence[int | None]) -> dict[int | None, set[int]]:

@@ -1,5 +1,7 @@
 """Steps, attention, dtypes, what is not finite, and many writers: the store keeps them exactly."""
 
+import threading
+import time
 import warnings
 
 import numpy as np
@@ -8,6 +10,7 @@ import xarray as xr
 import zarr
 
 import store
+from store import shards
 from store.lock import lock
 from store.place import Place
 from store.shards import BITS, Encoder, convert, decode, has_nonfinite
@@ -244,3 +247,41 @@ def test_a_closed_writer_appends_no_more(tmp_path):
     with pytest.raises(ValueError, match="its writer is closed"):
         writer.append("stage1", slice(0, 128), states()[:, :128])
     lock(Place(tmp_path / "run"), 0).release()
+
+
+def test_layers_are_encoded_by_threads_a_few_ahead_of_the_writer(monkeypatch):
+    given = np.random.default_rng(0).normal(size=(9, 4, TOKENS, DIM)).astype(np.float32)
+    begun, encode = [], shards.Encoder._chunks
+
+    def chunks(encoder, layer):
+        begun.append((layer, threading.current_thread().name[:7]))
+        return encode(encoder, layer)
+
+    monkeypatch.setattr(shards.Encoder, "_chunks", chunks)
+    pieces = Encoder(given, "float16", inner=4, capacity=4).pieces()
+    first = next(pieces)
+    time.sleep(0.05)
+    assert {name for _, name in begun} == {"encoder"} and len(begun) <= shards.ENCODERS + 1
+    rest = list(pieces)
+    plain = list(Encoder(given.astype(np.float16), "float16", inner=4, capacity=4).pieces())
+    assert b"".join([first, *rest]) == b"".join(plain)
+    assert begun[9:] == [(layer, "MainThr") for layer in range(9)]
+
+
+def test_encoders_that_fail_or_are_left_leave_no_thread_and_no_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    writer = store.create_run(tmp_path / "run", **plan())
+    hidden = states().astype(np.float32)[:, :128]
+    before = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr("store.place._start_writing", full)
+        patch.setattr("store.place.LARGE", 0)
+        with pytest.raises(OSError, match="No space left"):
+            writer.append("stage1", slice(0, 128), hidden)
+    hidden[2, 7, 0, 0] = 1e6
+    with pytest.raises(ValueError, match="stage1, layer 8, sample object-0007: 1000000"):
+        writer.append("stage1", slice(0, 128), hidden)
+    assert threading.active_count() == before and writer.done("stage1") == 0
+    assert not list(tmp_path.rglob("hidden/c*"))

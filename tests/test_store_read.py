@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import fsspec
 import google_crc32c
@@ -163,3 +164,19 @@ def test_a_plan_that_describes_no_run_is_a_sentence(tmp_path, change):
     root.write_text(json.dumps(about))
     with pytest.raises(StoreError, match="its attributes do not describe a run"):
         store.open_run(tmp_path / "run")
+
+
+def test_verify_of_a_plan_of_a_billion_samples_ends(tmp_path):
+    """It looks at the files that are there, and counts those that aren't."""
+    path = tmp_path / "run"
+    fill(store.create_run(path, **plan()))
+    for file in (path / "activations.zarr").rglob("zarr.json"):
+        file.write_text(re.sub(r"\b300\b", str(10**9), file.read_text()))
+    for file in (path / "activations.zarr").glob("*/c/0"):
+        file.unlink()
+    begun = time.monotonic()
+    problems = store.verify_run(path)
+    assert time.monotonic() - begun < 10 and len(problems) < 50
+    said = "\n".join(problems)
+    assert "points, samples 384-999999999: 7812497 chunks are lost" in said
+    assert "aligned lacks 7812497 of 7812500 chunks of samples" in said

@@ -1,4 +1,9 @@
-"""Write what a GPU has made while it makes the next: one thread, in order, never far behind."""
+"""Write what a GPU has made while it makes the next: in order, never far behind.
+
+A batch goes through copies to pinned memory on a stream of their own, a queue with room for one,
+and a thread that writes. What it writes is encoded by threads of the store, a few layers ahead,
+where that takes longer than the disk (`store.shards.Encoder`).
+"""
 
 from __future__ import annotations
 
