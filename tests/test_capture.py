@@ -1,11 +1,14 @@
 """Hooks against what transformers itself returns."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import zarr
 from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -206,6 +209,13 @@ def sharded(model):
     return torch.distributed.fsdp.fully_shard(model)
 
 
+def sharded_before(model):
+    """By FSDP 1, which wraps modules in its own."""
+    cpu = torch.device("cpu")
+    shard = partial(FullyShardedDataParallel, device_id=cpu, use_orig_params=True)
+    return shard(each_block(shard)(model))
+
+
 parallel = torch.nn.parallel.DistributedDataParallel
 WRAPPERS = {
     "peft": [lora],
@@ -222,6 +232,9 @@ WRAPPERS = {
     "checkpointing, fsdp": [checkpointed, sharded],
     "fsdp, compile": [sharded, compiled],
     "peft, checkpointing, fsdp, compile": [lora, checkpointed, sharded, compiled],
+    "fsdp 1": [sharded_before],
+    "peft, fsdp 1": [lora, sharded_before],
+    "checkpointing, fsdp 1": [checkpointed, sharded_before],
 }
 
 
