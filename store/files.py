@@ -21,13 +21,21 @@ class DiskFile:
     def __init__(self, path: str | Path):
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._ahead: Sequence[Span] = ()
+        self.missed = False
 
     def announce(self, spans: Sequence[Span]) -> None:
         """Have the system fetch (start, stop) of each span, all at once, when the first is missed.
 
-        What lies in the page cache is read without the system being told of it.
+        What lies in the page cache is read without the system being told of it. Whether anything
+        does not is noted as `missed`.
         """
         self._ahead = spans
+
+    def fetch(self, spans: Sequence[Span]) -> None:
+        """Have the system fetch (start, stop) of each span, without waiting for it."""
+        if hasattr(os, "posix_fadvise"):
+            for first, last in spans:
+                os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_WILLNEED)
 
     def fill(self, start: int, pieces: Sequence[Any], size: int) -> int:
         """Fill `pieces` (uint8, `size` in all), one after the other, from `start` on.
@@ -43,10 +51,10 @@ class DiskFile:
                     return size
             except OSError:  # none of it is in the cache, or this file system can't say
                 pass
-        if self._ahead and hasattr(os, "posix_fadvise"):
-            for first, last in self._ahead:
-                os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_WILLNEED)
-        self._ahead = ()
+        if self._ahead:
+            self.missed = True
+            self.fetch(self._ahead)
+            self._ahead = ()
         return os.preadv(self._file, pieces, start)
 
     def identity(self) -> tuple[int, ...]:
@@ -70,6 +78,8 @@ class Content:
 
 class RemoteFile:
     """A file behind a URL: every part is a request, those that are announced go out together."""
+
+    missed = False  # there is no page cache
 
     def __init__(self, store: Place, key: str):
         self._store, self._key = store, key

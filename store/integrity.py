@@ -20,7 +20,7 @@ from store.lazy import inside
 from store.place import Place
 from store.reader import Run, open_run
 from store.schema import CHANNELS, STORE, StoreError, digest
-from store.shards import Damaged, Shard, checksum, table
+from store.shards import Damaged, Shard, checksum, span_of, table
 from store.writer import finished
 
 FAILURES = (ValueError, RuntimeError, OSError, KeyError, TypeError)
@@ -210,7 +210,7 @@ def _shard(run, store, part: Part, where, number, step, rows: slice, names: Name
             except Damaged as error:
                 found = True
                 yield f"{where}{depth}, {names(span)}: {error}"
-    end, _ = shard.span(part.layers, 0, 0)
+    end, _ = span_of(part.layers, 0, 0, chunks, part.chunk_bytes)
     if data[end:] != table(part.grid, chunks, part.chunk_bytes).tobytes():
         found = True
         yield f"{where}, {names(rows)}: its table of chunks is damaged"

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import Any
+from contextlib import closing, suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -15,11 +15,13 @@ from store.files import DiskFile, RemoteFile
 from store.layout import Part
 from store.place import AT_A_TIME, Place
 from store.schema import StoreError
-from store.shards import Damaged, Shard, decode
+from store.shards import Damaged, Shard, decode, span_of
 
 CORES = min(16, max(2, os.cpu_count() or 2))
 """Files of a disk that are read at a time: more threads than cores wait for each other (from the
 page cache 1.3 times as long with 16 on 2 cores), and what is announced comes together anyway."""
+
+FILES_AHEAD = 4
 
 Index = np.ndarray | slice
 
@@ -90,17 +92,25 @@ class States(BackendArray):
         layers, rows = at.get("layer", [0]), at["sample"]
         out = np.empty((len(steps), len(layers), len(rows), *values), self.dtype)
         jobs = [
-            (block, where, number, step, layers, [rows[i] for i in where], pick)
+            self._job(number, step, layers, [rows[i] for i in to], to, block)
             for step, block in zip(steps, out, strict=True)
-            for number, where in _groups(rows, self.part.chunk)
+            for number, to in _groups(rows, self.part.chunk)
         ]
         if len(jobs) < 2:
             for job in jobs:
-                self._read_shard(*job)
+                self._read_shard(job, layers, pick)
         else:
-            at_a_time = AT_A_TIME if self.store.local is None else CORES
+            ahead, at_a_time = (
+                Ahead(self.store, jobs),
+                AT_A_TIME if self.store.local is None else CORES,
+            )
+
+            def work(number: int) -> None:
+                ahead.tell(number)
+                ahead.missed |= self._read_shard(jobs[number], layers, pick)
+
             with ThreadPoolExecutor(at_a_time) as pool:
-                list(pool.map(lambda job: self._read_shard(*job), jobs))
+                list(pool.map(work, range(len(jobs))))
         sizes = [*map(len, at.values()), *values]
         kept = [n for n, k in zip(sizes, key, strict=True) if np.ndim(k) or isinstance(k, slice)]
         return out.reshape(kept)
@@ -116,21 +126,33 @@ class States(BackendArray):
             raise StoreError(f"{where}: a chunk is lost; python -m store verify names it")
         return values
 
-    def _read_shard(self, out, to, number, step, layers, rows, pick) -> None:
-        """Values of some rows of a shard to the places `to` of `out` (layers, samples, ...)."""
-        part = self.part
-        key = part.shard(number, step)
-        plain = pick is None and self._stored == self.dtype
-        start = number * part.chunk
-        chunks = -(-min(part.chunk, part.samples - start) // part.inner)
+    def _job(
+        self,
+        number: int,
+        step: int | None,
+        layers: list[int],
+        rows: list[int],
+        to: list[int],
+        out: np.ndarray,
+    ) -> "Job":
+        part, start = self.part, number * self.part.chunk
         runs = list(_runs([row - start for row in rows], part.inner))
+        chunks = -(-min(part.chunk, part.samples - start) // part.inner)
+        size = self._chunk_bytes
+        spans = [span_of(n, first, k, chunks, size) for first, k, *_ in runs for n in layers]
+        return Job(part.shard(number, step), chunks, runs, spans, to, out)
+
+    def _read_shard(self, job: "Job", layers: list[int], pick: tuple[Any, ...] | None) -> bool:
+        """Do a job; returns whether something had to be fetched from the disk."""
+        part, key, out = self.part, job.key, job.out
+        plain = pick is None and self._stored == self.dtype
         try:
             with closing(open_parts(self.store, key)) as file:
+                file.announce(job.spans)
                 checked = self.checked.of(key, file, part.grid)
-                shard = Shard(file, chunks, self._chunk_bytes, checked)
-                file.announce([shard.span(n, first, k) for first, k, *_ in runs for n in layers])
-                for first, count, found, within in runs:
-                    places = _span([to[i] for i in found])
+                shard = Shard(file, job.chunks, self._chunk_bytes, checked)
+                for first, count, found, within in job.runs:
+                    places = _span([job.to[i] for i in found])
                     size = count * part.inner
                     whole = isinstance(places, slice) and _is_all(within, size)
                     if direct := plain and whole:
@@ -141,12 +163,52 @@ class States(BackendArray):
                     shard.read(layers, first, memory)
                     if not direct:
                         states = decode(stored[:, within], part.dtype)
-                        every = slice(None)
-                        out[:, places] = states if pick is None else states[(every, every, *pick)]
+                        out[:, places] = states if pick is None else states[:, :, *pick]
+                return file.missed
         except FileNotFoundError:
             raise StoreError(f"{self.store.name} is damaged: {key} is lost") from None
         except Damaged as error:
             raise StoreError(f"{self.store.name} is damaged: {key}: {error}") from error
+
+
+class Job(NamedTuple):
+    """What to read of one shard of so many `chunks` a layer, and the places `to` of `out` for it.
+
+    out : (layers, samples, ...)
+    """
+
+    key: str
+    chunks: int
+    runs: list[tuple[int, int, list[int], Index]]
+    spans: list[tuple[int, int]]
+    to: list[int]
+    out: np.ndarray
+
+
+class Ahead:
+    """Has the system fetch the next files' parts beside those that are read.
+
+    Only once something was `missed`, not found in the page cache: telling takes time too. A disk
+    that knows of the next files takes 0.85 to 0.98 times as long for all of them; of 4, 8 or all of
+    24 made no difference.
+    """
+
+    def __init__(self, store: Place, jobs: list[Job]):
+        self._store, self._jobs = store, jobs
+        self._told, self.missed = 0, False
+
+    def tell(self, number: int) -> None:
+        """Before job `number` is done."""
+        if not self.missed:
+            return
+        first = max(number + 1, self._told)
+        self._told = number + 1 + FILES_AHEAD
+        for job in self._jobs[first : self._told]:
+            with (
+                suppress(FileNotFoundError),
+                closing(DiskFile(inside(self._store, job.key))) as file,
+            ):
+                file.fetch(job.spans)
 
 
 def open_parts(store: Place, key: str) -> DiskFile | RemoteFile:

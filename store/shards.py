@@ -189,6 +189,12 @@ def count_nonfinite(stored: np.ndarray, dtype: str) -> np.ndarray:
     return np.stack([np.isnan(values).sum(1), np.isinf(values).sum(1)], 1).astype(np.uint32)
 
 
+def span_of(layer: int, first: int, count: int, chunks: int, size: int) -> tuple[int, int]:
+    """Where `count` chunks of a layer begin and end in a file of `chunks` a layer, each `size`."""
+    start = (layer * chunks + first) * (size + 4)
+    return start, start + count * (size + 4)
+
+
 class Shard:
     """The chunks of one shard's file; each is held against its checksum when it is read.
 
@@ -202,12 +208,7 @@ class Shard:
 
     def __init__(self, file: Any, chunks: int, size: int, checked: np.ndarray):
         self._file, self._checked = file, checked
-        self._chunks, self._size = chunks, size + 4
-
-    def span(self, layer: int, first: int, count: int) -> tuple[int, int]:
-        """Where in the file some chunks of a layer begin and end."""
-        start = (layer * self._chunks + first) * self._size
-        return start, start + count * self._size
+        self._chunks, self._bytes, self._size = chunks, size, size + 4
 
     def read(self, layers: Sequence[int], first: int, into: np.ndarray) -> None:
         """Fill `into` (layers, chunks, bytes), uint8, with the layers' chunks from `first` on.
@@ -219,7 +220,7 @@ class Shard:
         marks = list(np.empty((count, 4), np.uint8))
         at_once = 2 * max(1, min(PIECES // 2, AT_ONCE // self._size))
         for layer, known, chunks in zip(layers, checked, map(list, into), strict=True):
-            start, _ = self.span(layer, first, count)
+            start, _ = span_of(layer, first, count, self._chunks, self._bytes)
             pieces = [piece for pair in zip(chunks, marks, strict=True) for piece in pair]
             for at in range(0, len(pieces), at_once):
                 some = pieces[at : at + at_once]

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 import store
+from store.files import DiskFile
 from store.place import Place
 from store.schema import StoreError
 from tests.test_store import fill, plan, states
@@ -123,6 +124,21 @@ def test_a_chunk_is_checked_once_and_again_when_its_file_is_written(tmp_path, mo
     hidden[1, [5, 299]].load()  # of other files
     with pytest.raises(StoreError, match=r"aligned/hidden/c\.0\.1\.0\.0: its checksum is wrong"):
         hidden[1].load()
+
+
+def test_what_the_disk_has_to_fetch_is_told_a_few_files_ahead(tmp_path, monkeypatch):
+    fill(store.create_run(tmp_path / "run", **plan()))
+    hidden, told = store.open_run(tmp_path / "run").hidden("aligned"), []
+    fetch = DiskFile.fetch
+    monkeypatch.setattr(DiskFile, "fetch", lambda *given: [told.append(given[1]), fetch(*given)])
+    monkeypatch.setattr("store.lazy.CORES", 1)
+    hidden[1].load()
+    assert not told  # it was written just now
+    monkeypatch.setattr("store.files.NOWAIT", None)  # as if nothing were in the page cache
+    np.testing.assert_array_equal(hidden[:, :, 1].values, states("aligned")[:, :, 1])
+    size = states()[0, :128].nbytes + 4
+    layers = [(at * size, at * size + size) for at in range(3)]
+    assert told == [layers] * 4  # of each of three files when it is read, of the last one before
 
 
 def test_reading_behind_a_url_asks_for_the_parts_that_are_read(monkeypatch):
