@@ -30,6 +30,19 @@ SHOWN = 8
 FITTED = (BATCH, WIDTH, RATE, POINTS, JUDGED, NEAR)
 
 
+class Lessons(NamedTuple):
+    """What all decoders are fitted to, and judged by: unit clouds, read once.
+
+    rows   : (steps, batch), of the gallery       clouds : (steps, batch, points, 3)
+    start  : (clouds, points, 3) to start from    judged : (queries, points, 3)
+    """
+
+    rows: np.ndarray
+    clouds: np.ndarray
+    start: np.ndarray
+    judged: np.ndarray
+
+
 class Rebuilt(NamedTuple):
     """Of each query object: Chamfer distance (lower is closer), F-score (higher), its cloud."""
 
@@ -61,22 +74,19 @@ def reconstruction(
     samples = min(run.done(name) for name in [*names, "target"])
     table = run.samples().isel(sample=slice(samples))
     gallery, query = gallery_query(table)
-    clouds = Clouds(run.points()[:samples, :, :3])
+    points = Tokens(run.points()[:samples, :, :3])
     groups = groups_of(run, samples)
     gallery, query = without_copies(gallery, query, groups), one_each(query, groups)
     if len(query) < 2:
         raise ValueError(f"{run.path} has 1 query object: an interval needs 2 or more")
-    known = cache.digest(clouds.points, gallery, query, FITTED, steps, seed)
+    asked = lessons(points, gallery, query, steps=steps, seed=seed)
     folder = cache.folder_of(run)
 
-    def fitted(tokens: Tokens, deal: bool = False) -> Rebuilt:
+    def fitted(tokens: Tokens, taught: Lessons) -> Rebuilt:
         def make() -> dict[str, np.ndarray]:
-            told = np.random.default_rng([seed, 13]).permutation(gallery) if deal else gallery
-            return rebuild(
-                tokens, clouds, gallery, query, told=told, steps=steps, seed=seed
-            )._asdict()
+            return rebuild(tokens, taught, gallery, query, seed=seed)._asdict()
 
-        key = cache.digest(tokens, known, deal)
+        key = cache.digest(tokens, *taught, gallery, query, FITTED, seed)
         return Rebuilt(**cache.kept(folder, "reconstruction", key, make))
 
     places = [(name, layer) for name in names for layer in depth]
@@ -85,68 +95,71 @@ def reconstruction(
         if progress:
             progress(step, len(places), f"rebuilding from {name}, layer {layer}")
         try:
-            cells[name, layer] = fitted(Tokens(run.final(name).sel(layer=layer)[:samples]))
+            cells[name, layer] = fitted(Tokens(run.final(name).sel(layer=layer)[:samples]), asked)
         except ValueError as error:
             raise ValueError(f"{name}, layer {layer}: {error}") from None
     target = Tokens(run.target()[:samples])
     if progress:
         progress(len(places), len(places), "rebuilding from the target, and from nothing")
-    best, none = fitted(target), fitted(target, deal=True)
-    return _assemble(run, cells, best, none, names, depth, table, query, clouds, steps, seed)
+    dealt = np.random.default_rng([seed, 13]).permutation(gallery)
+    best = fitted(target, asked)
+    none = fitted(target, lessons(points, gallery, query, told=dealt, steps=steps, seed=seed))
+    return _assemble(run, cells, best, none, names, depth, table, query, asked, seed)
 
 
-class Clouds:
-    """Clouds of a run, centred and of mean radius 1 as `unit_clouds` makes them: `clouds[rows]`.
-
-    points : (samples, points, 3), held where they are few, else read when asked for
-    """
-
-    def __init__(self, points: xr.DataArray | np.ndarray):
-        self.points = Tokens(points)
-        self.shape = points.shape
-        centre, radius = [], []
-        for some in blocks(len(self.points), self.shape):
-            one = _centre_and_radius(self.points[some], some.start)
-            centre.append(one[0])
-            radius.append(one[1])
-        self._centre, self._radius = np.concatenate(centre), np.concatenate(radius)
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        return self.some(rows, slice(None))
-
-    def some(self, rows: np.ndarray, dots: np.ndarray | slice) -> np.ndarray:
-        """Some points of some clouds, (rows, dots, 3)."""
-        points = self.points[rows][:, dots] - self._centre[rows]
-        return (points / self._radius[rows]).astype(np.float32)
-
-
-def rebuild(
-    tokens: Tokens,
-    clouds: Clouds,
+def lessons(
+    points: Tokens,
     gallery: np.ndarray,
     query: np.ndarray,
     *,
     told: np.ndarray | None = None,
     steps: int = STEPS,
     seed: int = 0,
+) -> Lessons:
+    """Draw all steps, and read the clouds once for all decoders. points : (samples, points, 3).
+
+    gallery, query : rows of these
+    told           : rows whose clouds the gallery is fitted to, its own by default
+    """
+    import torch
+
+    told = gallery if told is None else told
+    draw = torch.Generator().manual_seed(seed)
+    rows = np.empty((steps, min(BATCH, len(gallery))), np.int64)
+    dots = np.empty((steps, min(POINTS, points.shape[1])), np.int64)
+    for step in range(steps):
+        rows[step] = torch.randperm(len(gallery), generator=draw)[: rows.shape[1]]
+        dots[step] = torch.randperm(points.shape[1], generator=draw)[: dots.shape[1]]
+    first = told[:: max(1, len(told) // 64)]
+    start = np.empty((len(first), points.shape[1], 3), np.float32)
+    clouds = np.empty((*rows.shape, dots.shape[1], 3), np.float32)
+    judged = np.empty((len(query), min(JUDGED, points.shape[1]), 3), np.float32)
+    for some in blocks(len(points), points.shape):
+        unit = unit_clouds(points[some], some.start)
+        here = lambda rows, some=some: (rows >= some.start) & (rows < some.stop)  # noqa: E731
+        at = np.nonzero(here(told[rows]))
+        clouds[at] = unit[(told[rows][at] - some.start)[:, None], dots[at[0]]]
+        judged[here(query)] = unit[query[here(query)] - some.start, :JUDGED]
+        start[here(first)] = unit[first[here(first)] - some.start]
+    return Lessons(rows, clouds, start, judged)
+
+
+def rebuild(
+    tokens: Tokens, taught: Lessons, gallery: np.ndarray, query: np.ndarray, *, seed: int = 0
 ) -> Rebuilt:
     """Fit the decoder on the gallery, rebuild the query. Reads a batch of objects at a time.
 
-    tokens : (samples, tokens, dim)    clouds : of the same samples
-    gallery, query : rows of these     told : rows whose clouds the gallery is fitted to, its own
+    tokens : (samples, tokens, dim)    gallery, query : rows of these, those of `lessons`
 
     Tokens are standardised by the gallery; each is read by one linear map and its position's
     offset, the sum over tokens by two layers more.
     """
     import torch
 
-    told = gallery if told is None else told
-    generator = torch.Generator().manual_seed(seed)
     states = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        start = clouds[told[:: max(1, len(told) // 64)]]
-        decoder = _decoder(tokens.shape[2], tokens.shape[1], start)
+        decoder = _decoder(tokens.shape[2], tokens.shape[1], taught.start)
     finally:
         torch.set_rng_state(states)
     mean, spread = _moments(tokens, gallery, query)
@@ -161,13 +174,9 @@ def rebuild(
         return torch.from_numpy(((tokens[rows] - mean) / spread).astype(np.float32))
 
     optimizer = torch.optim.AdamW(decoder.parameters(), RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    size = min(BATCH, len(gallery))
-    for _ in range(steps):
-        rows = torch.randperm(len(gallery), generator=generator)[:size].numpy()
-        dots = torch.randperm(clouds.shape[1], generator=generator)[:POINTS].numpy()
-        true = torch.from_numpy(clouds.some(told[rows], dots))
-        near, far = _two_ways(decoder(read(gallery[rows])), true)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=len(taught.rows))
+    for rows, true in zip(taught.rows, taught.clouds, strict=True):
+        near, far = _two_ways(decoder(read(gallery[rows])), torch.from_numpy(true))
         loss = near.mean() + far.mean()
         optimizer.zero_grad()
         loss.backward()
@@ -177,7 +186,7 @@ def rebuild(
     with torch.no_grad():
         for some in blocks(len(query), tokens.shape):
             drawn = decoder(read(query[some])).numpy()
-            judged.append(judge(drawn, clouds.some(query[some], slice(JUDGED))))
+            judged.append(judge(drawn, taught.judged[some]))
     return Rebuilt(*(np.concatenate(part) for part in zip(*judged, strict=True)))
 
 
@@ -200,37 +209,33 @@ def judge(rebuilt: np.ndarray, true: np.ndarray) -> Rebuilt:
     return Rebuilt(chamfer, score, rebuilt)
 
 
-def unit_clouds(points: np.ndarray) -> np.ndarray:
-    """Centred, of mean radius 1. points : (samples, points, 3)."""
-    centre, radius = _centre_and_radius(points)
-    return ((points - centre) / radius).astype(np.float32)
-
-
-def _centre_and_radius(points: np.ndarray, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(samples, 1, 3) and the mean radius, (samples, 1, 1). first : number of the first cloud."""
-    centre = points.mean(axis=1, keepdims=True, dtype=np.float64)
-    radius = np.linalg.norm(points - centre, axis=2).mean(axis=1)
+def unit_clouds(points: np.ndarray, first: int = 0) -> np.ndarray:
+    """Centred, of mean radius 1. points : (samples, points, 3); first : number of the first."""
+    clouds = points - points.mean(axis=1, keepdims=True, dtype=np.float64)
+    radius = np.linalg.norm(clouds, axis=2).mean(axis=1)
     if not (radius > 0).all():
         bad = first + int((radius == 0).argmax())
         raise ValueError(f"cloud {bad} is one point: it has no shape")
-    return centre, radius[:, None, None]
+    return (clouds / radius[:, None, None]).astype(np.float32)
 
 
 def _moments(
     tokens: Tokens, gallery: np.ndarray, query: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation over the gallery's tokens, (dim,) each; all must be finite."""
-    for name, rows in (("gallery", gallery), ("query", query)):
+    total = np.zeros(tokens.shape[2])
+    for name, rows in (("query", query), ("gallery", gallery)):
+        total[:] = 0
         for some in blocks(len(rows), tokens.shape):
-            finite = np.isfinite(tokens[rows[some]]).all(axis=(1, 2))
-            if not finite.all():
+            block = tokens[rows[some]]
+            if not (finite := np.isfinite(block).all(axis=(1, 2))).all():
                 bad = some.start + int(finite.argmin())
                 raise ValueError(f"{name} sample {bad} has values that are not finite")
-    parts = list(blocks(len(gallery), tokens.shape))
+            total += block.sum(axis=(0, 1), dtype=np.float64)
     count = len(gallery) * tokens.shape[1]
-    total = sum(tokens[gallery[some]].sum(axis=(0, 1), dtype=np.float64) for some in parts)
-    mean = total / count
-    squares = sum(((tokens[gallery[some]] - mean) ** 2).sum(axis=(0, 1)) for some in parts)
+    mean, squares = total / count, np.zeros(len(total))
+    for some in blocks(len(gallery), tokens.shape):
+        squares += ((tokens[gallery[some]] - mean) ** 2).sum(axis=(0, 1))
     return mean, np.sqrt(squares / count)
 
 
@@ -282,8 +287,7 @@ def _assemble(
     depth: list[int],
     table: xr.Dataset,
     query: np.ndarray,
-    clouds: Clouds,
-    steps: int,
+    asked: Lessons,
     seed: int,
 ) -> xr.Dataset:
     others = [name for name in names if name != REFERENCE and REFERENCE in names]
@@ -302,7 +306,7 @@ def _assemble(
             "level": LEVEL,
             "query_objects": len(query),
             "unit": "mean radius of the cloud",
-            "steps": steps,
+            "steps": len(asked.rows),
             "points": POINTS,
             "near": NEAR,
         },
@@ -337,7 +341,7 @@ def _assemble(
     results = sheet.results
     results["cloud"] = (("variant", "layer", "shown", "point", "axis"), kept)
     results["target_cloud"] = (("shown", "point", "axis"), best.clouds[shown])
-    true = clouds.some(query[shown], slice(JUDGED))
+    true = asked.judged[shown]
     results["true_cloud"] = (("shown", "true_point", "axis"), true)
     return results
 
