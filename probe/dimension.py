@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.halves import by_halves, in_turn, relative
+from probe.halves import by_halves, in_turn, reach, relative
 from probe.knn import nearest, unit_rows
 
 TAIL = 0.1  # of the ratios, the largest: they leave the line that the estimate is fitted to
@@ -104,11 +104,11 @@ def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
     if x.shape[1] > len(x):  # the same distances and cosines from fewer columns
         x = np.asarray(np.linalg.qr(x.T, mode="r")).T
     near = _gaps_or_none(x)
-    if near is None:
-        dimensions = np.full((1 + groups, 2), np.nan)
-    else:
-        dimensions = by_halves(lambda keep: _both(_crossed_out(near, keep)), group, relative)
     ranks = in_turn(lambda keep: _ranks(x[keep]), group)
+    if near is None:
+        dimensions = np.full((len(ranks), 2), np.nan)  # a few objects are fewer groups
+    else:
+        dimensions = by_halves(lambda keep: _local(near, keep), group, relative)
     found = np.column_stack([dimensions, ranks]).T  # (statistics, 1 + groups)
     return Shape(found[:, 0], found[:, 1:])
 
@@ -117,8 +117,9 @@ def _ranks(x: np.ndarray) -> np.ndarray:
     return np.array([effective_rank(x), participation_ratio(x), anisotropy(x)])
 
 
-def _both(gaps: np.ndarray) -> np.ndarray:
-    return np.array([_two_nn(gaps), _mle(gaps[:, :NEAR])])
+def _local(near: "_Near", keep: np.ndarray) -> np.ndarray:
+    gaps = _crossed_out(near, keep)
+    return np.array([_two_nn(gaps), _mle(gaps[:, : reach(keep, NEAR)])])
 
 
 class _Near(NamedTuple):

@@ -13,6 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+REACH = 0.8
+"""Neighbours of an object of a half, as a share of those of the whole. As many reach farther, where
+two models differ less; half as many reach as far, and their mean errs more. Simulated intervals of
+600 objects hold 94 to 97 % with this share, 94 to 96 % with as many but then call 10 pairs of equal
+models in 100 different, and 97 to 99 % with half as many.
+"""
 Statistic = Callable[[np.ndarray], np.ndarray | float]
 """Of the objects kept, (objects,) of bool: a number or several, (...)."""
 
@@ -53,6 +59,11 @@ def angular(value: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndar
     """Of a share: by the arcsine of its root (Anscombe 1948)."""
     angle, one, other = (np.arcsin(np.sqrt(part.clip(0, 1))) for part in (value, first, second))
     return np.sin(2 * angle) * (one - other)
+
+
+def reach(keep: np.ndarray, k: int) -> int:
+    """How many neighbours to look at among the objects kept, k among all."""
+    return k if keep.all() else max(1, round(REACH * k))
 
 
 def halvings(group: np.ndarray) -> np.ndarray:

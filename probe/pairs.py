@@ -12,7 +12,7 @@ import numpy as np
 
 from probe.cka import jackknife_covariance
 from probe.dimension import GROUPS
-from probe.halves import angular, by_halves, in_turn
+from probe.halves import angular, by_halves, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
 
@@ -152,10 +152,10 @@ def alike(
     def turned(measure: Measure) -> np.ndarray:
         return in_turn(lambda keep: measure(x[keep], y[keep]), group)
 
-    def shared(keep: np.ndarray) -> float:
-        return _in_common(near, keep, k)
-
-    common = by_halves(shared, group, angular) if len(x) >= groups else in_turn(shared, group)
+    if len(x) >= groups:
+        common = by_halves(lambda keep: _in_common(near, keep, reach(keep, k)), group, angular)
+    else:
+        common = in_turn(lambda keep: _in_common(near, keep, k), group)
     wide = max(x.shape[1], y.shape[1])
     if len(x) - np.bincount(group).max() * bool(groups) <= wide:
         weighted = np.full(1 + groups, np.nan)
