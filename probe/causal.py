@@ -241,8 +241,10 @@ def stopping_layer(
 
     change : (layers, objects); layers are ascending, and at the last one the effect should be 0.
 
-    The interval is that over resampled objects, its ends are layers. nan where the effect at the
-    first layer is itself within noise of 0, inf where it never falls under the share.
+    The ends are layers too: as if each layer stayed under that share which is not surely above it,
+    and as if each were above it which is not surely under, by the intervals over resampled objects.
+    nan where the effect at the first layer is itself within noise of 0, inf where it never falls
+    under the share.
     """
     layers = np.asarray(layers, float)
     means = resampled_means(change, 2000, seed)  # (resamples, layers)
@@ -251,13 +253,12 @@ def stopping_layer(
         return Interval(*np.full(3, np.nan))
     after = np.append(layers[1:], np.inf)
 
-    def stops(curves: np.ndarray) -> np.ndarray:
-        above = np.abs(curves) > share * np.abs(curves[..., :1])
-        last = above.shape[-1] - 1 - above[..., ::-1].argmax(axis=-1)
-        return after[last]
+    def over(curves: np.ndarray) -> np.ndarray:
+        return np.abs(curves) - share * np.abs(curves[..., :1])
 
-    low, high = np.quantile(stops(means), [0.025, 0.975], method="inverted_cdf")
-    return Interval(stops(change.mean(axis=-1)), low, high)
+    low, high = np.quantile(over(means), [0.025, 0.975], axis=0)
+    curves = (over(change.mean(axis=-1)), low, high)
+    return Interval(*(after[np.flatnonzero(curve > 0)[-1]] for curve in curves))
 
 
 def findings(results: xr.Dataset) -> list[str]:
