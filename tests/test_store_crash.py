@@ -111,19 +111,24 @@ def test_a_capture_survives_hundreds_of_kills(tmp_path, whole, seed):
 
 
 @pytest.mark.parametrize(
-    "failing", [2, 5, 9, *(pytest.param(n, marks=pytest.mark.slow) for n in range(10, 40))]
+    "failing",
+    [n if n in (2, 7, 19) else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 20)],
 )
 def test_a_capture_that_stops_at_any_write_goes_on_to_the_same_bytes(
     tmp_path, whole, monkeypatch, failing
 ):
-    """The process ends before its n-th rename, the moment at which a file comes to be."""
+    """The process ends before its n-th rename, the moment at which a file comes to be.
+
+    There are two for each of nine appends, and one that seals; before them the store is laid out.
+    """
     calls = []
 
     class Killed(BaseException):
         pass
 
     def replace(self, target):
-        calls.append(self)
+        if ".activations.zarr.partial" not in self.parts:
+            calls.append(self)
         if len(calls) == failing:
             raise Killed
         return rename(self, target)
@@ -133,8 +138,8 @@ def test_a_capture_that_stops_at_any_write_goes_on_to_the_same_bytes(
         patch.setattr(Path, "replace", replace)
         with suppress(Killed):
             fill(store.create_run(tmp_path / "run", **plan(points=None)))
-    if (tmp_path / "run" / "activations.zarr").exists():
-        check_what_is_there(tmp_path / "run")
+    assert len(calls) == failing
+    check_what_is_there(tmp_path / "run")
     fill(store.create_run(tmp_path / "run", **plan(points=None), resume=True))
     assert contents(tmp_path / "run") == whole
 
