@@ -190,6 +190,8 @@ class MinibatchCKA:
         batch = [np.asarray(finite(one, name), np.float64) for one, name in ((x, "x"), (y, "y"))]
         if len(batch[0]) != len(batch[1]):
             raise ValueError(f"x has {len(batch[0])} objects and y {len(batch[1])}")
+        if not len(batch[0]):
+            raise ValueError("this batch has no objects: leave it out")
         if not self._shift:
             self._shift = [one.mean(axis=0) for one in batch]
         dims = [one.shape[1] for one in batch]

@@ -300,8 +300,11 @@ def _rows(
     every = np.arange(samples)
     if gallery is None and map in FITTED:
         raise ValueError(f"map {map!r} is fitted: name the gallery objects to fit it on")
-    fit = every[:0] if gallery is None else every[gallery]
-    score = np.setdiff1d(every, fit) if query is None else every[query]
+    try:
+        fit = every[:0] if gallery is None else every[gallery]
+        score = np.setdiff1d(every, fit) if query is None else every[query]
+    except IndexError:
+        raise ValueError(f"gallery or query names rows beyond the {samples} objects") from None
     if shared := len(np.intersect1d(fit, score)):
         raise ValueError(f"{shared} objects are in the gallery and in the query")
     if len(score) < 2:

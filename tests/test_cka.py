@@ -170,3 +170,8 @@ def test_the_null_by_gather_equals_permuting_the_objects():
 def test_what_has_no_cka_is_refused(x, message):
     with pytest.raises(ValueError, match=message):
         cka(x, np.random.default_rng(1).normal(size=(10, 3)))
+
+
+def test_a_batch_without_objects_is_refused():
+    with pytest.raises(ValueError, match="this batch has no objects"):
+        MinibatchCKA().update(np.empty((0, 4)), np.empty((0, 3)))

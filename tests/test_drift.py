@@ -104,6 +104,7 @@ def test_fitting_on_some_tokens_takes_as_many_of_each_object(monkeypatch):
         ({"map": "affine"}, "map 'affine'"),
         ({"map": "alignment"}, "takes a projector"),
         ({"query": np.arange(39, 60)}, "1 objects are in the gallery and in the query"),
+        ({"query": np.arange(55, 61)}, "names rows beyond the 60 objects"),
         ({"gallery": np.arange(3)}, "needs 5 gallery objects or more, there are 3"),
         ({"x": np.zeros((60, 4, 10))}, "all features are constant"),
         ({"x": np.full((60, 4, 10), np.inf)}, "x sample 0 has values that are not finite"),
