@@ -1,7 +1,7 @@
 """Parts of one file, read without the rest: of this disk, behind a URL, or already in memory."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,14 @@ class DiskFile:
     def __init__(self, path: str | Path):
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._ahead: Sequence[Span] = ()
-        self.missed = False
 
-    def announce(self, spans: Sequence[Span]) -> None:
+    def announce(self, spans: Sequence[Span], missed: Callable[[], None]) -> None:
         """Have the system fetch (start, stop) of each span, all at once, when the first is missed.
 
-        What lies in the page cache is read without the system being told of it. Whether anything
-        does not is noted as `missed`.
+        What lies in the page cache is read without the system being told of it. Where something
+        does not, `missed` is called, before it is waited for.
         """
-        self._ahead = spans
+        self._ahead, self._missed = spans, missed
 
     def fetch(self, spans: Sequence[Span]) -> None:
         """Have the system fetch (start, stop) of each span, without waiting for it."""
@@ -53,9 +52,9 @@ class DiskFile:
             except OSError:  # none of it is in the cache, or this file system can't say
                 pass
         if self._ahead:
-            self.missed = True
             self.fetch(self._ahead)
             self._ahead = ()
+            self._missed()
         return os.preadv(self._file, pieces, start)
 
     def identity(self) -> tuple[int, ...]:
@@ -80,13 +79,12 @@ class Content:
 class RemoteFile:
     """A file behind a URL: every part is a request, those that are announced go out together."""
 
-    missed = False  # there is no page cache
-
     def __init__(self, store: Place, key: str):
         self._store, self._key = store, key
         self._fetched: dict[Span, bytes] = {}
 
-    def announce(self, spans: Sequence[Span]) -> None:
+    def announce(self, spans: Sequence[Span], missed: Callable[[], None]) -> None:
+        """`missed` is never called: there is no page cache."""
         if len(spans) > 1 and sum(stop - start for start, stop in spans) <= AHEAD:
             parts = self._store.read_parts(self._key, spans)
             self._fetched = dict(zip(spans, parts, strict=True))

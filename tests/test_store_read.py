@@ -138,7 +138,7 @@ def test_what_the_disk_has_to_fetch_is_told_a_few_files_ahead(tmp_path, monkeypa
     np.testing.assert_array_equal(hidden[:, :, 1].values, states("aligned")[:, :, 1])
     size = states()[0, :128].nbytes + 4
     layers = [(at * size, at * size + size) for at in range(3)]
-    assert told == [layers] * 4  # of each of three files when it is read, of the last one before
+    assert told == [layers] * 3  # of the first file when it is read, of the others right after
 
 
 def test_reading_behind_a_url_asks_for_the_parts_that_are_read(monkeypatch):

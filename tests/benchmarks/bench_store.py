@@ -12,20 +12,30 @@ A plain file verifies nothing. Ours searches what it writes for NaN, infinity an
 fit, and gives every chunk a checksum; it holds a chunk against it the first time an opened run
 reads it ("from disk", "first"), and not again while the file stays what it was ("again").
 
-On a virtual machine with 2 cores, least to most of ten runs of 384 samples, goals 0.80 and 1.50:
-writing 0.74 to 0.90 of a raw write, 1.52 once, as the disk halted; below 0.80 in three. One layer
-of all samples takes, from disk, 1.22 to 1.62 times those of a plain file, more than 1.50 in four,
-and from the page cache 1.06 to 1.26 at first and 0.60 to 0.91 again; one sample at all layers 0.03
-to 0.04, 1.33 to 1.53 (over 1.50 in three) and 1.03 to 1.16. Of all 33 layers of 128 samples,
-once: writing 0.76; a layer 0.83, 1.13 and 0.50; a sample 0.02, 0.95 and 0.81.
+On a virtual machine with 2 cores, least to most of fifteen runs of 384 samples, one after the
+other, goals 0.80 and 1.50: writing 0.85 to 1.23 of a raw write (2.73 once, as the disk halted in
+the raw ones). One layer of all samples takes, from disk, 1.35 to 1.53 times those of a plain file,
+more than 1.50 in two, and from the page cache 0.97 to 1.28 at first and 0.73 to 1.06 again; one
+sample at all layers 0.03 to 0.04, 1.07 to 1.27 and 0.76 to 0.95. Of all 33 layers of 128 samples,
+once: writing 1.03; a layer 0.85, 1.01 and 0.44; a sample 0.02, 0.73 and 0.57. The program of schema
+2 in turn with this one, twice: writing 0.73 and 0.77, then 0.96 and 0.89; a sample at first 1.47
+and 1.39, then 1.16 and 1.16.
 
-Writing misses its goal in runs that follow others at once: 0.90, then 0.84, 0.74 and 0.75, and
-after a pause 0.90 and 0.81. That machine's ext4 has no journal, and then takes long to make a file
-(ours are 10 for 16 samples, folders counted) where many were deleted in the last minutes. One layer
-from disk misses it as every 16 samples it is at another place of the disk. Tried
-without gain in paired runs: searching and checking by a thread beside the one that writes (1.2
-times as long), one `writev` of many chunks (3 times), a layer at a time instead of a chunk (1.05
-times), and 8 threads that read (0.95 times from disk).
+What made writing faster, in paired runs: no folders for shards and one mark for each append (2 took
+1.08 times as long), laying out in memory first and no look for counts of NaN where none are (both
+with that: 1.2 times, of 256 samples).
+
+One layer from disk is slow for the sake of what comes through the page cache: every 16 samples it
+is at another place, the system fetches such pieces in pages of 4 KiB and a sequential file in
+larger ones. Without the page cache, two threads fetch the pieces in 0.95 times those of the plain
+file; only to have the system fetch all of them takes 1.19 times.
+
+Half precision out of float32 is written in 0.80 times the time with two threads that encode. All
+else took longer with one or two (float16 as it is 1.08 and 1.17, bfloat16 out of float32 1.1 and
+1.3), as google_crc32c holds the interpreter's lock and the system writes with the other core. Also
+without gain: one `writev` of many chunks (3 times), a layer at a time instead of a chunk (1.0 to
+1.2 times), 4 threads that read instead of 2 (1.0), files of 8 MiB a layer instead of 4 (1.03 times
+to write, 1.05 a layer from disk) and of 16 (1.1 and 1.5).
 
 Writing takes 161 MiB of memory for 1,000 small samples and 207 to 208 MiB for 100,000.
 """
