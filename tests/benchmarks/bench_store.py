@@ -37,7 +37,7 @@ without gain: one `writev` of many chunks (3 times), a layer at a time instead o
 1.2 times), 4 threads that read instead of 2 (1.0), files of 8 MiB a layer instead of 4 (1.03 times
 to write, 1.05 a layer from disk) and of 16 (1.1 and 1.5).
 
-Writing takes 161 MiB of memory for 1,000 small samples and 207 to 208 MiB for 100,000.
+Writing takes 161 to 162 MiB of memory for 1,000 small samples and 206 to 208 MiB for 100,000.
 """
 
 import argparse
