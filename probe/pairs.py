@@ -152,14 +152,15 @@ def alike(
     def turned(measure: Measure) -> np.ndarray:
         return in_turn(lambda keep: measure(x[keep], y[keep]), group)
 
-    if len(x) >= groups:
+    enough = len(x) >= groups  # else each is a group, of which there may be no halves
+    if enough:
         common = by_halves(lambda keep: _in_common(near, keep, reach(keep, k)), group, angular)
     else:
         common = in_turn(lambda keep: _in_common(near, keep, k), group)
     wide = max(x.shape[1], y.shape[1])
     if len(x) - np.bincount(group).max() * bool(groups) <= wide:
-        weighted = np.full(1 + groups, np.nan)
-    elif len(x) >= PLENTY * wide:
+        weighted = np.full(len(common), np.nan)
+    elif enough and len(x) >= PLENTY * wide:
         weighted = by_halves(lambda keep: pwcca(x[keep], y[keep]), group, angular)
     else:
         weighted = turned(pwcca)

@@ -81,6 +81,14 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     assert np.isnan(wide.values[-1]) and np.isfinite(wide.values[:-1]).all()
 
 
+@pytest.mark.parametrize("count", [6, 14])
+def test_fewer_objects_than_groups_are_left_out_one_by_one(states, count):
+    x, y = (one[:count, :2] for one in states[:2])
+    found = alike(x, y)
+    assert found.left_out.shape == (len(ALIKE), count) and np.isfinite(found.left_out).all()
+    assert np.isnan(alike(*(one[:count] for one in states[1:3])).left_out[-1]).all()
+
+
 def test_sets_of_different_objects_are_refused(states):
     with pytest.raises(ValueError, match="need the same 5 or more"):
         cka_pairs([states[0], states[1][:-1]])
