@@ -18,26 +18,43 @@ CKA, RBF; its difference                       0.942      0.043
 difference of CKA, over layers                            0.045
 CKA against shuffled objects                              0.042
 largest CKA of all pairs, the same                        0.046
-procrustes                                     0.951      0.043
-rsa                                            0.949      0.041
-svcca                                          0.960      0.041
+procrustes                                     0.948      0.046
+rsa                                            0.940      0.052
+svcca                                          0.966      0.035
 groups left out, over layers (Holm)                       0.047
 linear accuracy (Wilson)                       0.960
 linear selectivity                             0.951
 R^2 of a property                              0.941
-effective_rank                                 0.952      0.043   of 600 objects; of 120, 0.969
-participation_ratio                            0.953      0.044   likewise, 0.965
-anisotropy                                     0.947      0.047   where there is no mean, 0.972
+effective_rank                                 0.952      0.037   of 600 objects; of 120, 0.969
+participation_ratio                            0.954      0.041   likewise, 0.965
+anisotropy                                     0.951      0.040   where there is no mean, 0.972
 
-Groups left out are known to be too wide for neighbours (0.98 to 1.00 covered, alarms 0.00 to 0.01),
-and were found so, less, for what weighs all directions of two sets of few objects, and for a code
-whose first probes are of few objects. The neighbours' own terms, left out with the neighbours as
-they are, are too narrow (0.90 to 0.93), as objects share neighbours:
-mutual_knn                                     0.981      0.011
-two_nn                                         0.997      0.001
-mle_dimension                                  0.995      0.006
-pwcca                                          0.974      0.018
-length of the online code                      0.965
+Statistics of neighbours and PWCCA, whose errors are from halves of the objects (`probe.halves`):
+mutual_knn                                     0.949      0.048
+two_nn                                         0.946      0.045   of 600 objects
+mle_dimension                                  0.966      0.037   likewise
+pwcca                                          0.955      0.045
+
+Their coverage and false alarms where the objects lie otherwise (600 runs: give or take 0.009):
+                        cloud            bent surface     six classes
+two_nn, 600 objects     0.950  0.057     0.945  0.063     0.928  0.063
+mle_dimension           0.968  0.033     0.958  0.053     0.957  0.048
+mutual_knn              0.962  0.033     0.960  0.043     0.938  0.043
+two_nn, 120 objects     0.937  0.042     0.948  0.090     0.933  0.067
+mle_dimension           0.968  0.032     0.965  0.055     0.995  0.090   10 neighbours of a
+mutual_knn              0.962  0.045     0.965  0.042     0.977  0.038   class of 20
+
+That of the mle_dimension is still a little too wide, as fewer neighbours of a half err more; with
+120 objects two of these differences are called too often, as halves lack the nearest neighbours,
+where two models differ most. The online code keeps its groups left out, of what is fitted as well
+as of what is coded, and is a little too wide; a code of half the objects would be another one:
+length of the online code                      0.974
+difference in bits of the online code          0.969      0.031
+
+share of a gap that a transplant closes        0.943
+the same, band over layers (percentile_band)   0.940
+layer where reading stops                      0.965
+where deep layers are as noisy as any          0.965   its ends are layers: it cannot be exact
 """
 
 import sys
@@ -47,20 +64,25 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from probe import intervals
 from probe.cka import cka, cka_difference, cka_interval, cka_null, over_layers
-from probe.dimension import STATISTICS, shape
+from probe.dimension import GROUPS, STATISTICS, Shape, _gaps_or_none, _local, shape
 from probe.geometry import r2, r2_interval
+from probe.halves import angular, by_halves, reach, relative
 from probe.linear import linear_probe, online_code
-from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null
+from probe.pairs import ALIKE, SHARED, _in_common, alike, cka_pairs, cka_pairs_null
 from probe.sheet_readouts import _hit_differences
+from probe.similarity import _others
 from probe.verdict import equivalence
 
 OBJECTS = 300
 MANY = 600
 FEW = 120  # where all pairs of objects are looked at in each of thousands of runs
 LAYERS = 6
+NEAR = (*STATISTICS[:2], "mutual_knn")
+ENDS = ("low", "high", "wide_low", "wide_high")
 
 
 class Said(NamedTuple):
@@ -176,6 +198,25 @@ def shapes(rng):
     yield from _grouped(STATISTICS, shape(x, seed=seed), shape(other, seed=seed))
 
 
+def neighbours(rng):
+    """Statistics of neighbours, of few and of many objects, whatever these lie on."""
+    for draw, where in ((_models, "cloud"), (_surface, "surface"), (_parted, "classes")):
+        for objects in (FEW, MANY):
+            x, other, y = draw(rng, objects)
+            group = rng.permutation(objects) % GROUPS
+            one, two = (_of_neighbours(states, y, group) for states in (x, other))
+            yield from _grouped([f"{name}, {where}, {objects}" for name in NEAR], one, two)
+
+
+def _of_neighbours(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> Shape:
+    """As `shape` and `alike` have them, which take longer as they have more."""
+    near, lists = _gaps_or_none(x), [_others(states, 6 * SHARED, "cosine") for states in (x, y)]
+    dimensions = by_halves(lambda keep: _local(near, keep), group, relative)
+    common = by_halves(lambda keep: _in_common(lists, keep, reach(keep, SHARED)), group, angular)
+    found = np.column_stack([dimensions, common]).T
+    return Shape(found[:, 0], found[:, 1:])
+
+
 def groups_over_layers(rng):
     """Holm over layers that share objects: below the level where they move together."""
     own = rng.normal(size=(2, 1, OBJECTS)) + rng.normal(size=(2, LAYERS, OBJECTS))
@@ -195,9 +236,46 @@ def linear(rng):
 
 
 def code(rng):
-    """Objects that are coded, objects that are fitted and their order, all drawn anew."""
-    found = online_code(*_classes(rng, FEW)[:2], seed=int(rng.integers(2**31)))
-    yield "length of the online code", Said((found.compression, found.low, found.high), None)
+    """Objects that are coded, objects that are fitted and their order, all drawn anew; two models
+    that see the same classes, each through noise of its own.
+    """
+    states, labels = _classes(rng, FEW)
+    seed, name = int(rng.integers(2**31)), "length of the online code"
+    found = online_code(states, labels, seed=seed)
+    yield name, Said((found.compression, found.low, found.high), None)
+    noisy = (states + rng.normal(size=states.shape) for _ in range(2))
+    one, two = (online_code(x, labels, seed=seed) for x in noisy)
+    parts = [part for code in (one, two) for part in (code.lengths.mean(), code.left_out)]
+    gap = intervals.group_difference(*(part[None] for part in parts))
+    yield "difference in bits of the online code", Said([end[0] for end in gap[:3]], 0.0, gap.p[0])
+
+
+def causes(rng):
+    """Where a model stops reading its points, and what it takes over of another one."""
+    from probe.causal import _add_share, stopping_layer
+
+    layers, size = np.arange(0, 33, 4), rng.gamma(2, 0.5, FEW)
+    effect = np.append(5 * np.exp(-layers[:-1] / 8), 0)  # under a twentieth from layer 24 on
+    for noise, kind in ((0.3, "layer"), (2.0, "noisy layer")):
+        own = size * (1 + 0.5 * rng.normal(size=(9, FEW))) * effect[:, None]
+        own[:-1] += noise * rng.normal(size=(8, FEW))
+        found = stopping_layer(-own, layers, seed=int(rng.integers(2**31)))
+        yield f"{kind} where reading stops", Said(found, 24.0)
+    gap = rng.gamma(2, 0.5, FEW) + rng.normal(size=FEW)
+    closed = np.linspace(0, 0.8, LAYERS)
+    moved = closed[:, None] * gap + rng.normal(size=(LAYERS, FEW)) + rng.normal(size=FEW)
+    results = xr.Dataset(
+        {
+            "log_probability": (("variant", "object"), np.stack([0 * gap, gap])),
+            "transplant": (("into", "layer", "object"), moved[None]),
+        },
+        {"variant": ["baseline", "aligned"], "giver": ("into", ["aligned"])},
+    ).assign_coords(into=["baseline"])
+    _add_share(results, int(rng.integers(2**31)))
+    part = {end: results[f"transplant_share_{end}"].values[0] for end in ENDS}
+    yield "share of a gap", Said((0, part["low"][3], part["high"][3]), closed[3])
+    worst = (0, (part["wide_low"] - closed).max(), (part["wide_high"] - closed).min())
+    yield "share of a gap, over layers", Said(worst, 0.0)
 
 
 def geometry(rng):
@@ -211,6 +289,31 @@ def _models(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two models that see the target through noise of their own, and the target."""
     y = rng.normal(size=(objects, 8)) * np.linspace(1, 2, 8)
     return y + rng.normal(size=y.shape), y + rng.normal(size=y.shape), y
+
+
+def _surface(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of a bent surface of three dimensions in twenty."""
+    at = 3 * rng.random((objects, 3))
+    bent = np.sin(at @ BENT[0]) + 0.3 * at @ BENT[1]
+    x, other = bent + 0.15 * rng.normal(size=(2, *bent.shape))
+    return x, other, np.concatenate([at, np.sin(at)], axis=1)
+
+
+def _parted(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of six classes, each of three dimensions of its own and as noisy as it is."""
+    middles, spread, noise = CLASSES
+    label = rng.integers(0, len(middles), objects)
+    y = middles[label] + np.einsum("nk,nkd->nd", rng.random((objects, 3)), spread[label])
+    x, other = y + noise[label][:, None] * rng.normal(size=(2, *y.shape))
+    return x, other, y
+
+
+BENT = np.random.default_rng(96).normal(size=(2, 3, 20))
+CLASSES = (
+    2 * np.random.default_rng(95).normal(size=(6, 12)),
+    1.5 * np.random.default_rng(94).normal(size=(6, 3, 12)),
+    np.linspace(0.6, 0.1, 6),
+)
 
 
 @cache
@@ -294,26 +397,31 @@ SIMULATED = {  # runs, each
     permuted: 2000,
     likenesses: 2000,
     shapes: 2000,
+    neighbours: 600,
     groups_over_layers: 4000,
     linear: 2000,
     geometry: 4000,
     code: 2000,
+    causes: 2000,
 }
 
 
 # more than 96 % and fewer than 4 % are known of these, and said above
-WIDE = {"mutual_knn", "two_nn", "mle_dimension", "pwcca"}
-WIDE |= {"McNemar, exact", "length of the online code"}
+WIDE = {"McNemar, exact", "length of the online code", "difference in bits of the online code"}
+WIDE |= {f"{name}, classes, {FEW}" for name in NEAR}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("simulate", SIMULATED)
 def test_intervals_and_tests_keep_their_level(simulate):
-    """With a quarter of the runs, whose own error is up to a point: two points are let pass."""
-    for name, found in rates(simulate, SIMULATED[simulate] // 4).items():
+    """With a quarter of the runs: two points are let pass, or three of their standard errors."""
+    runs = SIMULATED[simulate] // 4
+    slack = max(0.02, 3 * np.sqrt(0.05 * 0.95 / runs))
+    for name, found in rates(simulate, runs).items():
         wide = name in WIDE
-        assert np.isnan(found.covered) or 0.93 <= found.covered <= (1 if wide else 0.97), name
-        assert np.isnan(found.alarms) or (0 if wide else 0.03) <= found.alarms <= 0.07, name
+        least, most = 0.95 - slack, 1 if wide else 0.95 + slack
+        assert np.isnan(found.covered) or least <= found.covered <= most, name
+        assert np.isnan(found.alarms) or 1 - most <= found.alarms <= 1 - least, name
 
 
 if __name__ == "__main__":
