@@ -231,6 +231,11 @@ def noise(results: xr.Dataset) -> str:
     cka, knn = results.noise_cka_mean, 100 * results.noise_agreement_mean
     return (
         f"Noise floor ({results.attrs['noise_floor']}): the same objects captured again have a CKA "
-        f"of {float(cka.min()):.3f} to {float(cka.max()):.3f} with themselves, and their "
-        f"neighbours name the same class for {float(knn.min()):.1f} to {float(knn.max()):.1f} %."
+        f"of {_span(cka, 3)} with themselves, and their neighbours name the same class for "
+        f"{_span(knn, 1)} %."
     )
+
+
+def _span(values: xr.DataArray, digits: int) -> str:
+    ends = (f"{float(end):.{digits}f}" for end in (values.min(), values.max()))
+    return " to ".join(dict.fromkeys(ends))

@@ -119,20 +119,6 @@ def overview(swept: xr.Dataset, rebuilt: xr.Dataset | None) -> tuple[list[Panel]
     return panels, [gap for results, about in parts for gap in gaps(results, about)]
 
 
-def with_code(results: xr.Dataset) -> xr.Dataset:
-    """A sweep with its online code as a measure of `LINEAR`: one number a layer, no interval.
-
-    The code's length tells how cheaply a class is read, where accuracy only tells whether.
-    """
-    if "linear_compression" not in results:
-        return results
-    code, none = results.linear_compression, results.linear_compression * np.nan
-    parts = {"linear_compression_mean": code, "linear_compression_low": none}
-    parts |= {"linear_compression_high": none}
-    parts |= {"linear_compression_target": results.linear_target_compression}
-    return results.assign(parts)
-
-
 def of_property(results: xr.Dataset, name: str) -> xr.Dataset:
     """The read-out of one property, with its selectivity: R² less that with the values shuffled.
 

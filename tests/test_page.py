@@ -230,7 +230,10 @@ def test_two_captures_of_the_same_objects_give_the_noise_floor(run, tmp_path):
     itself = sweep(run, ["knn"], [0, 12], ["aligned"], again=run)
     np.testing.assert_allclose(itself.noise_cka_mean, 1)
     np.testing.assert_allclose(itself.noise_agreement_mean, 1)
-    assert "CKA of 1.000 to 1.000 with themselves" in " ".join(findings(itself))
+    said = " ".join(findings(itself))
+    assert (
+        "CKA of 1.000 with themselves, and their neighbours name the same class for 100.0 %" in said
+    )
     with pytest.raises(ValueError, match="has no layer 0"):
         sweep(run, ["knn"], [0], ["aligned"], again=_Without(run))
 

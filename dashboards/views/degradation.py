@@ -167,7 +167,6 @@ def command(path: Path, results: xr.Dataset, probes: list[str]) -> str:
 def group(path: Path, swept: xr.Dataset, name: str) -> None:
     """Panels of measures that belong together, where they were measured."""
     title, probe = GROUPS[name]
-    swept = of.with_code(swept)
     results = data.results(path, "reconstruction") if name == "rebuilt" else swept
     panels = [] if results is None or name not in ABOUT else of.curves(results, ABOUT[name])
     if results is None or not panels:
