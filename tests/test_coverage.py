@@ -51,10 +51,10 @@ as of what is coded, and is a little too wide; a code of half the objects would 
 length of the online code                      0.974
 difference in bits of the online code          0.969      0.031
 
-share of a gap that a transplant closes        0.943
+share of a gap that a transplant closes        0.944
 the same, band over layers (percentile_band)   0.940
-layer where reading stops                      0.965
-where deep layers are as noisy as any          0.965   its ends are layers: it cannot be exact
+layer where reading stops                      0.970
+where deep layers are as noisy as any          0.967   its ends are layers: it cannot be exact
 """
 
 import sys
