@@ -15,8 +15,9 @@ from store import open_run
 from tests.conftest import TINY
 from tests.test_published import Weights
 from tests.test_stage2 import SETTINGS, call, here, refuse, typed
+from train.capture_job import capture
 from train.cli import read_config, run
-from train.config import MODELS, STAGE2, Stage2Config, with_recipe
+from train.config import MODELS, STAGE2, CaptureConfig, Stage2Config, with_recipe
 from train.data.load import told
 from train.data.objects import Conversation, Objects
 from train.start import model_sizes, starting_folder
@@ -65,6 +66,25 @@ def test_a_half_precision_language_model_trains_and_is_captured(published, solid
     AcceleratorState._reset_state(reset_partial_state=True)
     states = open_run(out).hidden("aligned").values.astype(np.float32)
     assert np.isfinite(states).all()
+
+
+def test_the_published_aligned_model_is_captured_beside_the_one_before(
+    published, solids_folder, tmp_path
+):
+    def states(start, name):
+        asked = {"weights": published.folder, "data": "modelnet", "data_root": solids_folder}
+        capture(CaptureConfig(out=tmp_path / start, start=start, layers="0,4", threads=1, **asked))
+        run = open_run(tmp_path / start)
+        assert run.variants == [name]
+        return run.hidden(name).values
+
+    before, after = (
+        states("pointalign-pretrain", "stage1"),
+        states("pointalign-finetune", "aligned"),
+    )
+    assert np.array_equal(before[0], after[0]) and not np.allclose(before[1], after[1], atol=1e-2)
+    with pytest.raises(ValueError, match="--start stage-4 goes with --weights"):
+        CaptureConfig(start="stage-4")
 
 
 def test_missing_published_files_are_listed(published, solids_folder, tmp_path):
@@ -120,8 +140,10 @@ def test_the_release_recipe_runs_and_says_so(tiny_checkpoint, solids_folder, tmp
         ("--align-loss", "l1", "--align-target", "projector-mid", "--align-layer", "1,3"),
         ("--align-loss", "contrastive", "--align-schedule", "rise", "--data-fraction", "0.5"),
         ("--align-loss", "learned", "--align-layer", "2-4", "--align-projector-layers", "1"),
-        ("--gradient-checkpointing", "--attention", "eager", "--decay", "linear"),
-        ("--accumulate", "2", "--batch-size", "2,4,2", "--no-single-turn-template"),
+        (
+            *("--gradient-checkpointing", "--attention", "eager", "--decay", "linear"),
+            *("--accumulate", "2", "--batch-size", "2,4,2", "--no-single-turn-template"),
+        ),
     ],
 )
 def test_every_ablation_is_a_flag(more, tiny_checkpoint, solids_folder, tmp_path):

@@ -22,6 +22,11 @@ class CaptureConfig:
     """Folder of a checkpoint of ours (default: the nano one that ships with the project)."""
     weights: Path | None = None
     """Folder of the published weights instead."""
+    start: Literal["pointalign-pretrain", "pointalign-finetune", "stage-3", "stage-4"] = (
+        "pointalign-pretrain"
+    )
+    """Which published files of --weights: PointAlign's before its stage 2 or its aligned model, or
+    MiniGPT-3D's of stage III or, with its query experts, IV."""
     host: Literal["minigpt3d", "bindllm"] = "minigpt3d"
     """MiniGPT-3D, or Point-LLM: --checkpoint is then a folder of python -m train.pointllm, and
     --weights one of its published files."""
@@ -85,6 +90,12 @@ class CaptureConfig:
             raise ValueError(f"--tokens {self.tokens} are of many lengths: add --pool mean")
         if self.batch_size < 0:
             raise ValueError(f"--batch-size {self.batch_size}: 0 or more")
+        if self.start != "pointalign-pretrain" and not self.weights:
+            raise ValueError(f"--start {self.start} goes with --weights, the published files")
+        if self.start == "pointalign-finetune" and self.trained:
+            raise ValueError(
+                f"--start {self.start}: --trained was trained from the model before it"
+            )
         if self.llm_map and not self.llm:
             raise ValueError("--llm-map goes with --llm, the model that it leads to")
         if self.llm and self.trained:

@@ -34,6 +34,8 @@ from train.verify import Proofs, verify_capture, verify_pooled
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START = "stage1"
 """Name of the model in the checkpoint, as in the runs of stage 2."""
+FINETUNED = "aligned"
+"""Name of PointAlign's own, also as there."""
 
 
 class MiniGPTHost:
@@ -75,6 +77,8 @@ class MiniGPTHost:
     def variants(self) -> list[str]:
         if self.config.llm:
             return [causal.variant(self.config.llm)]
+        if self.config.start == "pointalign-finetune":
+            return [FINETUNED]
         return [START, *(folder.name for folder in self.config.trained)]
 
     @property
@@ -233,8 +237,9 @@ def like_stage2(config: CaptureConfig) -> Stage2Config:
     """The settings that say which model and which data, as stage 2 reads them."""
     shared = ("data", "data_root", "seed", "skip_missing")
     counts = ("train_per_class", "gallery_per_class", "query_per_class")
-    same = {name: getattr(config, name) for name in (*shared, *counts)}
+    same: dict[str, Any] = {name: getattr(config, name) for name in (*shared, *counts)}
     if config.weights:
+        same["start"] = config.start
         return replace(Stage2Config(preset="minigpt3d", weights=config.weights), **same)
     return replace(Stage2Config(stage1=config.checkpoint), **same)
 
