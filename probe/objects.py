@@ -15,6 +15,7 @@ from probe.geometry import descriptors
 from probe.knn import nearest, unit_rows, vote
 from probe.maps import chained
 from probe.splits import gallery_query, groups_of, layers_of, without_copies
+from probe.tokens import Tokens
 from store import Run
 
 SHOWN = 6  # neighbours that are kept by row
@@ -63,7 +64,7 @@ def objects(
     k = min(k, len(gallery) - 1)
     fit = np.sort(np.random.default_rng([seed, 19]).permutation(gallery)[:FIT])
     target = run.target()
-    goal = target[fit].values.astype(np.float32)
+    goal = Tokens(target[:samples])
     grid = (len(names), len(depth), samples)
     position = np.empty((*grid, 2))
     named, support = np.empty(grid, np.int64), np.empty(grid, np.float32)
@@ -84,7 +85,7 @@ def objects(
             named[m, at] = vote(labels[found])
             support[m, at] = (labels[found] == labels[:, None]).mean(axis=1)
             maps.append(principal(pooled))
-            fitted = fit_map(stored[fit].values.astype(np.float32), goal, seed=seed)
+            fitted = fit_map(Tokens(stored[:samples]), goal, rows=fit, seed=seed)
             for rows in _blocks(samples):
                 mapped = apply_map(stored[rows].values, fitted)
                 drift[m, at, rows] = 1 - _cosine(mapped, target[rows].values.astype(np.float32))
