@@ -156,8 +156,8 @@ def more(results: xr.Dataset) -> list[Section]:
     if panels := figures.curves(results, figures.DIMENSION):
         picture = Picture(
             "dimension",
-            "Shape of the space of the query objects' mean tokens. Bars: delete-a-group jackknife "
-            "over objects; dotted: each dimension dealt out on its own.",
+            "Shape of the space of the query objects' mean tokens. Bars: 95 % intervals over "
+            "objects; dotted: each dimension dealt out on its own.",
             figures.curves_png(panels),
             figures.curves_figure(panels, results),
         )
