@@ -391,8 +391,11 @@ def checked_states(gallery: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, 
         raise ValueError(
             f"gallery {gallery.shape} and query {query.shape}: need (samples, dim), dims the same"
         )
-    if len(query) < 2:
-        raise ValueError(f"{len(query)} query objects: an interval needs 2 or more")
+    if len(gallery) < 2 or len(query) < 2:
+        raise ValueError(
+            f"{len(gallery)} gallery and {len(query)} query objects: a probe needs 2 or more to be "
+            "fitted on, and an interval 2 or more"
+        )
     for name, states in (("gallery", gallery), ("query", query)):
         if not np.isfinite(states).all():
             bad = int((~np.isfinite(states)).any(axis=1).argmax())

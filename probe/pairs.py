@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.cka import jackknife_covariance
 from probe.dimension import GROUPS
 from probe.halves import angular, by_halves, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
@@ -110,20 +109,6 @@ def cka_pairs_null(
             found += block @ values.take(dealt[start : start + PAIRS_AT_ONCE], 0)
         largest += [found[above].max(), found.T[above].max()]
     return np.array(largest[:permutations])
-
-
-def pair_difference(
-    found: PairCka, a: np.ndarray, b: np.ndarray, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """CKA of pairs a less that of pairs b, with bounds. a, b : (2, pairs), indices of sets."""
-    from scipy.special import ndtri
-
-    (i, j), (k, m) = a, b
-    left_out = found.left_out[:, i, j] - found.left_out[:, k, m]
-    error = np.sqrt(np.array([jackknife_covariance(one[None])[0, 0] for one in left_out.T]))
-    mean = found.mean[i, j] - found.mean[k, m]
-    half = ndtri((1 + level) / 2) * error
-    return mean, mean - half, mean + half
 
 
 class Alike(NamedTuple):

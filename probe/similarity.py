@@ -57,6 +57,9 @@ def mutual_knn(x: np.ndarray, y: np.ndarray, k: int = 10, metric: str = "cosine"
     x, y = _finite(x, y)
     if not 1 <= k <= len(x) - 2:
         raise ValueError(f"k={k} must be 1 to {len(x) - 2}, for {len(x)} objects")
+    for name, values in (("x", x), ("y", y)):
+        if (values == values[:1]).all():
+            raise ValueError(f"{name} is constant: no object is the nearest")
     near_x, near_y = (_others(values, k, metric) for values in (x, y))
     shared = (near_x[:, :, None] == near_y[:, None]).any(axis=2)
     return float(shared.mean())

@@ -16,6 +16,7 @@ import pytest
 import torch
 import xarray as xr
 
+from probe.findings import findings
 from probe.sweep import sweep
 from store import open_run
 from store.place import Place
@@ -183,6 +184,23 @@ def test_smaller_batches_and_bfloat16_store_the_same_up_to_rounding(made, plain)
     rounded = open_run(made("bfloat16", dtype="bfloat16")).hidden("stage1").values
     expected = torch.from_numpy(exact).bfloat16().float().numpy()
     np.testing.assert_array_equal(rounded, expected)
+
+
+def test_matrices_of_half_precision_change_states_by_their_rounding(made, plain):
+    exact = open_run(plain).hidden("stage1").values
+    half = open_run(made("half", precision="bf16")).hidden("stage1").values
+    assert 0 < np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_another_draw_is_a_second_capture_of_the_same_objects(made, plain):
+    one, two = open_run(plain), open_run(made("drawn", draw=1))
+    assert one.samples().equals(two.samples())
+    target, again = (run.target().values.mean(axis=1) for run in (one, two))
+    assert not np.array_equal(target, again)
+    apart = np.linalg.norm(target[:, None] - again, axis=-1)
+    assert apart.diagonal().mean() < apart.mean()
+    found = sweep(one, ["knn", "drift"], [0, 4], again=two)
+    assert "same objects captured again" in " ".join(findings(found))
 
 
 def test_a_model_of_stage_2_is_captured_beside_the_one_it_was_trained_from(

@@ -216,7 +216,8 @@ HOLED[7, 3] = np.nan
         ({"groups": np.arange(4)}, r"groups \(4,\) for 40 gallery samples"),
         ({"penalties": [0.0, 1.0]}, "must be positive and finite"),
         ({"shuffles": 0}, "shuffles=0: a probe without a control"),
-        ({"query": GOOD["query"][:1], "query_labels": [0]}, "1 query objects: an interval needs 2"),
+        ({"gallery": GOOD["gallery"][:0], "gallery_labels": []}, "0 gallery and 80 query objects"),
+        ({"query": GOOD["query"][:1], "query_labels": [0]}, "40 gallery and 1 query objects"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(change, message):

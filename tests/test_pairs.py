@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probe.cka import cka, cka_difference, cka_interval, cka_null
+from probe.cka import cka, cka_interval, cka_null
 from probe.halves import halvings
 from probe.intervals import group_jackknife
-from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null, pair_difference
+from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null
 from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
 
 
@@ -29,13 +29,6 @@ def test_every_pair_equals_the_cka_of_the_two_alone(states, monkeypatch):
             assert found.low[i, j] == pytest.approx(alone.low, abs=1e-12)
             assert found.high[i, j] == pytest.approx(alone.high, abs=1e-12)
             np.testing.assert_allclose(found.left_out[:, i, j], alone.left_out, atol=1e-12)
-
-
-def test_a_difference_of_pairs_is_the_paired_one(states):
-    found = cka_pairs(states)
-    mean, low, high = pair_difference(found, np.array([[0], [2]]), np.array([[1], [2]]))
-    alone = cka_difference(states[0], states[1], states[2])
-    assert (mean[0], low[0], high[0]) == pytest.approx((alone.mean, alone.low, alone.high))
 
 
 def test_the_null_is_the_largest_of_all_pairs_in_each_order_and_its_reverse(states, monkeypatch):

@@ -63,6 +63,7 @@ def test_mutual_knn_equals_sklearn_and_is_at_its_floor_for_noise():
         (lambda: svcca(np.ones((9, 3)), pair(9)[1]), "x is constant"),
         (lambda: rsa(np.eye(4), np.eye(5)), r"x \(4, 4\) and y \(5, 5\)"),
         (lambda: mutual_knn(*pair(10), k=9), "k=9 must be 1 to 8, for 10 objects"),
+        (lambda: mutual_knn(np.ones((9, 3)), pair(9)[1], k=2), "x is constant"),
         (lambda: pwcca(*pair(6)), "pwcca needs more objects"),
         (lambda: procrustes_distance(np.full((9, 3), np.nan), pair(9)[1]), "holds NaN"),
     ],

@@ -67,6 +67,9 @@ class CaptureConfig:
     """Attention of the LLM: torch's fused one, or the plain one."""
     batch_size: int = 0
     """Objects that pass through together; 0 for a whole chunk of the store."""
+    draw: int = 0
+    """Which points of a cloud the model takes, and from which its patches begin. Any but 0 makes a
+    second capture of the same objects: python -m probe RUN --again SECOND tells the noise."""
     seed: int = 0
     """Of the data."""
     train_per_class: int = 32

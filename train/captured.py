@@ -63,10 +63,10 @@ def shown_points(data: DataSet) -> ShownPoints:
     return ShownPoints(data, np.sort(order[:SHOWN_POINTS]))
 
 
-def clouds(data: DataSet, rows: np.ndarray, points: int) -> Tensor:
+def clouds(data: DataSet, rows: np.ndarray, points: int, draw: int = 0) -> Tensor:
     """(rows, points or fewer, 6): clouds of these rising rows, as the model takes them."""
     parts = of_splits(data, rows)
-    read = [objects.points(own)[:, kept_rows(objects, points)] for objects, own in parts]
+    read = [objects.points(own)[:, kept_rows(objects, points, draw)] for objects, own in parts]
     return torch.from_numpy(np.concatenate(read))
 
 

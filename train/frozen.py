@@ -27,11 +27,13 @@ DRAWN = 1_000_003
 """Times the seed, plus the first row of a batch: the seed of a front that draws."""
 
 
-def kept_rows(objects: Objects, points: int) -> np.ndarray:
-    """Rows of a cloud that the model takes: all, or the same evenly drawn ones of every cloud."""
-    if objects.count <= points:
-        return np.arange(objects.count)
-    return np.sort(np.random.default_rng(0).permutation(objects.count)[:points])
+def kept_rows(objects: Objects, points: int, draw: int = 0) -> np.ndarray:
+    """Rows of a cloud that the model takes: all, or the same evenly drawn ones of every cloud.
+
+    draw : any but 0 draws others, in no order, so that patches begin at another point as well
+    """
+    rows = np.random.default_rng(draw).permutation(objects.count)[:points]
+    return rows if draw else np.sort(rows)
 
 
 def batch_count(objects: Objects) -> int:

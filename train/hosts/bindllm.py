@@ -218,7 +218,7 @@ class BindLLMHost:
         """The joint embeddings of some objects, and what the LLM is shown: (samples, space)."""
         from train.hosts.bindllm_files import vectors_of
 
-        shown = clouds(self.data, rows, self.data.query.count).to(self.device)
+        shown = clouds(self.data, rows, self.data.query.count, self.config.draw).to(self.device)
         return vectors_of(self.loaded, shown, cache=self.config.cache)
 
 

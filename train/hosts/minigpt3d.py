@@ -25,7 +25,7 @@ from train.checkpoint import read_tensors, sha256
 from train.config import CaptureConfig, Stage2Config, parse_layers
 from train.data.objects import DataSet
 from train.hosts import Site, causal
-from train.models.llm import set_attention
+from train.models.llm import hold_in, set_attention
 from train.models.minigpt3d import MiniGPT3D
 from train.prompts import Batch, bos_id, collate, encode_conversation, prefix
 from train.start import load_start, model_sizes
@@ -64,11 +64,13 @@ class MiniGPTHost:
             self.hashes |= causal.hashes(config.llm, config.llm_map)
             rows = np.arange(min(causal.MEASURED, len(data.gallery)))
             with torch.no_grad():
-                target = self.model.encode(clouds(data, rows, self.own.points))
+                target = self.model.encode(clouds(data, rows, self.own.points, config.draw))
             self.model.projector, said = causal.fitted(  # type: ignore[assignment]
                 self.model, target, config.llm_map, config.seed
             )
             self.about = {"llm": f"{self.variants[0]} in the place of ours; {said}"}
+        else:
+            hold_in(self.model.llm, dtype)
         set_attention(self.model.llm, config.attention)
         self.model.to(device).eval()
         self.hashes |= {folder.name: sha256(_trained_file(folder)) for folder in config.trained}
@@ -204,7 +206,7 @@ class MiniGPTHost:
 
     def _front(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Clouds through the frozen front: `train.hosts.FROZEN`."""
-        shown = clouds(self.data, rows, self.sizes.points).to(self.device)
+        shown = clouds(self.data, rows, self.sizes.points, self.config.draw).to(self.device)
         with read_attention(self.model) as reading:
             target = self.model.encode(shown)
         assert reading.centres is not None and reading.encoder is not None
