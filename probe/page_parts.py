@@ -12,6 +12,7 @@ from probe.judged import own
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES, causal_figure
+from probe.plots_properties import properties_figure, properties_png
 from probe.plots_style import REFERENCES
 from probe.plots_training import steps_gaps, steps_gaps_figure
 
@@ -196,7 +197,13 @@ def more(results: xr.Dataset) -> list[Section]:
         picture = Picture("linear", caption, figures.curves_png(panels, below), live)
         found.append(Section("Class that can be read out", [], [picture]))
     if "geometry_mean" in results:
-        found.append(Section("Geometry that can be read out", [], [_properties(results)]))
+        caption = (
+            "Which property is left in which layer: R² of each in a ridge regression on the mean "
+            "token, the one that the target tells best on top."
+        )
+        picture = Picture("geometry", caption, properties_png(results), properties_figure(results))
+        table = _properties(results)
+        found.append(Section("Geometry that can be read out", [], [picture, table]))
     if "knn_confusion" in results:
         found.append(_classes(results))
     return found

@@ -9,6 +9,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from probe.geometry import ABOUT
+from probe.pixels import canvas, png
 from probe.plots_style import INK, LAYER, REFERENCES
 from probe.report import MAIN, SIGNIFICANT
 
@@ -68,6 +69,32 @@ def properties_figure(results: xr.Dataset, *, selective: bool = False) -> go.Fig
         font={"size": 13, "color": INK},
         margin={"t": 60, "b": 60},
     )
+
+
+def properties_png(results: xr.Dataset) -> bytes:
+    """`properties_figure`, drawn by matplotlib."""
+    shown = results.sortby("geometry_target_mean")
+    variants, layers = results.variant.values.astype(str), results.layer.values
+    known = [ending for ending in REFERENCES if f"geometry_{ending}_mean" in results]
+    tables = {name: shown.geometry_mean.sel(variant=name) for name in variants}
+    maps = {name: table.transpose("property", "layer").values for name, table in tables.items()}
+    maps[""] = np.stack([shown[f"geometry_{ending}_mean"].values for ending in known], axis=1)
+    figure, axes = canvas(1, len(maps), 3.1, 0.9 + 0.2 * shown.sizes["property"])
+    for axis, (title, values) in zip(axes[0], maps.items(), strict=True):
+        image = axis.imshow(values, origin="lower", aspect="auto", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=11.5, loc="left", color=INK)
+        axis.set_yticks([])
+        if title:
+            ticks = np.arange(0, len(layers), -(-len(layers) // 9))
+            axis.set_xticks(ticks, layers[ticks])
+            axis.set_xlabel("layer", fontsize=11)
+        else:
+            axis.set_xticks(range(len(known)), [REFERENCES[ending][0] for ending in known])
+    names = [name.replace("_", " ") for name in shown.property.values.astype(str)]
+    axes[0, 0].set_yticks(range(len(names)), names)
+    bar = figure.colorbar(image, ax=list(axes[0]), fraction=0.02)
+    bar.set_label("R² (1 = told exactly)", fontsize=11)
+    return png(figure)
 
 
 def _add(

@@ -82,6 +82,8 @@ NAMES = {
 }
 MORE = {"anisotropy": "lower spreads the directions", "procrustes": LOWER}
 MORE |= {key: CLOSER for key in ("rsa", "mutual_knn", "svcca", "pwcca")}
+RANGES = {"rsa": (-1, 1), "mutual_knn": (0, 1), "svcca": (0, 1), "pwcca": (0, 1)}
+"""What a likeness can be, which its interval does not leave."""
 
 
 def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
@@ -133,7 +135,8 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
         name, direction = NAMES[key], MORE.get(key, "higher fills more directions")
         one, out = values[..., at], left_out[..., at, :]
         estimate = intervals.group_jackknife(one, out, LEVEL)
-        sheet.put_interval(key, ("variant", "layer"), estimate, name, direction)
+        inside = [np.clip(part, *RANGES.get(key, (-np.inf, np.inf))) for part in estimate]
+        sheet.put_interval(key, ("variant", "layer"), inside, name, direction)
         own = cells[TARGET]["values"][at], cells[TARGET]["left_out"][at]
         if key in dimension.STATISTICS:
             estimate = intervals.group_jackknife(*own, LEVEL)

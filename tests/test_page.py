@@ -57,7 +57,7 @@ def test_the_page_opens_without_a_network_and_holds_every_part(report):
     assert titles >= {"Other likenesses", "Geometry that can be read out", "Shape of the space"}
     assert re.findall(r'<a href="#([^"]+)">', page) == [anchor for anchor, _ in found]
     pictures = re.findall(r"\((report/\w+\.png)\)", text.read_text())
-    assert len(pictures) >= 10
+    assert len(pictures) >= 10 and "report/geometry.png" in pictures
     for name in pictures:
         assert (text.parent / name).read_bytes()[:4] == b"\x89PNG"
 
@@ -89,6 +89,7 @@ def test_in_print_every_live_figure_is_its_picture(report):
 def test_other_likenesses_are_told_with_their_values_and_by_which_aligned_is_closer(whole):
     said = next(one for one in findings(whole) if one.startswith("Other likenesses of baseline"))
     for key, name in (("svcca", "SVCCA"), ("pwcca", "PWCCA")):
+        assert 0 <= whole[f"{key}_low"].min() <= whole[f"{key}_high"].max() <= 1
         one = whole.sel(variant="baseline")
         at = [float(one[f"{key}_mean"].sel(layer=layer)) for layer in (0, 12)]
         assert "{} {:.2f} to {:.2f} [".format(name, *at) in said
