@@ -22,11 +22,15 @@ def noise_floor(
     noise_agreement : share of them whose k nearest neighbours, looked up in the gallery of the
     first capture, name the same class in both; k the largest of the sweep
 
-    Raises ValueError where the second run has other objects, or lacks a model or a layer.
+    Models that were not captured again have nan. Raises ValueError where that is so of all, or the
+    second run has other objects or lacks a layer.
     """
     variants, layers = results["variant"].values.astype(str).tolist(), results["layer"].values
-    if absent := [name for name in variants if name not in again.variants]:
-        raise ValueError(f"{again.path} has no variant {absent[0]!r}, {run.path} has")
+    if not (both := [name for name in variants if name in again.variants]):
+        raise ValueError(
+            f"{again.path} has none of the models of {run.path}: {', '.join(again.variants)} "
+            f"instead of {', '.join(variants)}"
+        )
     if missing := [int(layer) for layer in layers if layer not in again.layers]:
         raise ValueError(f"{again.path} has no layer {missing[0]}, {run.path} has")
     ids = run.samples()["sample"].values[: data.samples]
@@ -35,9 +39,11 @@ def noise_floor(
     if lacking := [name for name in ids if name not in place]:
         raise ValueError(f"{again.path} lacks {len(lacking)} objects of {run.path}: {lacking[0]}")
     rows = np.array([place[name] for name in ids])[data.query]
-    likeness = np.empty((3, len(variants), len(layers)))
-    same = np.empty((len(variants), len(layers)))
+    likeness = np.full((3, len(variants), len(layers)), np.nan)
+    same = np.full((len(variants), len(layers)), np.nan)
     for v, at in np.ndindex(same.shape):
+        if variants[v] not in both:
+            continue
         here, there = (
             Tokens(one.final(variants[v]).sel(layer=layers[at])).pooled for one in (run, again)
         )
@@ -57,4 +63,5 @@ def noise_floor(
         for part, numbers in zip(("mean", "low", "high"), values, strict=True):
             attrs = {"long_name": text, "direction": "1 = no noise"}
             results[f"{key}_{part}"] = (dims, numbers, attrs)
-    return results.assign_attrs(noise_floor=f"second capture {again.path.name}")
+    said = f"second capture {again.path.name}, of {', '.join(both)}"
+    return results.assign_attrs(noise_floor=said)

@@ -58,7 +58,7 @@ def filled(command: str, house: Path) -> str:
     _, _, module, *_ = command.split()
     if "--host bindllm" in command:
         command = f"{command.replace('RUN', TALKER)} --pool mean --out told"
-    elif module == "train.capture":
+    elif module == "train.capture" and "--trained" not in command:
         command = command.replace("RUN", "captured").replace("FOLDER", "llm")
         command += "" if "--out" in command else " --out behind"
     elif module in ("train.retrieve", "train.generate"):

@@ -3,6 +3,7 @@
 import html
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,15 +236,24 @@ def test_two_captures_of_the_same_objects_give_the_noise_floor(run, tmp_path):
     assert (
         "CKA of 1.000 with themselves, and their neighbours name the same class for 100.0 %" in said
     )
-    with pytest.raises(ValueError, match="has no layer 0"):
-        sweep(run, ["knn"], [0], ["aligned"], again=_Without(run))
+    both = ["baseline", "aligned"]
+    found = sweep(run, ["knn"], [0], both, again=_Again(run, ["aligned"], [0]))
+    np.testing.assert_allclose(found.noise_cka_mean.values.ravel(), [np.nan, 1])
+    assert "of aligned): the same objects" in " ".join(findings(found))
+    for variants, layers, said in (
+        (both, [4], "has no layer 0"),
+        (["x"], [0], "none of the models"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sweep(run, ["knn"], [0], both, again=_Again(run, variants, layers))
 
 
-class _Without:
-    """A second capture without layer 0."""
+class _Again:
+    """A second capture that is the first one, of some models and layers."""
 
-    def __init__(self, run):
-        self.path, self.variants, self.layers = "other", run.variants, [4]
+    def __init__(self, run, variants, layers):
+        self.path, self.variants, self.layers = Path("other"), variants, layers
+        self.final, self.samples = run.final, run.samples
 
 
 def test_maps_and_rebuilt_clouds_are_tabled(run, whole):
