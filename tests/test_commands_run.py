@@ -34,7 +34,8 @@ QUICK = {
     "train.pointllm": "--language-steps 4 --pretrain-steps 4 --finetune-steps 4",
 }
 """Flags that make a command quick; those that it has itself stay."""
-ELSEWHERE = re.compile(r"--preset minigpt3d|pytest|notebooks\.execute|tests\.benchmarks")
+ELSEWHERE = re.compile(r"--preset minigpt3d|WEIGHTS|pytest|notebooks\.execute|tests\.benchmarks")
+SHIPPED = ROOT / "train" / "checkpoints"
 MAIN = "python -m train.stage2 --capture-layers 4,8,...,32"
 RUN, SECOND, THIRD = (f"runs/nano-shapes-seed{seed}" for seed in range(3))
 BOUND, TALKER = "runs/pointbind-shapes-seed0", "runs/pointllm-shapes-seed0"
@@ -56,6 +57,7 @@ def quick(command: str) -> list[str]:
 def filled(command: str, house: Path) -> str:
     """The command with the reader's own folders in it."""
     _, _, module, *_ = command.split()
+    command = command.replace("--llm DIR", "--llm llm").replace("train/checkpoints", str(SHIPPED))
     if "--host bindllm" in command:
         command = f"{command.replace('RUN', TALKER)} --pool mean --out told"
     elif module == "train.capture" and "--trained" not in command:
@@ -105,7 +107,7 @@ def house(tmp_path_factory, solids_folder, tiny_tokenizer) -> Path:
         vocab_size=tiny_tokenizer.get_vocab_size(),
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=8,
         num_attention_heads=4,
     )
     LlamaForCausalLM(sizes).save_pretrained(house / "llm")
