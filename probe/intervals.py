@@ -125,13 +125,16 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray, *, exact: bool = False) -> f
     fair coin (McNemar 1947). The mid-p counts half of the chance of the very count that was found,
     and keeps its level; the exact one never exceeds it, at the price of power: it calls 3 pairs of
     equal models in 100 different where 5 are asked for (Fagerland, Lydersen & Laake 2013,
-    doi:10.1186/1471-2288-13-91).
+    doi:10.1186/1471-2288-13-91). Raises ValueError where they are not of the same objects, or of
+    none.
     """
     from scipy.special import bdtr
 
     hits_a, hits_b = np.asarray(hits_a, bool), np.asarray(hits_b, bool)
     if hits_a.shape != hits_b.shape or hits_a.ndim != 1:
         raise ValueError(f"hits {hits_a.shape} and {hits_b.shape} are not paired")
+    if not len(hits_a):
+        raise ValueError("hits of 0 objects: a test of two models needs 1 or more")
     only_a, only_b = int((hits_a & ~hits_b).sum()), int((hits_b & ~hits_a).sum())
     differ, fewer = only_a + only_b, min(only_a, only_b)
     if differ == 0:

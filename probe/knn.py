@@ -42,7 +42,7 @@ def knn_accuracy(
 ) -> float:
     """Share of queries whose label wins the vote of their k nearest gallery samples.
 
-    gallery : (gallery_samples, dim)    gallery_labels : (gallery_samples,), integers from 0
+    gallery : (gallery_samples, dim)    gallery_labels : (gallery_samples,), numbers or text
     query   : (query_samples, dim)      query_labels   : (query_samples,)
     k       : neighbours that vote, one vote each; equal votes go to the smaller label
 
@@ -67,9 +67,11 @@ def knn_hits(
     backend: str = "auto",
 ) -> np.ndarray:
     """Which queries `knn_accuracy` counts as right, (query_samples,) of bool: for paired tests."""
-    query_labels = np.asarray(query_labels)
+    gallery_labels, query_labels = _named(gallery_labels, "gallery"), _named(query_labels, "query")
     if len(query_labels) != len(query):
         raise ValueError(f"{len(query_labels)} query labels for {len(query)} queries")
+    if (query_labels.dtype.kind == "U") != (gallery_labels.dtype.kind == "U"):
+        raise ValueError("gallery labels or query labels are text, the others numbers: no hit")
     predicted = knn_predict(gallery, gallery_labels, query, k, metric=metric, backend=backend)
     return predicted == query_labels
 
@@ -89,12 +91,20 @@ def knn_predict(
     the first of these that is there; all give the same labels, (query_samples,). Raises ValueError
     where no row of the gallery differs from another.
     """
-    gallery_labels = np.asarray(gallery_labels)
+    gallery_labels = _named(gallery_labels, "gallery")
     if gallery_labels.shape != (len(gallery),):
         raise ValueError(f"{gallery_labels.size} gallery labels for {len(gallery)} samples")
     found = nearest(gallery, query, k, metric=metric, backend=backend)
     check_they_differ(np.asarray(gallery))
     return vote(gallery_labels[found])
+
+
+def _named(labels: np.ndarray, name: str) -> np.ndarray:
+    """Labels as an array of numbers or of text."""
+    labels = np.asarray(np.asarray(labels).tolist())
+    if labels.size and labels.dtype.kind not in "biufU":
+        raise ValueError(f"{name} labels are neither all numbers nor all text: need one of the two")
+    return labels
 
 
 def check_they_differ(gallery: np.ndarray) -> None:
@@ -162,9 +172,13 @@ def comparable(gallery: Rows, query: Rows, k: int) -> None:
     shapes = gallery.shape, query.shape
     if not all(len(shape) == 2 and shape[1] for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
-    if not 1 <= k <= len(gallery):
-        raise ValueError(f"k={k} must be 1 to {len(gallery)}, the number of gallery samples")
+    if not isinstance(k, int | np.integer) or not 1 <= k <= len(gallery):
+        raise ValueError(
+            f"k={k!r} must be 1 to {len(gallery)}, the number of gallery samples, and whole"
+        )
     for name, rows in (("gallery", gallery), ("query", query)):
+        if np.asarray(rows[:1]).dtype.kind not in "biuf":
+            raise ValueError(f"{name} holds {np.asarray(rows[:1]).dtype}: need numbers")
         for some in row_blocks(rows):
             if not (finite := np.isfinite(rows[some]).all(axis=1)).all():
                 bad = some.start + int(finite.argmin())

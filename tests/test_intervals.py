@@ -127,6 +127,7 @@ def test_the_normal_adjustment_is_none_for_one_test_and_near_bonferroni_for_inde
         (lambda: paired_difference(np.zeros(3), np.zeros(4)), "are not paired"),
         (lambda: wilson(5, 4), "hits=5 of n=4"),
         (lambda: mcnemar(np.zeros(3), np.zeros(4)), "are not paired"),
+        (lambda: mcnemar(np.zeros(0), np.zeros(0)), "hits of 0 objects"),
     ],
 )
 def test_what_has_no_interval_is_refused(call, message):

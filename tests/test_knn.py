@@ -136,6 +136,8 @@ def test_shuffled_labels_score_at_chance(digits):
     ("change", "message"),
     [
         ({"k": 11}, "k=11 must be 1 to 10"),
+        ({"k": 2.5}, "k=2.5 must be 1 to 10, the number of gallery samples, and whole"),
+        ({"k": "2"}, "k='2' must be 1 to 10"),
         ({"metric": "dot"}, "metric 'dot'"),
         ({"backend": "annoy"}, "backend 'annoy'"),
         ({"gallery": np.full((10, 4), np.nan)}, "gallery sample 0 has values that are not finite"),
@@ -144,6 +146,8 @@ def test_shuffled_labels_score_at_chance(digits):
         ({"gallery": np.ones((10, 0)), "query": np.ones((3, 0))}, r"need \(samples, dim\)"),
         ({"query": np.ones((3, 5))}, r"gallery \(10, 4\) and query \(3, 5\)"),
         ({"gallery_labels": np.arange(9)}, "9 gallery labels for 10 samples"),
+        ({"gallery_labels": np.array([None, 1] * 5)}, "gallery labels are neither all numbers nor"),
+        ({"gallery": np.full((10, 4), "a")}, "gallery holds <U1: need numbers"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, message):
@@ -155,3 +159,12 @@ def test_what_cannot_be_compared_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         knn_predict(**(good | change))
+
+
+def test_text_is_as_good_a_label_as_a_number_but_not_beside_numbers(digits):
+    gallery, query, old, new = digits
+    words = np.array([f"digit {at}" for at in range(10)])
+    text = words[old].astype(object), words[new]
+    assert knn_accuracy(gallery, query, *text) == knn_accuracy(gallery, query, old, new)
+    with pytest.raises(ValueError, match="labels are text, the others numbers"):
+        knn_accuracy(gallery, query, words[old], new)
