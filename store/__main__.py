@@ -83,7 +83,7 @@ def verify(run: Positional[str]) -> int:
 
 def export(
     run: Positional[str],
-    out: Positional[Path],
+    out: Positional[str],
     *,
     variants: str = "",
     layers: Numbers = "",
@@ -104,9 +104,11 @@ def export(
     from store.export import subset
     from store.reader import open_run
 
+    if "://" in out:
+        return _wrong(f"{out}: a part is written to this disk; name a file, and copy it from there")
     names = variants.split(",") if variants else None
     part = subset(open_run(run), variants=names, layers=_numbers(layers), samples=samples)
-    write(part, out, format)
+    write(part, Path(out), format)
     print(f"{out}: {part.sizes['sample']} samples, {part.sizes['layer']} layers")
     return 0
 
@@ -164,7 +166,6 @@ def _wrong(message: str) -> int:
 
 def main() -> int:
     from store.lock import Locked
-    from store.remote import Unreachable
 
     commands: dict[str, Callable[..., int]] = {
         "ls": ls,
@@ -180,8 +181,9 @@ def main() -> int:
         )
     except (ValueError, FileNotFoundError, FileExistsError, Locked) as error:
         return _wrong(str(error))
-    except Unreachable as error:
-        print(error, file=sys.stderr)
+    except OSError as error:  # a full disk, a network that is away
+        where = f" ({error.filename or 'while writing'})" if error.strerror else ""
+        print(f"{error.strerror or error}{where}", file=sys.stderr)
         return 1
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from store.schema import STORE, StoreError
 
 SAME: tuple[str, ...] = (
     *("samples", "layers", "tokens", "dim", "target_dim", "encoder_dim", "dtype", "points"),
-    *("patches", "digests"),
+    *("target_tokens", "patches", "digests"),
 )
 
 
@@ -44,7 +45,8 @@ def merge(runs: Sequence[str | Path], out: str | Path) -> Run:
     sources = _names(opened)
     about = [{"run": run.path.name, "provenance": run.attrs["provenance"]} for run in opened]
     taken = {name: [run.path.name, variant] for name, (run, variant) in sources.items()}
-    return _copy(first, sources, out, first.layers, {}, {"merged": about, "variants": taken})
+    made = {"merged": about, "variants": taken} | _alike([one["provenance"] for one in about])
+    return _copy(first, sources, out, first.layers, {}, made)
 
 
 def prune(
@@ -71,7 +73,12 @@ def prune(
     if not kept or any(run.steps(v) and not left for v, left in kept_steps.items()):
         raise ValueError(f"{run.name}: nothing would be left")
     sources = {name: (run, name) for name in run.variants}
-    about = run.attrs["provenance"] | {"pruned": {"layers": list(layers), "steps": list(steps)}}
+    before = run.attrs["provenance"].get("pruned", {})
+    dropped = {
+        name: [*before.get(name, []), *map(int, now)]
+        for name, now in (("layers", layers), ("steps", steps))
+    }
+    about = run.attrs["provenance"] | {"pruned": dropped}
     if out is not None:
         return _copy(run, sources, out, kept, kept_steps, about)
     if place.local is None:
@@ -79,6 +86,7 @@ def prune(
     held = lock(place, 0)
     try:
         beside = place.local / ".pruned"
+        _forget_other(beside, about)
         _copy(run, sources, beside, kept, kept_steps, about)
         shutil.copytree(
             place.local / STORE / "probes", beside / STORE / "probes", dirs_exist_ok=True
@@ -91,6 +99,13 @@ def prune(
     return open_run(path)
 
 
+def _forget_other(beside: Path, about: dict[str, Any]) -> None:
+    """Remove what was begun by a prune that dropped something else, and was stopped."""
+    with suppress(StoreError):  # nothing is there
+        if open_run(beside).attrs["provenance"] != about:
+            shutil.rmtree(beside)
+
+
 def _finish_swap(place: Place) -> None:
     """Give the pruned store its name, also where a kill came between the two renames."""
     if place.local is None:
@@ -101,6 +116,17 @@ def _finish_swap(place: Place) -> None:
     if (place.local / STORE).exists() and old.exists():
         shutil.rmtree(old)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _alike(made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all runs say alike of their states."""
+    first, *others = made
+    names = ("site", "tokens", "pool", "captured", "target")
+    return {
+        name: first[name]
+        for name in names
+        if name in first and all(other.get(name) == first[name] for other in others)
+    }
 
 
 def _different(first: Run, other: Run, key: str) -> str:

@@ -27,23 +27,29 @@ def subset(
 
     samples : all, gallery, query, rows as 0-99, or ids with commas between them
 
-    Raises StoreError for what the run does not have.
+    Of an unfinished run these are the finished ones among them. Raises StoreError for what the run
+    does not have, or where nothing is left.
     """
     table = run.samples()
+    states = {name: run.hidden(name) for name in variants or run.variants}
+    target = run.target()
     rows = _rows(run, table, samples)
+    rows = rows[rows < min(part.sizes["sample"] for part in (target, *states.values()))]
+    if len(rows) == 0:
+        raise StoreError(f"{run.name} has none of samples {samples}, so there is nothing to export")
     wanted = list(layers or run.layers)
     if absent := [layer for layer in wanted if layer not in run.layers]:
         raise StoreError(
             f"{run.name} has no layer {absent[0]}: it has {', '.join(map(str, run.layers))}"
         )
     found = {}
-    for name in variants or run.variants:
-        states = run.hidden(name).isel(sample=rows).sel(layer=wanted)
-        if "step" in states.dims:  # each variant has steps of its own
-            states = states.rename(step=f"step_{name}")
-        found[name] = states.reset_coords(drop=True)
-    target = run.target().isel(sample=rows).reset_coords(drop=True)
-    dataset = xr.Dataset({**found, "target": target})
+    for name, whole in states.items():
+        part = whole.isel(sample=rows).sel(layer=wanted)
+        if "step" in part.dims:  # each variant has steps of its own
+            part = part.rename(step=f"step_{name}")
+        found[name] = part.reset_coords(drop=True)
+    found["target"] = target.isel(sample=rows).reset_coords(drop=True)
+    dataset = xr.Dataset(found)
     dataset = dataset.assign({name: table[name].isel(sample=rows) for name in TABLE})
     provenance = json.dumps(run.attrs.get("provenance", {}))
     return dataset.assign_attrs(run=run.path.name, dtype=run.attrs["dtype"], provenance=provenance)
@@ -56,7 +62,8 @@ def export(dataset: xr.Dataset, out: Path, kind: str = "auto") -> None:
            the `datasets` library), or auto, by the ending of `out`
 
     netCDF has no half precision: float16 becomes float32 there, which holds it exactly. Raises
-    FileExistsError where `out` is, ValueError for an unknown ending or a library that is absent.
+    FileExistsError where `out` is, ValueError for an unknown ending or a library that is absent,
+    OSError where the disk is full.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists: name another file")
@@ -77,6 +84,10 @@ def export(dataset: xr.Dataset, out: Path, kind: str = "auto") -> None:
     try:
         writers[kind](dataset, partial)
         partial.rename(out)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of a full disk each of the libraries has an error of its own
+        raise OSError(f"{out} can't be written: {error.__cause__ or error}") from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)

@@ -21,6 +21,22 @@ from store.place import Place
 from store.schema import STORE, StoreError
 from store.shards import fill
 
+SITES = {
+    "resid": "residual stream at {} after each block, 0 = what enters block 1",
+    "attn": "what the attention of each block adds to the residual stream at {}",
+    "mlp": "what the feed-forward of each block adds to the residual stream at {}",
+}
+WHERE = {"answer": "the tokens of the answer", "all": "the tokens of the whole conversation"}
+COLUMNS = {
+    "sample": "id of the object",
+    "label": "number of its class",
+    "class_name": "name of its class",
+    "split": "gallery, where neighbours are looked up, or query, the unseen ones they are of",
+    "caption": "what is said of the object",
+    "layer": "blocks that the states have passed, 0 = what enters block 1",
+    "step": "training steps that the model has made",
+    "channel": "coordinates, and shares of the colour",
+}
 DOTS = {"name": "default", "separator": "."}  # a file is c.0.3.0.0, with no folders of its own
 
 
@@ -110,7 +126,8 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
         about = group, array, dims, sizes, dtype, chunk, inner, meaning, tuple(steps)
         return Part(*about, attrs["schema_version"])
 
-    about = "output of the frozen Q-Former, which drift is measured from"
+    made = attrs.get("provenance") or {}
+    about = made.get("target", "output of the frozen Q-Former, which drift is measured from")
     sizes: tuple[int, ...] = (samples, tokens, attrs["target_dim"])
     dims: tuple[str, ...] = ("sample", "token", "target_dim")
     found = {"target": [part("target", "tokens", dims, sizes, attrs["dtype"], about)]}
@@ -119,7 +136,7 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
         dims, sizes = ("sample", "encoder_dim"), (samples, width)
         found["encoder"] = [part("encoder", "pooled", dims, sizes, attrs["dtype"], about)]
     for name in attrs["variants"]:
-        about = "residual stream at the point tokens after each block, 0 = what enters block 1"
+        about = _meaning(made)
         dims = ("layer", "sample", "token", "dim")
         sizes = (len(attrs["layers"]), samples, tokens, attrs["dim"])
         if steps := attrs.get("steps", {}).get(name, ()):
@@ -133,6 +150,13 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
         dims, sizes = ("sample", "patch", "xyz"), (samples, patches, 3)
         found["attention"] = [weights, part("attention", "centres", dims, sizes, "float32", about)]
     return found
+
+
+def _meaning(made: Mapping[str, Any]) -> str:
+    """What the states are, by what is known of how they were made."""
+    where = made.get("captured") or WHERE.get(str(made.get("tokens")), "the point tokens")
+    said = SITES.get(str(made.get("site")), SITES["resid"]).format(where)
+    return f"{said}; their mean" if made.get("pool") == "mean" else said
 
 
 def lay_out(
@@ -252,8 +276,14 @@ def _column(group: Any, name: str, values: np.ndarray, dim: str = "sample") -> N
         compressors=_packed(0),
         dimension_names=[dim],
         config={"write_empty_chunks": True},
+        attributes=_about(name, values),
     )
     array[:] = values.astype(object) if text else values
+
+
+def _about(name: str, values: np.ndarray) -> dict[str, str]:
+    said = COLUMNS.get(name, f"{name.removeprefix('factor_')}, a factor of the object's making")
+    return {"long_name": said} | ({"units": "1"} if values.dtype.kind in "biuf" else {})
 
 
 def _nothing(dtype: np.dtype) -> Any:

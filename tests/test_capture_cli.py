@@ -153,6 +153,7 @@ def test_branches_are_stored_in_runs_of_their_own_and_add_up(made):
     folder = made("sites", layers="0-4", sites="resid,attn,mlp")
     stream, attn, mlp = (open_run(folder / part).hidden("stage1") for part in (".", "attn", "mlp"))
     assert list(attn.layer.values) == list(mlp.layer.values) == [1, 2, 3, 4]
+    assert "what the feed-forward of each block adds" in mlp.attrs["long_name"]
     added = stream.sel(layer=slice(1, 4)).values - stream.sel(layer=slice(0, 3)).values
     np.testing.assert_allclose(attn.values + mlp.values, added, atol=1e-5)
 

@@ -130,6 +130,8 @@ def test_stock_xarray_opens_the_store(finished):
     np.testing.assert_array_equal(tree["/stage1"].ds.hidden, states())
     assert list(tree["/stage1"].ds.layer.values) == LAYERS
     assert tree.attrs["schema_version"] == 3 and tree.attrs["provenance"]["seed"] == 0
+    for node in tree.subtree:
+        assert all("long_name" in variable.attrs for variable in node.variables.values())
     tree.close()
 
 

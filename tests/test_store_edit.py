@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -107,6 +108,21 @@ def test_a_part_is_picked_by_rows_or_ids(run):
             subset(run, samples=samples)
     with pytest.raises(store.StoreError, match="has no layer 5: it has 0, 4, 8"):
         subset(run, layers=[5])
+
+
+def test_a_part_of_an_unfinished_run_is_of_its_finished_samples(tmp_path):
+    path = make(tmp_path / "run", {"stage1": 1})
+    (path / "activations.zarr" / "stage1" / "hidden_crc32c" / "c.1").unlink()  # of the last sample
+    unfinished = store.open_run(path)
+    with pytest.warns(store.UnfinishedRunWarning, match="8 of 9 samples"):
+        part = subset(unfinished)
+    np.testing.assert_array_equal(part["stage1"], states(1)[:, :8])
+    np.testing.assert_array_equal(part["caption"], unfinished.samples()["caption"][:8])
+    with (
+        pytest.warns(store.UnfinishedRunWarning),
+        pytest.raises(store.StoreError, match="has none of samples 8-8, so there is nothing"),
+    ):
+        subset(unfinished, samples="8-8")
 
 
 def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
@@ -226,6 +242,16 @@ def test_a_prune_that_is_killed_loses_nothing_and_goes_on(tmp_path, monkeypatch,
     assert [child.name for child in path.iterdir()] == ["activations.zarr"]
 
 
+def test_another_prune_may_follow_one_that_was_killed(tmp_path, monkeypatch):
+    path = make(tmp_path / "run", {"stage1": 1})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("store.writer.RunWriter.finish", Mock(side_effect=KeyboardInterrupt))
+        prune(path, layers=[4])
+    assert prune(path, layers=[8]).layers == [0, 4]
+    assert prune(path, layers=[0]).attrs["provenance"]["pruned"]["layers"] == [8, 0]
+    assert store.verify_run(path) == []
+
+
 def test_a_pruned_copy_leaves_the_run_alone(run, tmp_path):
     left = prune(run.path, layers=[0], out=tmp_path / "copy")
     assert left.layers == [4, 8] and store.open_run(run.path).layers == LAYERS
@@ -250,6 +276,8 @@ def test_the_command_line_exports_merges_and_prunes(tmp_path, monkeypatch, capsy
     assert call("info", tmp_path / "both") == 0
     assert "stage1" in capsys.readouterr().out
     assert call("prune", first) == 2
+    assert call("export", first, "s3://bucket/part.npz") == 2
+    assert "written to this disk" in capsys.readouterr().err
     assert call("export", first, out) == 2 and "exists" in capsys.readouterr().err
     assert call("export", first, tmp_path / "x.npz", "--layers", "a,b") == 2
     assert call("ls", tmp_path) == 0 and "2 layers, stage1, aligned" in capsys.readouterr().out

@@ -8,13 +8,17 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    BioGptConfig,
+    BloomConfig,
     FalconConfig,
     Gemma2Config,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
@@ -53,6 +57,13 @@ ARCHITECTURES = {
     "gemma2": Gemma2Config(**GROUPED, head_dim=8),  # norms its branches, caps its logits
     "falcon": FalconConfig(**SMALL),  # adds in place
 }
+BRANCHED = {
+    "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=4, n_head=2, **ENDS),
+    "mpt": MptConfig(vocab_size=50, d_model=16, n_layers=4, n_heads=2, max_seq_len=16, **ENDS),
+    "glm4": Glm4Config(**GROUPED, head_dim=8),
+    "biogpt": BioGptConfig(**SMALL, intermediate_size=32),
+}
+"""Each has its branches in another place."""
 LAYERS = [1, 3]
 POINTS = slice(3, 7)
 
@@ -115,10 +126,12 @@ def test_no_false_alarm_under_peft_and_compile():
     verify(torch.compile(llama(), backend="eager"))
 
 
-@pytest.mark.parametrize("name", ["llama", "phi", "neox", "gpt2", "gemma2", "falcon"])
+@pytest.mark.parametrize(
+    "name", ["llama", "phi", "neox", "gpt2", "gemma2", "falcon", "opt", *BRANCHED]
+)
 def test_branches_add_up_to_what_a_block_adds(name):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]).eval()
+    model = AutoModelForCausalLM.from_config((ARCHITECTURES | BRANCHED)[name]).eval()
     assert "add up" in verify(model, sites=("resid", "attn"))["branches"]
 
 

@@ -26,11 +26,17 @@ if TYPE_CHECKING:  # a call for --help doesn't wait for transformers and zarr
 SITES = ("resid", "attn", "mlp")
 """The residual stream, and what the attention and the feed-forward branch of a block add to it."""
 BRANCHES = {
-    "attn": ("post_layernorm", "self_attn", "self_attention", "attention", "attn"),
-    "mlp": ("mlp", "feed_forward"),
+    "attn": (
+        *("post_layernorm", "post_self_attn_layernorm"),
+        *("self_attn", "self_attention.dense", "self_attention", "attention", "attn"),
+    ),
+    "mlp": (
+        *("post_mlp_layernorm", "mlp.dense_4h_to_h", "mlp", "feed_forward", "fc2"),
+        *("ffn.down_proj", "block_sparse_moe"),
+    ),
 }
-"""Child of a block whose output is a branch, first found. MiniGPT-3D norms the attention's output
-(`post_layernorm`) before it adds it."""
+"""Module of a block whose output is a branch, first found. MiniGPT-3D norms the attention's output
+(`post_layernorm`) before it adds it, GLM-4 both; BLOOM and MPT add the stream inside of a branch."""
 NORMED_BRANCHES = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 """The same where both branches are normed on their way out, as in Gemma 2 and OLMo 2."""
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -77,14 +83,22 @@ def branch(block: nn.Module, site: str) -> nn.Module:
     """The module whose output a block adds to the stream: its attention or its feed-forward."""
     while wrapped := [name for name in WRAPPED if name in block._modules]:
         block = getattr(block, wrapped[0])
-    children = dict(block.named_children())
     names = BRANCHES[site]
-    if NORMED_BRANCHES["mlp"] in children:
+    if hasattr(block, NORMED_BRANCHES["mlp"]):
         names = (NORMED_BRANCHES[site], *names)
-    found = [children[name] for name in names if name in children]
+    found = [name for name in names if _has(block, name)]
     if not found:
-        raise ValueError(f"{type(block).__name__} has no {site} branch among {list(children)}")
-    return found[0]
+        children = [name for name, _ in block.named_children()]
+        raise ValueError(f"{type(block).__name__} has no {site} branch among {children}")
+    return block.get_submodule(found[0])
+
+
+def _has(block: nn.Module, name: str) -> bool:
+    try:
+        block.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -138,14 +152,25 @@ def capture_hidden_states(
     def before(_block, args, kwargs):
         keep(0, args[0] if args else kwargs["hidden_states"])
 
+    samples: list[int] = []
+
+    def count(_block, args, kwargs):
+        samples[:] = [len(args[0] if args else kwargs["hidden_states"])]
+
     def after(layer: int):
         def hook(_block, _args, output):
-            keep(layer, output[0] if isinstance(output, tuple) else output)
+            hidden = output[0] if isinstance(output, tuple | list) else output
+            if hidden.ndim == 2:  # OPT's feed-forward has all tokens of a batch in a row
+                hidden = hidden.unflatten(0, (samples[0], -1))
+            keep(layer, hidden)
 
         return hook
 
     with ExitStack() as stack:
         stack.enter_context(_as_written(model))
+        if site != "resid":
+            handle = blocks[0].register_forward_pre_hook(count, with_kwargs=True)
+            stack.callback(handle.remove)
         for layer in sorted(set(layers)):
             if layer == 0:
                 handle = blocks[0].register_forward_pre_hook(before, with_kwargs=True)

@@ -11,11 +11,12 @@ from store.place import Place
 from store.schema import STORE
 
 RECORD = "run.json"
+FRESH = "run.new"
 
 
 def check_new(folder: Path) -> None:
     """Raise FileExistsError where a folder holds a finished run, or what is none of ours."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(_left(path) for path in folder.iterdir()):
         return
     path = folder / RECORD
     if not path.is_file():
@@ -25,6 +26,11 @@ def check_new(folder: Path) -> None:
             f"{folder} already holds a complete run; see it with python -m probe {folder}, or "
             "choose another --out"
         )
+
+
+def _left(path: Path) -> bool:
+    """Whether a run that was killed before it had a record left this: a half of it, or its lock."""
+    return path.name == FRESH or path.suffix == ".lock"
 
 
 def check_elsewhere(folder: Path, store: str | None) -> None:
@@ -65,6 +71,6 @@ def read_record(folder: Path) -> dict[str, Any]:
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Put it in the folder, made if needed; a reader finds the old one or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / "run.new"
+    fresh = folder / FRESH
     fresh.write_text(json.dumps(record, indent=2, default=str) + "\n")
     fresh.replace(folder / RECORD)

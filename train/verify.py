@@ -390,7 +390,7 @@ def _check_copies(
 
 
 def _spoil(_block, _args, output):
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, tuple | list) else output
     hidden.zero_()
 
 
