@@ -55,7 +55,7 @@ def objects(
     names = list(models or all_models(run))
     depth = layers_of(run, layers)
     table = run.samples()
-    samples, tokens = table.sizes["sample"], run.attrs["tokens"]
+    samples = table.sizes["sample"]
     gallery, query = gallery_query(table)
     groups = groups_of(run)
     gallery = without_copies(gallery, query, groups)
@@ -63,8 +63,8 @@ def objects(
         raise ValueError(f"{run.path} has {len(gallery)} gallery object: neighbours need 2 or more")
     k = min(k, len(gallery) - 1)
     fit = np.sort(np.random.default_rng([seed, 19]).permutation(gallery)[:FIT])
-    target = run.target()
-    goal = Tokens(target[:samples])
+    goal = Tokens(run.target()[:samples])
+    tokens = goal.shape[1]
     grid = (len(names), len(depth), samples)
     position = np.empty((*grid, 2))
     named, support = np.empty(grid, np.int64), np.empty(grid, np.float32)
@@ -75,8 +75,8 @@ def objects(
         for at, layer in enumerate(depth):
             if progress:
                 progress(m * len(depth) + at, len(names) * len(depth), f"{name}, layer {layer}")
-            stored = states(run, name, layer)
-            pooled = mean_tokens(stored)
+            hidden = Tokens(states(run, name, layer)[:samples])
+            pooled = hidden.pooled
             try:
                 found = others(pooled, gallery, groups, k)
             except ValueError as error:
@@ -85,10 +85,10 @@ def objects(
             named[m, at] = vote(labels[found])
             support[m, at] = (labels[found] == labels[:, None]).mean(axis=1)
             maps.append(principal(pooled))
-            fitted = fit_map(Tokens(stored[:samples]), goal, rows=fit, seed=seed)
+            fitted = fit_map(hidden, goal, rows=fit, seed=seed)
             for rows in _blocks(samples):
-                mapped = apply_map(stored[rows].values, fitted)
-                drift[m, at, rows] = 1 - _cosine(mapped, target[rows].values.astype(np.float32))
+                mapped = apply_map(hidden[rows], fitted)
+                drift[m, at, rows] = 1 - _cosine(mapped, goal[rows])
         position[m] = chained(np.stack(maps), position[0, 0] if m else None)
     each = ("model", "layer", "sample")
     results = xr.Dataset(
@@ -128,10 +128,7 @@ def states(run: Run, model: str, layer: int) -> xr.DataArray:
 
 def mean_tokens(stored: xr.DataArray) -> np.ndarray:
     """Mean over the tokens, (samples, dim), read in blocks so that memory is bounded."""
-    found = np.empty((stored.sizes["sample"], stored.sizes["dim"]))
-    for rows in _blocks(len(found)):
-        found[rows] = stored[rows].values.mean(axis=1, dtype=np.float64)
-    return found
+    return Tokens(stored).pooled
 
 
 def others(pooled: np.ndarray, gallery: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:

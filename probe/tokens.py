@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,14 +16,19 @@ SPREAD = 4  # objects that lie in a span of so many times their number are read 
 class Tokens:
     """(samples, tokens, dim) in float32, whatever they are stored in: `tokens[rows]`.
 
-    Memory then grows with the mean tokens and norms of the objects, not with all their tokens.
+    Of objects with different numbers of tokens, which therefore can't be set side by side, it is
+    the mean over each one's own, (samples, 1, dim). Memory grows with the mean tokens and norms of
+    the objects, not with all their tokens.
     """
 
     def __init__(self, stored: xr.DataArray | np.ndarray):
-        self.shape = stored.shape
-        self.ndim = stored.ndim
-        held = 4 * stored.size <= HELD_BYTES
-        self._stored = stored[:].astype(np.float32) if held else stored
+        states: Any = stored
+        if isinstance(stored, xr.DataArray) and "n_tokens" in stored.coords:
+            states = OwnMeans(stored)
+        self.shape: tuple[int, ...] = states.shape
+        self.ndim = len(self.shape)
+        held = 4 * int(np.prod(self.shape)) <= HELD_BYTES
+        self._stored = states[:].astype(np.float32) if held else states
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -59,6 +65,28 @@ class Tokens:
 
     def _all(self) -> Iterator[np.ndarray]:
         return (self[rows] for rows in blocks(len(self), self.shape))
+
+
+class OwnMeans:
+    """(samples, 1, dim) of a stored (samples, tokens, dim): the mean over an object's own tokens,
+    of which it has `n_tokens`; behind them are zeros."""
+
+    def __init__(self, stored: xr.DataArray):
+        self._stored, self._own = stored, stored["n_tokens"].values
+        self.shape = (stored.shape[0], 1, stored.shape[2])
+
+    def __getitem__(self, key: slice | np.ndarray | tuple[slice, int]) -> np.ndarray:
+        if isinstance(key, tuple):  # one token of every object
+            return self[key[0]][:, key[1]]
+        rows = np.arange(self.shape[0])[key]
+        found = np.empty((len(rows), *self.shape[1:]), np.float32)
+        for part in blocks(len(rows), self._stored.shape):
+            some = rows[part]
+            whole = len(some) > 0 and some[-1] - some[0] == len(some) - 1
+            block = self._stored[slice(some[0], some[-1] + 1) if whole else some]
+            total = np.asarray(block, np.float32).sum(axis=1, keepdims=True, dtype=np.float64)
+            found[part] = total / self._own[some][:, None, None]
+        return found
 
 
 def blocks(count: int, shape: tuple[int, ...]) -> Iterator[slice]:

@@ -60,6 +60,7 @@ def begin(
         tokens=attrs["tokens"],
         dim=attrs["dim"],
         target_dim=attrs["target_dim"],
+        target_tokens=attrs.get("target_tokens"),
         points=None if attrs["points"] is None else like.points(),
         encoder_dim=attrs.get("encoder_dim"),
         patches=attrs.get("patches"),

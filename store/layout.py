@@ -120,6 +120,7 @@ class Part:
 def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
     """The arrays that a capture fills, by group: target, encoder, the variants, attention."""
     samples, tokens, chunk = attrs["samples"], attrs["tokens"], attrs["chunk"]
+    aimed_at = attrs.get("target_tokens", tokens)
 
     def part(group, array, dims, sizes, dtype, meaning, steps=()):
         inner = schema.inner_samples(chunk, int(np.prod(sizes[dims.index("sample") + 1 :])), dtype)
@@ -128,7 +129,7 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
 
     made = attrs.get("provenance") or {}
     about = made.get("target", "output of the frozen Q-Former, which drift is measured from")
-    sizes: tuple[int, ...] = (samples, tokens, attrs["target_dim"])
+    sizes: tuple[int, ...] = (samples, aimed_at, attrs["target_dim"])
     dims: tuple[str, ...] = ("sample", "token", "target_dim")
     found = {"target": [part("target", "tokens", dims, sizes, attrs["dtype"], about)]}
     if width := attrs.get("encoder_dim"):
@@ -144,7 +145,7 @@ def parts(attrs: Mapping[str, Any]) -> dict[str, list[Part]]:
         found[name] = [part(name, "hidden", dims, sizes, attrs["dtype"], about, steps)]
     if patches := attrs.get("patches"):
         about = "share of its attention that each token gives to each patch of the cloud"
-        dims, sizes = ("sample", "token", "patch"), (samples, tokens, patches)
+        dims, sizes = ("sample", "token", "patch"), (samples, aimed_at, patches)
         weights = part("attention", "weights", dims, sizes, "float16", about)
         about = "centres of the patches, in the coordinates of the points"
         dims, sizes = ("sample", "patch", "xyz"), (samples, patches, 3)

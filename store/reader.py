@@ -83,6 +83,8 @@ class Run:
     def hidden(self, variant: str) -> xr.DataArray:
         """States (layer, sample, token, dim) of one model, with label, class_name and split.
 
+        Where samples have different numbers of tokens, coordinate `n_tokens` (sample,) says how
+        many of the first ones are a sample's own; behind them are zeros.
         A variant captured during training has a leading dimension `step`. bfloat16 comes as
         float32, which holds it exactly.
         """
@@ -250,12 +252,15 @@ class Run:
         return self._label(states).isel(sample=slice(have))
 
     def _label(self, array: xr.DataArray) -> xr.DataArray:
-        return array.assign_coords({name: self._labels[name] for name in ("sample", *LABELS)})
+        own = [schema.OWN_TOKENS] if schema.OWN_TOKENS in self._labels else []
+        names = ("sample", *LABELS, *(own if array.name == "hidden" else []))
+        return array.assign_coords({name: self._labels[name] for name in names})
 
     @cached_property
     def _labels(self) -> xr.Dataset:
         """The table without its captions, which may be long and are rarely asked for."""
-        return self._table(LABELS)
+        own = f"samples.{schema.OWN_TOKENS}" in self.attrs["digests"]
+        return self._table([*LABELS, schema.OWN_TOKENS] if own else LABELS)
 
 
 def elsewhere(folder: Path) -> str | None:

@@ -16,6 +16,7 @@ COLUMNS = ("id", "label", "class_name", "split", "caption")
 SPLITS = ("gallery", "query")
 DTYPES = ("float16", "bfloat16", "float32")
 RESERVED = ("points", "target", "encoder", "probes", "attention")
+OWN_TOKENS = "n_tokens"  # column: how many tokens are a sample's own; zeros stand behind them
 CHANNELS = ("x", "y", "z", "red", "green", "blue")
 CHUNK_BYTES = 4 * 2**20  # one layer of one shard; all layers of it are one file, one append
 # Chosen for the two reads that matter, at 32 tokens of 2560 numbers, 9 layers, 256 samples
@@ -154,6 +155,7 @@ def plan_attrs(
     tokens: int,
     dim: int,
     target_dim: int,
+    target_tokens: int | None,
     points: Clouds | None,
     encoder_dim: int | None,
     patches: int | None,
@@ -171,9 +173,13 @@ def plan_attrs(
     if wrong := [n for n in variants if not plain_name(n) or n in taken]:
         raise ValueError(f"variant {wrong[0]!r}: letters, digits and _, and none of {taken}")
     sizes = {"tokens": tokens, "dim": dim, "target_dim": target_dim}
+    sizes |= {} if target_tokens is None else {"target_tokens": target_tokens}
     if not all(_counts(size) for size in sizes.values()):
         given = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
         raise ValueError(f"{given}: must be whole numbers, 1 or more")
+    own = table.get(OWN_TOKENS)
+    if own is not None and (own.dtype.kind not in "iu" or own.min() < 1 or own.max() > tokens):
+        raise ValueError(f"samples column {OWN_TOKENS}: whole numbers from 1 to {tokens}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}: must be {', '.join(DTYPES)}")
     if patches is not None and not _counts(patches):
@@ -208,6 +214,8 @@ def plan_attrs(
         "digests": digests,
         "provenance": dict(provenance),
     }
+    if target_tokens not in (None, tokens):
+        plan["target_tokens"] = int(target_tokens)
     return json.loads(json.dumps(plan, default=str))  # as it will read back from the disk
 
 
@@ -299,7 +307,8 @@ def _plausible(attrs: Mapping[str, Any]) -> bool:
     if attrs["dtype"] not in DTYPES or not all(isinstance(table, dict) for table in tables):
         return False
     steps, digests, *_ = tables
-    widths = [attrs[name] for name in ("encoder_dim", "patches") if attrs.get(name) is not None]
+    optional = "encoder_dim", "patches", "target_tokens"
+    widths = [attrs[name] for name in optional if attrs.get(name) is not None]
     points = attrs["points"]
     return (
         _whole_numbers(widths, least=1)

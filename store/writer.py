@@ -1,7 +1,7 @@
 """Write a run store: made whole or not at all, filled a shard at a time, resumed where it was."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from numbers import Integral
 from pathlib import PurePath
@@ -15,7 +15,7 @@ from store.layout import Part, lay_out, parts, root_attrs, seal
 from store.lock import lock
 from store.place import AT_A_TIME, MAKING, PARTIAL, Place
 from store.schema import STORE
-from store.shards import Encoder, Overflow, checksum, decode
+from store.shards import AHEAD, ENCODERS, Encoder, Overflow, checksum, decode
 
 
 class NonFiniteWarning(UserWarning):
@@ -31,6 +31,7 @@ def create_run(
     tokens: int,
     dim: int,
     target_dim: int,
+    target_tokens: int | None = None,
     points: schema.Clouds | None = None,
     encoder_dim: int | None = None,
     patches: int | None = None,
@@ -42,10 +43,13 @@ def create_run(
     """Lay out an empty store in the run folder `path` and return its writer.
 
     path       : a folder, or any fsspec URL as s3://bucket/run
-    samples    : id, label, class_name, split ("gallery" or "query") and caption, each (samples,)
+    samples    : id, label, class_name, split ("gallery" or "query") and caption, each (samples,);
+                 n_tokens where samples have different numbers of tokens: each has its own first,
+                 behind them come zeros
     layers     : layers whose states will come, 0 = what enters block 1; in order
     variants   : models that will be captured, as "stage1", "baseline", "aligned", "untrained"
-    tokens, dim, target_dim : point tokens an object, their width, the width of its target
+    tokens, dim, target_dim : tokens an object (at most), their width, the width of its target
+    target_tokens : tokens of the target, where it has not as many
     points     : (samples, points, 6), xyz and rgb, or None; an array or whatever gives parts of one
                  when it is sliced by samples, twice (a memory map, a lazy array): memory stays flat
     encoder_dim : width of what the point encoder makes of a cloud, when that is captured
@@ -70,6 +74,7 @@ def create_run(
         tokens=tokens,
         dim=dim,
         target_dim=target_dim,
+        target_tokens=target_tokens,
         points=points,
         encoder_dim=encoder_dim,
         patches=patches,
@@ -153,24 +158,43 @@ class RunWriter:
         self.chunk: int = self.attrs["chunk"]
         self.samples: int = self.attrs["samples"]
 
+    @property
+    def held(self) -> int:
+        """Bytes of an append that it holds at most, beside the states that it is given."""
+        chunk = max(part.chunk_bytes for group in self._parts.values() for part in group)
+        return (AHEAD + ENCODERS) * chunk + self._store.held
+
     def append(
-        self, variant: str, rows: slice, hidden: np.ndarray, *, step: int | None = None
+        self,
+        variant: str,
+        rows: slice,
+        hidden: np.ndarray | Iterator[np.ndarray],
+        *,
+        step: int | None = None,
     ) -> None:
         """Write the states of some samples. hidden : (layers, samples, tokens, dim).
 
         `rows` starts at a multiple of `chunk` and ends at one or at the last sample; `step` is
         for a variant that has steps. States are floats, or bit patterns (uint16) of bfloat16.
+        An iterator gives the layers one by one, (samples, tokens, dim) each: it is asked for the
+        next once what it gave may be freed or written over.
         NaN and infinity are stored and counted; a finite value that the store's dtype has no
         room for is refused: raises ValueError, naming layer and sample.
         """
         self._variant(variant)
         (part,) = group = self._group(variant, step)
-        states = self._given(rows, hidden, part)
+        self._check_rows(rows)
         number = rows.start // self.chunk
+        states: Iterable[np.ndarray]
+        if isinstance(hidden, Iterator):
+            states = self._layers(rows, hidden, part)
+        else:
+            states = self._fitting(rows, hidden, part, ("step",))
         encoder = self._write_shard(part, rows, states, step)
-        if encoder.nonfinite.any():
+        nonfinite = np.stack(encoder.nonfinite)
+        if nonfinite.any():
             counts = np.zeros((part.layers, self.chunk, 2), "<u4")
-            counts[:, : rows.stop - rows.start] = encoder.nonfinite
+            counts[:, : rows.stop - rows.start] = nonfinite
             self._note(part, "nonfinite", number, counts, step)
         self._done(group, [encoder.crc], rows, step)
 
@@ -283,7 +307,7 @@ class RunWriter:
         self._done(group, crcs, rows, None)
 
     def _write_shard(
-        self, part: Part, rows: slice, states: np.ndarray, step: int | None
+        self, part: Part, rows: slice, states: Iterable[np.ndarray], step: int | None
     ) -> Encoder:
         if self._lock is None:
             raise ValueError(f"{self._run.name}: its writer is closed")
@@ -345,8 +369,30 @@ class RunWriter:
             known = ", ".join(self.attrs["variants"])
             raise ValueError(f"{self._run.name} has no variant {name!r}: it has {known}")
 
+    def _layers(
+        self, rows: slice, layers: Iterator[np.ndarray], part: Part
+    ) -> Iterator[np.ndarray]:
+        """Layers as they come, none of which is held on to.
+
+        Raises ValueError where one doesn't fit, or there are more or fewer than the store takes.
+        """
+        count = 0
+        for states in layers:
+            count += 1
+            yield self._fitting(rows, states, part, ("step", "layer"))
+            del states
+        if count != part.layers:
+            raise ValueError(
+                f"{part.group} rows {rows.start}-{rows.stop}: {count} layers, the store takes "
+                f"{part.layers}"
+            )
+
     def _given(self, rows: slice, values: Any, part: Part) -> np.ndarray:
         """Values for some rows as an array. Raises ValueError where either doesn't fit."""
+        self._check_rows(rows)
+        return self._fitting(rows, values, part, ("step",))
+
+    def _check_rows(self, rows: slice) -> None:
         if not isinstance(rows, slice) or not all(
             isinstance(end, Integral) for end in (rows.start, rows.stop)
         ):
@@ -358,9 +404,14 @@ class RunWriter:
                 f"rows {start}-{stop} do not fit: {self.samples} samples are written "
                 f"in chunks of {self.chunk}"
             )
-        dims = [dim for dim in part.dims if dim != "step"]
-        sizes = part.sized(sample=stop - start)[-len(dims) :]
-        where = f"{part.group} rows {start}-{stop}"
+
+    def _fitting(
+        self, rows: slice, values: Any, part: Part, without: tuple[str, ...]
+    ) -> np.ndarray:
+        """Values of the dimensions that are left `without` some."""
+        dims = [dim for dim in part.dims if dim not in without]
+        sizes = part.sized(sample=rows.stop - rows.start)[-len(dims) :]
+        where = f"{part.group} rows {rows.start}-{rows.stop}"
         try:
             array = np.asarray(values)
         except ValueError as error:  # lists of unequal lengths

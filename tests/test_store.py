@@ -228,10 +228,35 @@ def test_rows_across_a_chunk_are_refused(tmp_path):
         writer.append("stage9", slice(0, 128), states()[:, :128])
 
 
+def test_samples_of_different_numbers_of_tokens_say_how_many_are_their_own(tmp_path):
+    own = np.arange(SAMPLES) % TOKENS + 1
+    samples = plan()["samples"] | {"n_tokens": own}
+    different = plan(samples=samples, target_tokens=1, patches=5)
+    writer = store.create_run(tmp_path / "run", **different)
+    rows = slice(0, writer.chunk)
+    writer.append_target(rows, targets()[rows, :1])
+    writer.append_attention(rows, np.ones((writer.chunk, 1, 5)), np.zeros((writer.chunk, 5, 3)))
+    writer.append("stage1", rows, states()[:, rows])
+    with pytest.warns(UnfinishedRunWarning):
+        run = store.open_run(tmp_path / "run")
+        assert run.hidden("stage1").n_tokens.values.tolist() == own[rows].tolist()
+        np.testing.assert_array_equal(run.target(), targets()[rows, :1])
+        assert run.attention().weights.shape == (writer.chunk, 1, 5)
+        assert "n_tokens" not in run.target().coords
+    assert store.resume_run(tmp_path / "run", **different).done("stage1") == writer.chunk
+    with pytest.raises(ValueError, match="target_tokens is 1 in the store and None now"):
+        store.resume_run(tmp_path / "run", **different | {"target_tokens": None})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"layers": [4, 4]}, "layers"),
+        ({"target_tokens": 0}, "target_tokens=0: must be whole numbers"),
+        (
+            {"samples": plan()["samples"] | {"n_tokens": np.full(SAMPLES, TOKENS + 1)}},
+            "samples column n_tokens: whole numbers from 1 to 4",
+        ),
         ({"variants": ["points"]}, "variant 'points'"),
         ({"dtype": "int8"}, "dtype 'int8'"),
         ({"points": np.zeros((3, 16, 6))}, r"points have shape \(3, 16, 6\)"),

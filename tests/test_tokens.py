@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from probe import tokens as module
 from probe.cells import CELLS, Objects, Settings
@@ -87,3 +89,22 @@ def test_drift_reads_a_block_at_a_time_whatever_the_map(map, few, monkeypatch):
     for one, other in zip(found, held, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert stored.most <= 7 and goal.most <= module.SPREAD * 7
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=20), st.randoms())
+def test_tokens_of_different_numbers_are_the_mean_over_an_objects_own(own, random):
+    values = np.random.default_rng(0).normal(size=(len(own), 4, 3))
+    means = [one[:count].mean(axis=0) for one, count in zip(values, own, strict=True)]
+    for one, count in zip(values, own, strict=True):
+        one[count:] = 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "BLOCK_BYTES", 2 * 4 * 4 * 3)  # two objects
+        for held in (0, module.HELD_BYTES):
+            patched.setattr(module, "HELD_BYTES", held)
+            stored = xr.DataArray(values, {"n_tokens": ("sample", own)}, ("sample", "token", "dim"))
+            tokens = Tokens(stored)
+            assert tokens.shape == (len(own), 1, 3)
+            np.testing.assert_allclose(tokens.pooled, means, atol=1e-6)
+            np.testing.assert_allclose(tokens.place(0), means, atol=1e-6)
+            rows = np.array(random.sample(range(len(own)), len(own)))
+            np.testing.assert_allclose(tokens[rows][:, 0], np.array(means)[rows], atol=1e-6)
