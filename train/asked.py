@@ -17,7 +17,7 @@ from torch import Tensor
 from train.checkpoint import sha256
 from train.config import TRAINED
 from train.data.objects import DataSet, Objects
-from train.finished import began_with, captured_of, load_variant, recorded
+from train.finished import began_with, captured_of, load_variant, point_tokens, recorded
 from train.frozen import keep_targets, kept_targets
 from train.start import model_sizes
 
@@ -108,7 +108,7 @@ def _captured(config: EvaluateConfig, captured: Any, common: dict[str, Any]) -> 
     class_names = [""] * (int(labels.max()) + 1)
     for label, name in zip(labels, table.class_name.values, strict=True):
         class_names[label] = str(name)
-    target = captured.target()
+    target = point_tokens(captured)
     return Asked(
         **common,
         name=common["record"]["config"].get("data", "run"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -92,6 +93,20 @@ def captured_of(folder: Path) -> Run:
     return open_run(elsewhere(folder) or folder)
 
 
+def point_tokens(captured: Run) -> xr.DataArray:
+    """The target's tokens (sample, token, dim), which enter the LLM again.
+
+    Raises ValueError for a run that holds means over tokens in their place.
+    """
+    about = captured.attrs["provenance"]
+    if about.get("pool") == "mean" or about.get("tokens", "point") != "point":
+        raise ValueError(
+            f"{captured.name} holds the mean of the point tokens, and the model reads them one by "
+            "one: give a run captured with --tokens point --pool none"
+        )
+    return captured.target()
+
+
 def began_with(record: dict[str, Any], stage1: Path | None = None) -> Stage2Config:
     """The part of a run's config that names the model it began with."""
     before = record["config"]
@@ -132,7 +147,7 @@ def describe(captured: Run, split: str, objects: int, answer: str, seed: int) ->
     of_class = answer == "class"
     return Described(
         ids=table.sample.values[rows].astype(str).tolist(),
-        targets=torch.from_numpy(captured.target()[rows].values.astype(np.float32)),
+        targets=torch.from_numpy(point_tokens(captured)[rows].values.astype(np.float32)),
         labels=labels[rows],
         class_names=names[first].tolist(),
         captions=captions,
