@@ -27,7 +27,9 @@ def hubness(found: np.ndarray, gallery: int, *, groups: int = GROUPS, seed: int 
 
     The k-occurrence of a gallery object is how many queries have it among their k neighbours; its
     skewness is the third standardised moment over the gallery, undefined (nan) where all occur
-    alike. Read it against `by_chance`, not against 0.
+    alike. Read it against `by_chance`, not against 0. Simulated 95 % intervals (k = 10) hold 94 to
+    96 % where there are hubs (states 20 and 100 wide), 98 to 99 % where there are next to none:
+    leaving out counts twice what only pairs of queries make.
     """
     if found.size and not 0 <= found.min() <= found.max() < gallery:
         raise ValueError(f"neighbours {found.min()} to {found.max()} of {gallery} gallery objects")
