@@ -7,7 +7,7 @@ Sums run over pairs of distinct objects. Features are centred and sums taken in 
 are as precise as the features that are given.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from probe.hsic import (
     u_centred,
 )
 from probe.intervals import Difference
+from probe.products import inner
 
 
 class CkaInterval(NamedTuple):
@@ -214,10 +215,12 @@ class MinibatchCKA:
         return float(debiased(self.samples, *sums))
 
 
-def _both(x: np.ndarray, y: np.ndarray, kind: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+def _both(
+    x: np.ndarray, y: np.ndarray, kind: type = np.float64, order: Literal["C", "F"] = "C"
+) -> tuple[np.ndarray, np.ndarray]:
     same = x is y
-    x = features(x, "x", kind)
-    y = x if same else features(y, "y", kind)
+    x = features(x, "x", kind, order)
+    y = x if same else features(y, "y", kind, order)
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} objects and y {len(y)}")
     return x, y
@@ -225,7 +228,7 @@ def _both(x: np.ndarray, y: np.ndarray, kind: type = np.float64) -> tuple[np.nda
 
 def _wide(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether Gram matrices cost less than products of the features."""
-    return len(x) < x.shape[1] + y.shape[1]
+    return len(x) < np.shape(x)[-1] + np.shape(y)[-1]
 
 
 def _pairs(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[Rows, Rows, Rows]:
@@ -245,9 +248,10 @@ def _sums(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[int, Sums, Sums, S
         across, own_x, own_y = (rows.sums() for rows in _pairs(x, y, kernel))
         return len(x), across, own_x, own_y
     kind = np.promote_types(np.result_type(np.asarray(x), np.asarray(y)), np.float32).type
-    x, y = _both(x, y, kind)
-    if _wide(x, y):
-        x, y = x @ x.T, y @ y.T
+    wide = _wide(x, y)
+    x, y = _both(x, y, kind, "C" if wide else "F")  # rows are multiplied, or columns
+    if wide:
+        x, y = inner(x, x), inner(y, y)
         return len(x), gram_sums(x, y), gram_sums(x, x), gram_sums(y, y)
     across, own_x, own_y = (sums_of(*moments(a, b)) for a, b in ((x, y), (x, x), (y, y)))
     return len(x), across, own_x, own_y

@@ -16,6 +16,7 @@ from probe.cka import (
     cka_null,
     jackknife_covariance,
 )
+from probe.products import inner
 
 
 def pair(samples=40, x_dim=12, y_dim=7, seed=0, shared=1.0):
@@ -46,12 +47,19 @@ def test_debiased_cka_equals_the_formula(samples, x_dim, y_dim):
     assert cka(x, y) == pytest.approx(direct(x, y), abs=1e-12)
 
 
-@pytest.mark.parametrize(("samples", "x_dim", "y_dim"), [(400, 60, 40), (300, 900, 700)])
+@pytest.mark.parametrize(("samples", "x_dim", "y_dim"), [(2100, 60, 40), (300, 900, 700)])
 def test_float32_features_give_the_value_to_their_own_precision(samples, x_dim, y_dim):
     given = [(one + 30).astype(np.float32) for one in pair(samples, x_dim, y_dim)]
     wanted = direct(*(one.astype(np.float64) - one.mean(axis=0, dtype=float) for one in given))
     assert cka(*given) == pytest.approx(wanted, abs=1e-6)
     assert cka(*(one.astype(np.float64) for one in given)) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_products_in_tiles_equal_those_in_float64():
+    x, y = (one.astype(np.float32) for one in pair(30, 600, 300))
+    for left, right in ((x, x), (x.T, x.T), (x.T, y.T)):  # fewer rows than a tile, and more
+        whole = left.astype(float) @ right.T.astype(float)
+        np.testing.assert_allclose(inner(left, right), whole, rtol=1e-5, atol=1e-4)
 
 
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
