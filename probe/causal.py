@@ -242,7 +242,11 @@ def stopping_layer(
     change : (layers, objects); layers are ascending, and at the last one the effect should be 0.
 
     The ends are layers too: as if each layer stayed under that share which is not surely above it,
-    and as if each were above it which is not surely under, by the intervals over resampled objects.
+    and as if each were above it which is not surely under, by less than 4 % of resamples of the
+    objects. They hold the truth in 94 to 98 of 100 simulations where a layer's effect is close to
+    that share, and in up to all of them where none is: what moves by whole layers has no interval
+    that is always held 95 times. With 5 % some would be held 93 times.
+
     nan where the effect at the first layer is itself within noise of 0, inf where it never falls
     under the share.
     """
@@ -256,7 +260,7 @@ def stopping_layer(
     def over(curves: np.ndarray) -> np.ndarray:
         return np.abs(curves) - share * np.abs(curves[..., :1])
 
-    low, high = np.quantile(over(means), [0.025, 0.975], axis=0)
+    low, high = np.quantile(over(means), [0.04, 0.96], axis=0)
     curves = (over(change.mean(axis=-1)), low, high)
     return Interval(*(after[np.flatnonzero(curve > 0)[-1]] for curve in curves))
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import xarray as xr
 
-from probe.intervals import group_jackknife
+from probe.halves import by_halves
+from probe.intervals import Interval, group_jackknife
 from probe.knn import unit_rows
 from probe.splits import groups_of, layers_of, one_each
 from probe.tokens import Tokens
@@ -20,7 +21,7 @@ from store import Run
 METHODS = ("pca", "umap")
 NEIGHBOURS = 15
 MOST = 1000  # objects on a map; more are a blur, and UMAP's time
-GROUPS = 15  # of objects, left out in turn
+GROUPS = 16  # of objects, which make the halves that tell the error
 FAITHFUL = {
     "trustworthiness": "1 = neighbours are true ones",
     "continuity": "1 = true neighbours stay near",
@@ -45,10 +46,10 @@ def maps(
     Copies of an object are left out. Returns `position` (method, draw, variant, layer, object,
     axis), scaled so that the objects' mean distance to their centre is 1, with `trustworthiness`
     and `continuity` (method, draw, variant, layer; 1 is perfect, of 15 neighbours by cosine) and
-    the `_low` and `_high` ends of their 95 % intervals over objects (15 groups of them left out of
-    the drawn map in turn), `jump` (...), the mean distance an object moves from the layer before,
-    and `label` and `class_name` (object). Every map is rotated onto the one before, and the first
-    of each model onto that of the first model.
+    the `_low` and `_high` ends of their 95 % intervals over objects (see `faithful_interval`),
+    `jump` (...), the mean distance an object moves from the layer before, and `label` and
+    `class_name` (object). Every map is rotated onto the one before, and the first of each model
+    onto that of the first model.
     """
     names = list(run.variants if variants is None else variants)
     depth = layers_of(run, layers)
@@ -58,8 +59,7 @@ def maps(
     table = run.samples().isel(sample=slice(samples))
     query = np.flatnonzero(table["split"].values == "query")
     objects = _some(one_each(query, groups_of(run, samples)), seed)
-    least = 2 * NEIGHBOURS + 2 + 2 * NEIGHBOURS // GROUPS + 1  # with a group left out as well
-    if len(objects) < least:
+    if len(objects) < (least := 2 * NEIGHBOURS + 2):
         raise ValueError(
             f"{len(objects)} query objects: a map of {NEIGHBOURS} neighbours needs {least}"
         )
@@ -76,9 +76,8 @@ def maps(
             onto = position[m, 0, 0, 0] if v or d else None
             position[m, d, v] = chained(draw(states, seed + d), onto)
             for at, (one, shown) in enumerate(zip(states, position[m, d, v], strict=True)):
-                value, out = faithful_parts(one, shown, seed=seed)
-                bounds = np.stack(group_jackknife(value, out), axis=1)
-                trusted[..., m, d, v, at] = bounds.clip(max=1)
+                bounds = faithful_interval(one, shown, seed=seed)
+                trusted[..., m, d, v, at] = np.stack(bounds, axis=1)
     jump = np.full(grid, np.nan)
     jump[..., 1:] = np.linalg.norm(np.diff(position, axis=3), axis=-1).mean(axis=-1)
     dims = ("method", "draw", "variant", "layer")
@@ -126,32 +125,40 @@ def chained(positions: np.ndarray, onto: np.ndarray | None = None) -> np.ndarray
 def faithful(states: np.ndarray, shown: np.ndarray, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Trustworthiness and continuity of a map. states : (objects, dim), shown : (objects, 2).
 
-    Venna & Kaski 2001; continuity is the trustworthiness of the states as a map of the map.
+    Venna & Kaski 2001; continuity is the trustworthiness of the states as a map of the map. Raises
+    ValueError where half of the objects or more are neighbours.
     """
-    value, _ = faithful_parts(states, shown, k, groups=1)
-    return float(value[0]), float(value[1])
+    ranks, one = _lost(_orders(states, shown, k), np.ones(len(states), bool), k)
+    trusted, continuous = 1 - ranks * one
+    return float(trusted), float(continuous)
 
 
-def faithful_parts(
+def faithful_interval(
     states: np.ndarray,
     shown: np.ndarray,
     k: int = NEIGHBOURS,
     *,
-    groups: int = GROUPS,
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """`faithful`, (2,), and the same with groups of objects left out in turn, (2, groups).
+    level: float = 0.95,
+) -> Interval:
+    """`faithful` with its interval over objects, (2,) each.
 
-    They are left out of the map that was drawn, which is not drawn anew.
+    Its error is from halves of the objects (`probe.halves`) of the map as it is, with as many
+    neighbours fewer as reach as far: other objects, laid out alike. What a map drawn anew would
+    change is not in it; a second seed shows that. The ends are those of the arcsine of the root,
+    whose error hangs less on the value. Simulated 95 % intervals of 300 objects hold 94.5 to 96 %,
+    and of 120 objects 94 to 97 %.
     """
-    if 2 * k + 1 >= len(states):
-        raise ValueError(f"k={k} neighbours of {len(states)} objects: need k under half of them")
-    rows = unit_rows(states)  # Euclid's neighbours of these are those by cosine
-    far, near = _squared(rows), _squared(np.asarray(shown, np.float64))
-    group = np.random.default_rng([seed, 29]).permutation(len(rows)) % groups
-    left = [np.flatnonzero(group != g) for g in range(groups)] if groups > 1 else []
-    both = [_trust(far, near, k, left), _trust(near, far, k, left)]
-    return np.array([one[0] for one in both]), np.array([one[1:] for one in both])
+    orders = _orders(states, shown, k)
+
+    def angle(keep: np.ndarray) -> np.ndarray:
+        ranks, one = _lost(orders, keep, round(k * keep.mean()))
+        return np.arcsin(np.sqrt(1 - ranks * one))
+
+    group = np.random.default_rng([seed, 29]).permutation(len(states)) % GROUPS
+    found = by_halves(angle, group, lambda _, first, second: first - second)
+    bounds = np.stack(group_jackknife(found[0], found[1:].T, level))
+    return Interval(*np.sin(bounds.clip(0, np.pi / 2)) ** 2)
 
 
 def quality(one: xr.Dataset) -> str:
@@ -165,25 +172,30 @@ def quality(one: xr.Dataset) -> str:
     return " / ".join(said)
 
 
-def _trust(far: np.ndarray, near: np.ndarray, k: int, left: list[np.ndarray]) -> list[float]:
-    """Of all objects, then of each subset `left`. far, near : (objects, objects), distances."""
-    order = near.argsort(axis=1, kind="stable")  # itself first, at -1
-    rank = np.empty(order.shape, np.int32)  # 0 is itself
-    place = np.arange(len(rank))[:, None]
-    rank[place, far.argsort(axis=1, kind="stable")] = np.arange(len(rank), dtype=np.int32)
-    found = []
-    for kept in [np.arange(len(rank)), *left]:
-        gone = np.setdiff1d(place, kept)
-        at = order[kept, : k + 1 + len(gone)]
-        out = np.isin(at, gone).argsort(axis=1, kind="stable")[:, 1 : k + 1]
-        at = np.take_along_axis(at, out, axis=1)
-        own = np.take_along_axis(rank[kept], at, axis=1)
-        before = np.sort(rank[np.ix_(kept, gone)], axis=1)
-        own -= np.stack([np.searchsorted(*pair) for pair in zip(before, own, strict=True)])
-        n = len(kept)
-        lost = np.maximum(own - k, 0).sum()
-        found.append(float(1 - lost * 2 / (n * k * (2 * n - 3 * k - 1))))
-    return found
+def _orders(states: np.ndarray, shown: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """All objects as each one's neighbours in the states and on the map, itself first."""
+    if 2 * k + 1 >= len(states):
+        raise ValueError(f"k={k} neighbours of {len(states)} objects: need k under half of them")
+    rows = unit_rows(states)  # Euclid's neighbours of these are those by cosine
+    far, near = (_squared(part) for part in (rows, np.asarray(shown, np.float64)))
+    return far.argsort(axis=1, kind="stable"), near.argsort(axis=1, kind="stable")
+
+
+def _lost(
+    orders: tuple[np.ndarray, np.ndarray], keep: np.ndarray, k: int
+) -> tuple[np.ndarray, float]:
+    """By how many ranks k neighbours are none, (2,): those on the map, and those of the states;
+    and what a rank takes from 1, both among the objects kept.
+    """
+    number = np.cumsum(keep) - 1
+    kept = [number[rows[keep[rows]]].reshape(-1, keep.sum()) for rows in (o[keep] for o in orders)]
+    n = len(kept[0])
+    ranks = []
+    for far, near in (kept, kept[::-1]):
+        rank = np.empty((n, n), np.int32)  # 0 is itself
+        np.put_along_axis(rank, far, np.arange(n, dtype=np.int32)[None], axis=1)
+        ranks.append(np.maximum(np.take_along_axis(rank, near[:, 1 : k + 1], 1) - k, 0).sum())
+    return np.array(ranks), 2 / (n * k * (2 * n - 3 * k - 1))
 
 
 def _squared(rows: np.ndarray) -> np.ndarray:

@@ -321,6 +321,25 @@ def test_the_stopping_layer_of_known_curves():
     assert stopping_layer(np.repeat(curve[:1], 5, 0) + 0.1 * noise, layers).mean == np.inf
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("crossing", "noise", "most"),
+    [(16.1, 0.3, 0.985), (18, 0.3, 1), (22, 0.3, 1), (23.9, 0.3, 0.97), (23.9, 2, 0.97)],
+)
+def test_the_layer_where_reading_stops_is_covered_whatever_the_effect(crossing, noise, most):
+    """An effect that is a twentieth at `crossing`: just behind layer 16, midway, before 24."""
+    rng, layers = np.random.default_rng(0), np.arange(0, 33, 4)
+    effect = 5 * 0.05 ** (layers / crossing) * (layers < 32)
+    truth = layers[np.flatnonzero(effect > 0.05 * 5)[-1] + 1]
+    held = []
+    for at in range(1000):
+        own = rng.gamma(2, 0.5, 120) * (1 + 0.5 * rng.normal(size=(9, 120))) * effect[:, None]
+        own[:-1] += noise * rng.normal(size=(8, 120))
+        found = stopping_layer(-own, layers, seed=at)
+        held.append(found.low <= truth <= found.high)
+    assert 0.93 <= np.mean(held) <= most  # 94 % and more; a standard error of 0.7 points
+
+
 def test_a_finding_of_noise_says_so_and_effects_are_the_same_twice():
     asked, model = questions(), llama()
     means = mean_states(model, asked)

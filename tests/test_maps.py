@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 import store
-from probe.maps import chained, faithful, faithful_parts, maps
+from probe.halves import halvings
+from probe.knn import unit_rows
+from probe.maps import chained, faithful, faithful_interval, maps
+from tests.test_coverage import _models, _parted, _surface
 from tests.test_sweep import write_run
 
 
@@ -82,19 +86,45 @@ def test_umap_is_seeded_and_its_points_do_not_jump(run):
     assert float(once.jump.sel(variant="aligned", layer=[4, 8]).max()) < 0.3
 
 
-def test_trust_is_that_of_scikit_learn_with_and_without_objects_left_out():
+def test_trust_is_that_of_scikit_learn_and_its_error_that_of_halves():
     rng = np.random.default_rng(0)
-    states = rng.normal(size=(90, 6))
+    states = rng.normal(size=(96, 6))
     rows = states / np.linalg.norm(states, axis=1, keepdims=True)
-    shown = rows[:, :2] + 0.1 * rng.normal(size=(90, 2))
-    value, out = faithful_parts(states, shown, 7, groups=4, seed=3)
-    group = np.random.default_rng([3, 29]).permutation(90) % 4
-    for found, kept in zip(
-        [value, *out.T], [group < 4, *(group != g for g in range(4))], strict=True
-    ):
-        theirs = [
-            trustworthiness(a[kept], b[kept], n_neighbors=7)
-            for a, b in ((rows, shown), (shown, rows))
-        ]
-        np.testing.assert_allclose(found, theirs, atol=1e-12)
-    assert faithful(states, shown, 7) == pytest.approx(value)
+    shown = rows[:, :2] + 0.1 * rng.normal(size=(96, 2))
+
+    def theirs(kept, k):
+        pairs = (rows[kept], shown[kept]), (shown[kept], rows[kept])
+        return np.array([trustworthiness(*pair, n_neighbors=k) for pair in pairs])
+
+    found = faithful_interval(states, shown, 8, seed=3)
+    np.testing.assert_allclose(found.mean, theirs(np.arange(96), 8), atol=1e-12)
+    assert faithful(states, shown, 8) == pytest.approx(found.mean)
+    group = np.random.default_rng([3, 29]).permutation(96) % 16
+    angle = np.arcsin(
+        np.sqrt([[theirs(side, 4) for side in (half, ~half)] for half in halvings(group)])
+    )
+    error = np.sqrt(((angle[:, 0] - angle[:, 1]) ** 2).mean(axis=0)) / 2
+    ends = np.arcsin(np.sqrt([found.high, found.low]))
+    np.testing.assert_allclose((ends[0] - ends[1]) / 2 / t.ppf(0.975, 15), error)
+
+
+def test_a_perfect_map_is_perfect_in_any_half():
+    angle = np.random.default_rng(0).uniform(0, 6, 96)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose(faithful_interval(circle, circle), 1, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objects", [120, 300])
+@pytest.mark.parametrize("draw", [_models, _surface, _parted])
+def test_intervals_of_trust_are_covered_at_the_level(draw, objects):
+    """New objects each time, laid out by the principal axes of many others."""
+    many = unit_rows(draw(np.random.default_rng(1), 4000)[0])
+    axes = np.linalg.svd(many - many.mean(axis=0), full_matrices=False)[2][:2].T
+    rng, found = np.random.default_rng(0), []
+    for at in range(600):
+        states = draw(rng, objects)[0]
+        found.append(faithful_interval(states, unit_rows(states) @ axes, seed=at))
+    mean, low, high = np.moveaxis(np.array(found), 1, 0)
+    covered = ((low <= mean.mean(axis=0)) & (mean.mean(axis=0) <= high)).mean(axis=0)
+    assert ((covered >= 0.925) & (covered <= 0.975)).all()  # 3 standard errors of 0.9 points
