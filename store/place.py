@@ -9,7 +9,7 @@ from typing import Any
 
 import zarr.storage
 
-from store.remote import Remote, RemoteStore, reaching
+from store.remote import COPIES, PART, Remote, RemoteStore, reaching
 
 PARTIAL = ".partial"
 MAKING = ".making"  # lies in a bucket while an empty store is uploaded to it
@@ -22,9 +22,9 @@ class Place:
     """Files under one folder or URL; keys are their names below it, with `/`.
 
     A file is written whole or not at all: on a disk beside its name, then renamed; on an object
-    store by one upload, which is atomic there. Options of a file system (an endpoint,
-    credentials) come from fsspec's configuration or the environment, as for every fsspec program.
-    What can't be reached there raises `store.remote.Unreachable`.
+    store by one upload, which is atomic there, of a large one in parts. Options of a file system
+    (an endpoint, credentials) come from fsspec's configuration or the environment, as for every
+    fsspec program. What can't be reached there raises `store.remote.Unreachable`.
     """
 
     def __init__(self, path: str | PurePath):
@@ -44,6 +44,11 @@ class Place:
             self._fs = Remote(fs, text)
             self.path = PurePosixPath(text)
         self.name = text
+
+    @property
+    def held(self) -> int:
+        """Bytes of a file that are held at most while it is written."""
+        return 0 if self.local else COPIES * PART
 
     def child(self, name: str) -> "Place":
         """The place one level below."""
@@ -98,7 +103,7 @@ class Place:
         `owner` tells the unfinished files of several processes apart.
         """
         if not self.local:
-            self._fs.pipe_file(self._key(key), b"".join(pieces))
+            self._fs.upload(self._key(key), pieces)
             return
         path = self.local / key
         partial = path.with_name(f"{path.name}{owner}{PARTIAL}")

@@ -1,12 +1,16 @@
 """A file system elsewhere, whose failures are said in one sentence."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any
 
 import zarr.storage
+from fsspec.spec import AbstractBufferedFile
 
-WRITING = ("pipe_file", "put_file")
+WRITING = ("pipe_file", "put_file", "open")
+PART = 5 * 2**20  # bytes of a large file that are sent together, the least that S3 takes
+COPIES = 3  # of a part: what is collected, what is sent, what the network's library has of it
 
 
 class Unreachable(OSError):
@@ -38,6 +42,35 @@ class Remote:
 
     def __init__(self, fs: Any, name: str):
         self._fs, self._name = fs, name
+
+    def upload(self, key: str, pieces: Iterable[Any]) -> None:
+        """Put bytes-like pieces as they are made, while little more than a part of them is held."""
+        part, rest = bytearray(), iter(pieces)
+        while len(part) < PART and (piece := next(rest, None)) is not None:
+            part.extend(piece)
+        if len(part) < PART:
+            self.pipe_file(key, bytes(part))
+            return
+        file = self.open(key, "wb", block_size=PART)
+        try:
+            for piece in chain([part], rest):
+                with reaching(self._name):
+                    file.write(piece)
+                part.clear()
+            with reaching(self._name):
+                file.close()
+        except BaseException:
+            self._give_up(file, key)
+            raise
+
+    def _give_up(self, file: Any, key: str) -> None:
+        """Leave nothing of a file that was half written."""
+        with suppress(Exception):  # of a network that is away, where nothing is seen of it
+            if not isinstance(file, AbstractBufferedFile):  # in memory, say
+                self._fs.rm_file(key)
+                return
+            file.closed = True  # or it would be sent when it is collected
+            file.discard()
 
     def __getattr__(self, operation: str) -> Any:
         call = getattr(self._fs, operation)

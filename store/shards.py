@@ -8,8 +8,8 @@ it. Chunks lie in C order, so that one layer of the samples is one stretch of th
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any
 
@@ -19,7 +19,8 @@ import numpy as np
 ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that is not there
 PIECES = 1024  # buffers that one call of the system fills, at most
 AT_ONCE = 2**30  # bytes, likewise
-ENCODERS = 2  # threads that make layers ready while others are written
+ENCODERS = 2  # threads that make chunks ready while others are written
+AHEAD = 8  # chunks that they are ahead of the disk at most
 BITS = {"float16": (0x7C00, "u2"), "bfloat16": (0x7F80, "u2"), "float32": (0x7F800000, "u4")}
 
 
@@ -41,67 +42,75 @@ class Overflow(ValueError):
 class Encoder:
     """The pieces of one shard's file, chunk by chunk; afterwards what is known of them.
 
-    states : (layers, samples, ...) of any float dtype, or uint16 bit patterns of bfloat16
+    states : (layers, samples, ...) of any float dtype, or uint16 bit patterns of bfloat16; or what
+             gives the layers one by one, whose memory is its own again when it is asked for the
+             next (or says that there is none)
     dtype  : float16, bfloat16 or float32, what is stored
     inner  : samples in an inner chunk; `capacity` : samples the shard is for (the last has fewer)
 
     After the pieces are used up, `crc` is the crc32c of the chunks' checksums in their order (one
     of the whole file would be the same for all files, as every chunk is followed by its own), and
-    `nonfinite` the counts of NaN and infinity, (layers, samples, 2). Raises Overflow for a finite
-    value that would become infinite.
+    `nonfinite` the counts of NaN and infinity, (samples, 2) for each layer. Raises Overflow for a
+    finite value that would become infinite.
     """
 
-    def __init__(self, states: np.ndarray, dtype: str, inner: int, capacity: int):
-        self.states, self.dtype, self.inner = states, dtype, inner
-        self.grid = (len(states), capacity // inner)
+    def __init__(self, states: Iterable[np.ndarray], dtype: str, inner: int, capacity: int):
+        self.states, self.dtype, self.inner, self.capacity = states, dtype, inner, capacity
         self.crc = 0
-        self.nonfinite = np.zeros((*states.shape[:2], 2), np.uint32)
+        self.nonfinite: list[np.ndarray] = []
 
     def pieces(self) -> Generator[np.ndarray, None, None]:
         """Every piece of the file, in order. Close it where not all of them are taken."""
-        with closing(self._layers()) as layers:
-            for chunks in layers:
-                for data, mark in chunks:
-                    self.crc = google_crc32c.extend(self.crc, mark)
-                    yield data
-                    yield mark
-        yield table(self.grid, -(-self.states.shape[1] // self.inner), data.nbytes)
+        chunks = 0
+        with closing(self._chunks()) as made:
+            for data, mark in made:
+                chunks, size = chunks + 1, data.nbytes
+                self.crc = google_crc32c.extend(self.crc, mark)
+                yield data
+                yield mark
+                del data  # may be a view of its layer
+        layers = len(self.nonfinite)
+        yield table((layers, self.capacity // self.inner), chunks // layers, size)
 
-    def _layers(self) -> Generator[Iterable[Chunk], None, None]:
-        """The chunks of each layer, made by threads a few layers ahead where that takes long.
+    def _chunks(self) -> Generator[Chunk, None, None]:
+        """The chunks of each layer, made by threads a few chunks ahead where that takes long.
 
         numpy makes half precision of wider floats one number at a time, slower than a disk takes
         them. All else is made faster than it is handed over (see tests/benchmarks).
         """
-        if self.dtype != "float16" or self.states.dtype == np.float16:
-            yield from map(self._chunks, range(len(self.states)))
-            return
-        with ThreadPoolExecutor(ENCODERS, "encoder") as pool:
-            ahead: deque[Future[list[Chunk]]] = deque()
-            for layer in range(len(self.states)):
-                ahead.append(pool.submit(lambda layer: list(self._chunks(layer)), layer))
-                if len(ahead) > ENCODERS:
-                    yield ahead.popleft().result()
+        ahead: deque[Future[Chunk]] = deque()
+        with ThreadPoolExecutor(ENCODERS, "encoder") as pool:  # which starts none until it has to
+            for states in self.states:
+                layer = len(self.nonfinite)
+                self.nonfinite.append(np.zeros((len(states), 2), np.uint32))
+                slow = self.dtype == "float16" and states.dtype != np.float16
+                for start in range(0, len(states), self.inner):
+                    if slow:
+                        ahead.append(pool.submit(self._chunk, states, layer, start))
+                    while len(ahead) > (AHEAD if slow else 0):
+                        yield ahead.popleft().result()
+                    if not slow:
+                        yield self._chunk(states, layer, start)
+                wait(ahead)
+                del states  # nothing reads the layer any more
             while ahead:
                 yield ahead.popleft().result()
 
-    def _chunks(self, layer: int) -> Iterator[Chunk]:
-        """The chunks of a layer, each with its checksum."""
-        states = self.states[layer]
-        for start in range(0, len(states), self.inner):
-            rows = slice(start, start + self.inner)
-            try:
-                chunk = convert(states[rows], self.dtype)
-            except Overflow as error:
-                row, *rest = error.at
-                raise Overflow(error.value, (layer, start + row, *rest)) from None
-            if has_nonfinite(chunk, self.dtype):
-                self.nonfinite[layer, rows] = count_nonfinite(chunk, self.dtype)
-            if len(chunk) < self.inner:  # of the last samples: zarr knows whole chunks only
-                filler = np.full((self.inner - len(chunk), *chunk.shape[1:]), fill(self.dtype))
-                chunk = np.concatenate([chunk, filler.astype(chunk.dtype)])
-            data = chunk.reshape(-1).view(np.uint8)
-            yield data, checksum(data)
+    def _chunk(self, states: np.ndarray, layer: int, start: int) -> Chunk:
+        """A chunk of a layer, from the sample `start` on, with its checksum."""
+        rows = slice(start, start + self.inner)
+        try:
+            chunk = convert(states[rows], self.dtype)
+        except Overflow as error:
+            row, *rest = error.at
+            raise Overflow(error.value, (layer, start + row, *rest)) from None
+        if has_nonfinite(chunk, self.dtype):
+            self.nonfinite[layer][rows] = count_nonfinite(chunk, self.dtype)
+        if len(chunk) < self.inner:  # of the last samples: zarr knows whole chunks only
+            filler = np.full((self.inner - len(chunk), *chunk.shape[1:]), fill(self.dtype))
+            chunk = np.concatenate([chunk, filler.astype(chunk.dtype)])
+        data = chunk.reshape(-1).view(np.uint8)
+        return data, checksum(data)
 
 
 def table(grid: tuple[int, int], chunks: int, size: int) -> np.ndarray:

@@ -116,7 +116,8 @@ def resume_run(path: str | PurePath, *, process: int = 0, **plan: Any) -> "RunWr
         return create_run(path, **plan, resume=True)
     table = schema.sample_columns(plan.pop("samples"))
     points = plan.pop("points", None)
-    defaults = {"encoder_dim": None, "patches": None, "steps": None, "dtype": "float16"}
+    defaults: dict[str, Any] = {"encoder_dim": None, "patches": None, "target_tokens": None}
+    defaults |= {"steps": None, "dtype": "float16"}
     given = defaults | plan | {"provenance": plan.get("provenance") or {}}
     return _resume(run, schema.plan_attrs(table, points=points, **given), process)
 

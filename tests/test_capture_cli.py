@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,12 +245,18 @@ def test_a_killed_capture_goes_on_and_ends_with_the_same_bytes(
 def test_writing_in_the_background_stores_the_bytes_of_writing_at_once(
     plain, tmp_path, tiny_checkpoint, solids_folder, monkeypatch
 ):
-    @contextmanager
-    def at_once(write):
-        whole = lambda some: torch.stack(some) if isinstance(some, list) else some  # noqa: E731
-        yield lambda rows, tensors: write(rows, {n: whole(t).numpy() for n, t in tensors.items()})
+    class AtOnce:
+        def __init__(self, write):
+            self.write, self.kept = write, {}
 
-    monkeypatch.setattr(capture_job, "in_background", at_once)
+        def keep(self, site, layer, states):
+            self.kept.setdefault(site, {})[layer] = states.clone()
+
+        def put(self, rows, beside):
+            whole = {site: torch.stack(list(kept.values())) for site, kept in self.kept.items()}
+            self.write(rows, {name: some.numpy() for name, some in (whole | beside).items()})
+
+    monkeypatch.setattr(capture_job, "in_background", lambda write, *_: nullcontext(AtOnce(write)))
     capture(config(tmp_path / "run", tiny_checkpoint, solids_folder))
     assert files(tmp_path / "run") == files(plain)
 
@@ -349,11 +355,8 @@ def test_means_that_count_the_padding_are_not_stored(
     assert not (tmp_path / "run").exists()
 
 
-def mean_over_all(_host, _batch, found):
-    return {
-        site: {at: state.mean(dim=1, keepdim=True) for at, state in states.items()}
-        for site, states in found.items()
-    }
+def mean_over_all(_host, _batch, keep):
+    return lambda site, layer, states: keep(site, layer, states.mean(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize(

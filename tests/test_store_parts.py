@@ -249,24 +249,41 @@ def test_a_closed_writer_appends_no_more(tmp_path):
     lock(Place(tmp_path / "run"), 0).release()
 
 
-def test_layers_are_encoded_by_threads_a_few_ahead_of_the_writer(monkeypatch):
-    given = np.random.default_rng(0).normal(size=(9, 4, TOKENS, DIM)).astype(np.float32)
-    begun, encode = [], shards.Encoder._chunks
+def test_chunks_are_encoded_by_threads_a_few_ahead_of_the_writer(monkeypatch):
+    given = np.random.default_rng(0).normal(size=(9, 12, TOKENS, DIM)).astype(np.float32)
+    half, begun, encode = given.astype(np.float16), [], shards.Encoder._chunk
 
-    def chunks(encoder, layer):
-        begun.append((layer, threading.current_thread().name[:7]))
-        return encode(encoder, layer)
+    def chunk(encoder, states, layer, start):
+        begun.append((layer, start, threading.current_thread().name[:7]))
+        return encode(encoder, states, layer, start)
 
-    monkeypatch.setattr(shards.Encoder, "_chunks", chunks)
-    pieces = Encoder(given, "float16", inner=4, capacity=4).pieces()
+    monkeypatch.setattr(shards.Encoder, "_chunk", chunk)
+    pieces = Encoder(given, "float16", inner=1, capacity=12).pieces()
     first = next(pieces)
     time.sleep(0.05)
-    assert {name for _, name in begun} == {"encoder"} and len(begun) <= shards.ENCODERS + 1
+    assert {name for *_, name in begun} == {"encoder"} and len(begun) <= shards.AHEAD + 1
     rest = list(pieces)
-    plain = list(Encoder(given.astype(np.float16), "float16", inner=4, capacity=4).pieces())
+    plain = list(Encoder(half, "float16", inner=1, capacity=12).pieces())
     assert b"".join([first, *rest]) == b"".join(plain)
-    assert [layer for layer, _ in begun[9:]] == list(range(9))
-    assert "encoder" not in {name for _, name in begun[9:]}
+    assert [at for *at, _ in begun[108:]] == [[n // 12, n % 12] for n in range(108)]
+    assert "encoder" not in {name for *_, name in begun[108:]}
+    given[0, 3, 0, 0] = np.inf  # layers of one kind behind those of another stay behind them
+    mixed = Encoder(iter([*given[:2], *half[2:5], *given[5:]]), "float16", inner=1, capacity=12)
+    half[0, 3, 0, 0] = np.inf
+    again = Encoder(half, "float16", inner=1, capacity=12)
+    assert b"".join(mixed.pieces()) == b"".join(again.pieces()) and mixed.crc == again.crc
+    assert [n.sum() for n in mixed.nonfinite] == [1, *[0] * 8]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_layers_one_by_one_must_be_as_many_as_the_store_takes(tmp_path, count):
+    writer = store.create_run(tmp_path / "run", **plan())
+    some = states()[:, :128]
+    with pytest.raises(ValueError, match=f"stage1 rows 0-128: {count} layers, the store takes 3"):
+        writer.append("stage1", slice(0, 128), iter([some[0]] * count))
+    with pytest.raises(ValueError, match=r"\(127, 4, 8\) hidden, .* \(128, 4, 8\) \(sample, token"):
+        writer.append("stage1", slice(0, 128), iter([some[0], some[1, :127]]))
+    assert writer.done("stage1") == 0 and not list(tmp_path.rglob("stage1/hidden/c*"))
 
 
 def test_encoders_that_fail_or_are_left_leave_no_thread_and_no_file(tmp_path, monkeypatch):

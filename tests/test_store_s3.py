@@ -17,6 +17,7 @@ import store
 from store.__main__ import main as command
 from store.lock import LEASE, Lease
 from store.place import Place
+from store.remote import PART
 from tests.test_store import ROOT, SAMPLES, contents, fill, plan, states, targets
 
 
@@ -63,6 +64,29 @@ def test_a_run_behind_a_url_has_the_bytes_of_one_on_a_disk(place, on_disk):
     )
     np.testing.assert_array_equal(run.points(), plan()["points"])
     assert store.verify_run(url) == []
+
+
+@pytest.mark.parametrize("where", ["memory://runs", "s3://runs"])
+def test_a_large_file_behind_a_url_is_sent_in_parts_and_seen_whole_or_not_at_all(where, server):
+    place, some = Place(f"{where}/parts"), [np.full(PART // 4 + 7, n, np.uint8) for n in range(10)]
+    uploads = lambda: fsspec.filesystem("s3").list_multipart_uploads("runs")  # noqa: E731
+    place.write("whole", some)
+    assert place.read("whole") == b"".join(some)
+
+    def cut_short():
+        yield from some
+        assert uploads() or where != "s3://runs"
+        assert not place.exists("half") or where != "s3://runs"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        place.write("half", cut_short())
+    assert not place.exists("half") and not uploads()
+    if where == "s3://runs":
+        with network_lost(server), pytest.raises(store.Unreachable, match="Could not connect"):
+            place.write("lost", some)
+        assert not place.exists("lost")
+    place.clear()
 
 
 def test_a_small_run_in_a_bucket_goes_on_where_it_was_cut(bucket, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,6 @@ from train.config import CaptureConfig
 from train.prompts import Encoded, collate
 
 if TYPE_CHECKING:  # a call for --help doesn't wait for transformers and zarr
-    import numpy as np
-
     from store.writer import RunWriter
     from train.models.minigpt3d import MiniGPT3D
     from train.verify import Proofs
@@ -36,11 +35,14 @@ BRANCHES = {
     ),
 }
 """Module of a block whose output is a branch, first found. MiniGPT-3D norms the attention's output
-(`post_layernorm`) before it adds it, GLM-4 both; BLOOM and MPT add the stream inside of a branch."""
+(`post_layernorm`) before it adds it, GLM-4 both; BLOOM and MPT add the stream inside a branch."""
 NORMED_BRANCHES = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 """The same where both branches are normed on their way out, as in Gemma 2 and OLMo 2."""
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Where torch's wrappers of a single block (compile, FSDP 1, checkpointing) keep it."""
+
+Keep = Callable[[int, Tensor], Any]
+"""Called with a layer and its states at the positions, which are the model's own: copy them."""
 
 
 def unwrapped(model: Any) -> Any:
@@ -83,7 +85,7 @@ def branch(block: nn.Module, site: str) -> nn.Module:
     """The module whose output a block adds to the stream: its attention or its feed-forward."""
     while wrapped := [name for name in WRAPPED if name in block._modules]:
         block = getattr(block, wrapped[0])
-    names = BRANCHES[site]
+    names: tuple[str, ...] = BRANCHES[site]
     if hasattr(block, NORMED_BRANCHES["mlp"]):
         names = (NORMED_BRANCHES[site], *names)
     found = [name for name in names if _has(block, name)]
@@ -109,6 +111,7 @@ def capture_hidden_states(
     *,
     detach: bool = True,
     site: str = "resid",
+    keep: Keep | None = None,
 ) -> Iterator[dict[int, Tensor]]:
     """Keep the residual stream at `layers` of each forward pass inside the `with`.
 
@@ -120,6 +123,7 @@ def capture_hidden_states(
                 as many True in each row.
     detach    : False keeps the graph, for a loss on the states.
     site      : `resid`, or what block L adds to it: `attn` or `mlp` (there is no layer 0 then).
+    keep      : takes the copies instead, and what is yielded is what it returns.
 
     Yields {layer: (samples, tokens, dim)}, copies that hold no more than what was asked for; the
     next pass overwrites them, and what gradient checkpointing computes again doesn't. No hook
@@ -137,7 +141,7 @@ def capture_hidden_states(
     states: dict[int, Tensor] = {}
     recording = torch.is_grad_enabled()
 
-    def keep(layer: int, hidden: Tensor) -> None:
+    def see(layer: int, hidden: Tensor) -> None:
         if _recomputing():
             return
         if recording and not detach and not torch.is_grad_enabled():
@@ -146,11 +150,13 @@ def capture_hidden_states(
                 'their states; turn it on with {"use_reentrant": False}'
             )
         picked = pick(hidden)
-        # A slice that is only a view would keep the whole sequence alive.
-        states[layer] = picked.detach().clone() if detach else picked
+        if keep:
+            states[layer] = keep(layer, picked.detach())
+        else:  # a slice that is only a view would keep the whole sequence alive
+            states[layer] = picked.detach().clone() if detach else picked
 
     def before(_block, args, kwargs):
-        keep(0, args[0] if args else kwargs["hidden_states"])
+        see(0, args[0] if args else kwargs["hidden_states"])
 
     samples: list[int] = []
 
@@ -162,7 +168,7 @@ def capture_hidden_states(
             hidden = output[0] if isinstance(output, tuple | list) else output
             if hidden.ndim == 2:  # OPT's feed-forward has all tokens of a batch in a row
                 hidden = hidden.unflatten(0, (samples[0], -1))
-            keep(layer, hidden)
+            see(layer, hidden)
 
         return hook
 
@@ -223,12 +229,14 @@ def short_forward(
     *,
     attention_mask: Tensor | None = None,
     site: str = "resid",
+    keep: Keep | None = None,
 ) -> dict[int, Tensor]:
     """States at `layers` from a pass that ends at the deepest of them.
 
     inputs_embeds  : (samples, tokens, dim). Nothing needs to stand behind the tokens that are asked
                      for: a causal model's states do not depend on what follows.
     attention_mask : (samples, tokens), 0 at padding; None where there is none.
+    site, keep     : as in `capture_hidden_states`
 
     Returns {layer: (samples, tokens, dim)} on the model's device. Equals the states of the full
     forward at the same positions. A sharded model (FSDP) runs to its end, to gather as it is used
@@ -242,7 +250,7 @@ def short_forward(
     with (
         ExitStack() as stack,
         torch.no_grad(),
-        capture_hidden_states(model, layers, positions, site=site) as states,
+        capture_hidden_states(model, layers, positions, site=site, keep=keep) as states,
     ):
         if not _sharded(model):
             model = unwrapped(model)
@@ -293,7 +301,7 @@ def capture_objects(
         batch = collate([prefix] * len(shown), pad_id=0)  # equally long: nothing is padded
         return model.embed(batch.to(device), shown)
 
-    def write(rows: slice, arrays: dict[str, np.ndarray]) -> None:
+    def write(rows: slice, arrays: dict[str, Any]) -> None:
         writer.append(variant, rows, arrays["states"], step=step)
 
     proofs: Proofs = {}
@@ -305,12 +313,13 @@ def capture_objects(
         embeds, points = embed(shown), entering(model, shown)
         with model.mixed():
             proofs = verify_capture(model.llm, embeds, span, layers, entering=points)
-    with in_background(write) as put:
+    with in_background(write, writer.chunk, writer.held) as batches:
+        keep = partial(batches.keep, "states")
         for rows in track(pending, label, total=total, completed=total - len(pending)):
             embeds = embed(targets[rows].to(device))
             with model.mixed():
-                states = list(short_forward(model.llm, embeds, layers, span).values())
-            put(rows, {"states": states})
+                short_forward(model.llm, embeds, layers, span, keep=keep)
+            batches.put(rows)
     return proofs
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from torch import Tensor
 
 from store import open_run
 from store.lock import lock
@@ -195,30 +194,37 @@ class Job:
         chunk = next(iter(writers.values())).chunk
         total = -(-self.samples // chunk // share[1])
 
-        def write(rows: slice, arrays: dict[str, np.ndarray]) -> None:
+        def write(rows: slice, arrays: dict[str, Any]) -> None:
+            missing = {at for at, begin in pending.items() if rows.start in begin}
             for site, writer in writers.items():
-                missing = {
-                    name for at, name in pending if rows.start in pending[site, name] if at == site
-                }
-                if "target" in missing:
+                if (site, "target") in missing:
                     writer.append_target(rows, arrays["target"])
-                if "encoder" in missing:
+                if (site, "encoder") in missing:
                     writer.append_encoder(rows, arrays["encoder"])
-                if "attention" in missing:
+                if (site, "attention") in missing:
                     writer.append_attention(rows, arrays["weights"], arrays["centres"])
-                if variant in missing:
+            for name in FROZEN:  # given up, as each layer is
+                arrays.pop(name, None)
+            for site, writer in writers.items():
+                if (site, variant) in missing:
                     writer.append(variant, rows, arrays[site])
 
-        with in_background(write) as put:
+        held_by_store = max(writer.held for writer in writers.values())
+        with in_background(write, chunk, held_by_store) as batches:
             bar = track(starts, f"capture {variant}", total=total, completed=total - len(starts))
             for start in bar:
                 rows = slice(start, min(start + chunk, self.samples))
                 size = self.config.batch_size or chunk
                 parts = [
-                    self.host.states(np.arange(at, min(at + size, rows.stop)), list(writers))
+                    self.host.states(
+                        np.arange(at, min(at + size, rows.stop)), list(writers), batches.keep
+                    )
                     for at in range(start, rows.stop, size)
                 ]
-                put(rows, {key: _joined([part[key] for part in parts], key) for key in parts[0]})
+                beside = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+                del parts
+                batches.put(rows, beside)
+                del beside
 
     def place(self, site: str) -> str | Path:
         """Where the states of a site go."""
@@ -233,15 +239,6 @@ def alike(writers: dict[str, RunWriter]) -> list[dict[str, RunWriter]]:
     for site, writer in writers.items():
         groups.setdefault((writer.chunk, writer.attrs["tokens"]), {})[site] = writer
     return list(groups.values())
-
-
-def _joined(parts: list[Any], key: str) -> Tensor | list[Tensor]:
-    """Batches of one chunk: samples come first in a layer and in what is frozen."""
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], list):  # each batch's layer is given up once it is joined
-        return [torch.cat([part.pop(0) for part in parts]) for _ in range(len(parts[0]))]
-    return torch.cat(parts, dim=0 if key in FROZEN else 1)
 
 
 def _proofs_before(place: str | Path) -> dict[str, Proofs] | None:

@@ -27,21 +27,25 @@ import argparse
 import copy
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
 import store
-from train.background import in_background
+from train.background import Batches, in_background
 from train.capture import capture_hidden_states, short_forward
 from train.config import MODELS, ModelConfig
 from train.models.llm import bare, build_llm, hold_in, set_attention
@@ -52,7 +56,9 @@ GOAL = 1.03
 SAMPLES = {"nano": 16, "small": 8, "minigpt3d": 32 if CUDA else 1}
 
 
-def ways(llm: Any, embeds: torch.Tensor, span: slice, layers: list[int]) -> dict[str, Callable]:
+def ways(
+    llm: Any, embeds: torch.Tensor, span: slice, layers: list[int], batches: Batches
+) -> dict[str, Callable]:
     """Name -> one pass; each returns what it keeps, on the device of the model."""
 
     def plain() -> list[torch.Tensor]:
@@ -71,7 +77,14 @@ def ways(llm: Any, embeds: torch.Tensor, span: slice, layers: list[int]) -> dict
         output = llm(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
         return list(output.hidden_states)
 
-    found = {"plain": plain, "plain again": plain, "ours": ours, "ours, short forward": short}
+    def stored() -> list[torch.Tensor]:
+        with capture_hidden_states(llm, layers, span, keep=partial(batches.keep, "states")):
+            llm(inputs_embeds=embeds, use_cache=False)
+        batches.put(slice(0, len(embeds)))
+        return []
+
+    found = {"plain": plain, "plain again": plain, "ours": ours, "ours, handed over": stored}
+    found["ours, short forward"] = short
     found["output_hidden_states"] = transformers
     if importlib.util.find_spec("nnsight"):
         found["nnsight"] = nnsight(llm, embeds, span, layers)
@@ -149,11 +162,19 @@ def compare(preset: str, rounds: int, llm_type: Literal["phi-2", "llama"]) -> No
     torch.manual_seed(0)
     embeds = torch.randn(samples, tokens, sizes.llm_width, device=DEVICE)
     embeds = embeds.to(bare(llm).dtype if CUDA else torch.float32)
-    found = ways(llm, embeds, span, layers)
     print(
         f"{preset}, {llm_type}: {samples} samples of {tokens} tokens, layers {layers}, on {DEVICE}"
     )
-    with torch.autocast("cuda", torch.bfloat16, enabled=CUDA):
+
+    def write(_rows: slice, arrays: dict[str, Any]) -> None:
+        while next(arrays["states"], None) is not None:
+            pass
+
+    with (
+        torch.autocast("cuda", torch.bfloat16, enabled=CUDA),
+        in_background(write, samples) as batches,
+    ):
+        found = ways(llm, embeds, span, layers, batches)
         alike({name: run() for name, run in found.items()}, layers, span)
         ratios: dict[str, list[float]] = {name: [] for name in found if name != "plain"}
         for at in range(rounds):
@@ -164,11 +185,11 @@ def compare(preset: str, rounds: int, llm_type: Literal["phi-2", "llama"]) -> No
         for name, values in ratios.items():
             low, middle, high = np.percentile(values, [25, 50, 75])
             kept = sum(t.untyped_storage().nbytes() for t in found[name]()) / 2**20
-            goal = f"  goal {GOAL}" if name == "ours" else ""
+            goal = f"  goal {GOAL}" if name.startswith("ours") else ""
             print(f"  {name:22} {middle:.3f} ({low:.3f} to {high:.3f}), {kept:.1f} MiB kept{goal}")
 
 
-MEMORY = ("plain", "kept", "stored", "stored, slow disk")
+MEMORY = ("plain", "kept", "stored", "stored, slow disk", "stored, slow bucket")
 
 
 def memory() -> None:
@@ -179,14 +200,43 @@ def memory() -> None:
     """
     freed = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     batch, plain = 0.0, 0.0
-    for name in MEMORY:
-        command = [sys.executable, "-m", __spec__.name, "--peak", name]
-        told = subprocess.run(command, capture_output=True, check=True, env=os.environ | freed)
-        peak, batch = map(float, told.stdout.split())
-        plain = plain or peak
-        print(
-            f"  {name:22} {peak:.0f} MiB, {(peak - plain) / batch:+.2f} batches of {batch:.0f} MiB"
-        )
+    with bucket() as settings:
+        for name in MEMORY:
+            if "bucket" in name and not settings:
+                print("s3fs or moto is not installed: no bucket")
+                continue
+            command = [sys.executable, "-m", __spec__.name, "--peak", name]
+            told = subprocess.run(
+                command, capture_output=True, check=True, env=os.environ | freed | settings
+            )
+            peak, batch = map(float, told.stdout.split())
+            plain = plain or peak
+            over = (peak - plain) / batch
+            print(f"  {name:22} {peak:.0f} MiB, {over:+.2f} batches of {batch:.0f} MiB")
+
+
+@contextmanager
+def bucket() -> Iterator[dict[str, str]]:
+    """What tells a process where s3://runs is, on a server in a process of its own."""
+    if not (importlib.util.find_spec("s3fs") and importlib.util.find_spec("moto")):
+        yield {}
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    null = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdout=null, stderr=null)
+    try:
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.terminate()
+        server.wait()
 
 
 @torch.no_grad()
@@ -196,31 +246,36 @@ def peak(way: str) -> None:
     llm, layers, span = build_llm(sizes).eval(), list(range(1, 9)), slice(8, 8 + sizes.queries)
     embeds = torch.randn(128, span.stop, sizes.llm_width)
 
-    def states() -> list[torch.Tensor]:
-        return list(short_forward(llm, embeds, layers, span).values())
-
-    def plain() -> None:
-        bare(llm).model(inputs_embeds=embeds, use_cache=False)
-
-    def batches(put: Callable) -> None:
+    def four(keep: Callable | None, put: Callable) -> None:
         for number in range(4):
-            rows = slice(128 * number, 128 * (number + 1))
-            put(rows, {"states": plain() if way == "plain" else states()})
+            if way == "plain":
+                bare(llm).model(inputs_embeds=embeds, use_cache=False)
+            else:
+                short_forward(llm, embeds, layers, span, keep=keep)
+            put(slice(128 * number, 128 * (number + 1)))
 
-    batches(lambda *_: None)  # warms up
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-    if way in ("plain", "kept"):
-        batches(lambda *_: None)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            writer = new_run(folder, sizes, layers)
+    def slowly(states: np.ndarray) -> np.ndarray:
+        time.sleep(0.5 if "slow" in way else 0)
+        return states
 
-            def write(rows: slice, arrays: dict[str, np.ndarray]) -> None:
-                time.sleep(4 if "slow" in way else 0)
-                writer.append("captured", rows, arrays["states"])
+    four(None, lambda _: None)  # warms up
+    with tempfile.TemporaryDirectory() as folder:
+        places = [f"s3://runs-{os.getpid()}"] if "AWS_ENDPOINT_URL" in os.environ else []
+        writers = [new_run(place, sizes, layers) for place in (folder, *places)]
+        for writer in writers:  # its libraries are loaded
+            writer.append("captured", slice(0, 128), embeds[None, :, span].numpy().repeat(8, 0))
+        writer = writers["bucket" in way]
 
-            with in_background(write) as put:
-                batches(put)
+        def write(rows: slice, arrays: dict[str, Any]) -> None:
+            writer.append("captured", rows, map(slowly, arrays["states"]))
+
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+        if "stored" in way:
+            with in_background(write, 128, writer.held) as batches:
+                four(partial(batches.keep, "states"), batches.put)
+        else:
+            four(None, lambda _: None)
+        for writer in writers:
             writer.close()
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) / 1024, embeds[:, span].nbytes / 2**17)
@@ -228,6 +283,8 @@ def peak(way: str) -> None:
 
 def new_run(folder: str, sizes: ModelConfig, layers: list[int]) -> store.RunWriter:
     """A store that takes 128 objects an append."""
+    if folder.startswith("s3:"):
+        fsspec.filesystem("s3").mkdir(folder)
     objects = [str(number) for number in range(512)]
     columns = {name: objects for name in ("id", "class_name", "caption")}
     return store.create_run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from train.data.objects import DataSet
     from train.verify import Proofs
 
+Keep = Callable[[str, int, "Tensor"], object]
+"""Called with site, layer and (samples, tokens, dim), which may be the model's own: copy them."""
 FROZEN = ("target", "encoder", "weights", "centres")
 """What a host gives of each object beside its states, with the samples first."""
 
@@ -70,7 +72,6 @@ class Host(Protocol):
     def prove(self, rows: np.ndarray) -> Proofs:
         """Verify the capture on some objects; CaptureError where it fails."""
 
-    def states(self, rows: np.ndarray, sites: list[str]) -> Mapping[str, Tensor | list[Tensor]]:
-        """Of some objects: site -> (layers, samples, tokens, dim), or a list of its layers, which
-        takes no copy, and what is in `FROZEN`; the sites have equally many tokens, and so has the
-        target."""
+    def states(self, rows: np.ndarray, sites: list[str], keep: Keep) -> Mapping[str, Tensor]:
+        """Of some objects what is in `FROZEN`; the layers of each site go to `keep` while the model
+        computes. The sites have equally many tokens, and so has the target."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from train.capture import capture_hidden_states, short_forward
 from train.captured import clouds
 from train.config import CaptureConfig, parse_layers
 from train.data.objects import DataSet
-from train.hosts import Site
+from train.hosts import Keep, Site
 from train.models.bindllm import PointLLM
 from train.prompts import bos_id, encode_ids
 from train.verify import CaptureError, Proofs, verify_capture
@@ -186,33 +187,33 @@ class BindLLMHost:
         return proofs
 
     @torch.no_grad()
-    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor | list[Tensor]]:
+    def states(self, rows: np.ndarray, sites: list[str], keep: Keep) -> dict[str, Tensor]:
         target, shown = self._vectors(rows)
-        found: dict[str, list[Tensor]] = {}
         if INJECTED in sites:
-            terms = entering(self.model, shown, self.layers)
-            found[INJECTED] = [term[:, None] for term in terms.values()]
+            for layer, term in entering(self.model, shown, self.layers).items():
+                keep(INJECTED, layer, term[:, None])
         if "resid" in sites:
-            found |= self._stream(shown, [site for site in sites if site != INJECTED])
-        tokens = next(iter(found.values()))[0].shape[1]
-        return found | {"target": target[:, None].expand(-1, tokens, -1)}
+            self._stream(shown, [site for site in sites if site != INJECTED], keep)
+        tokens = self.sites[sites[0]].tokens
+        return {"target": target[:, None].expand(-1, tokens, -1)}
 
-    def _stream(self, shown: Tensor, sites: list[str]) -> dict[str, list[Tensor]]:
+    def _stream(self, shown: Tensor, sites: list[str], keep: Keep) -> None:
         """The stream and the branches at the prompt, from one pass."""
         told = Told(self.model).eval()
-        with ExitStack() as stack:
-            found = {
-                site: stack.enter_context(capture_hidden_states(told, self.layers, site=site))
-                for site in sites
-                if site != "resid"
-            }
-            found["resid"] = short_forward(told, told.embed(self.ids, shown), self.layers)
-        return {
-            site: [self._pooled(states[at]) for at in self.layers] for site, states in found.items()
-        }
 
-    def _pooled(self, states: Tensor) -> Tensor:
-        return states if self.config.pool == "none" else states.float().mean(dim=1, keepdim=True)
+        def pooled(site: str, layer: int, states: Tensor) -> None:
+            means = self.config.pool == "mean"
+            keep(site, layer, states.float().mean(dim=1, keepdim=True) if means else states)
+
+        with ExitStack() as stack:
+            for site in sites:
+                if site != "resid":
+                    hooks = capture_hidden_states(
+                        told, self.layers, site=site, keep=partial(pooled, site)
+                    )
+                    stack.enter_context(hooks)
+            embeds = told.embed(self.ids, shown)
+            short_forward(told, embeds, self.layers, keep=partial(pooled, "resid"))
 
     def _vectors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """The joint embeddings of some objects, and what the LLM is shown: (samples, space)."""

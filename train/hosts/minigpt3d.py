@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from train.captured import clouds
 from train.checkpoint import read_tensors, sha256
 from train.config import CaptureConfig, Stage2Config, parse_layers
 from train.data.objects import DataSet
-from train.hosts import Site, causal
+from train.hosts import Keep, Site, causal
 from train.models.llm import hold_in, set_attention
 from train.models.minigpt3d import MiniGPT3D
 from train.prompts import Batch, bos_id, collate, encode_conversation, prefix
@@ -140,23 +141,24 @@ class MiniGPTHost:
                 sites=self.config.site_list,
             )
             if self.config.pool == "mean":
-                pooled = torch.stack([*self.states(rows, ["resid"])["resid"]])
+                means: list[Tensor] = []
+                self.states(rows, ["resid"], lambda *kept: means.append(kept[-1]))
                 alone = [self._unpooled(rows[[at]], target[[at]]) for at in range(len(rows))]
-                proofs["pool"] = verify_pooled(self.model.llm, pooled, alone, self.layers)
+                proofs["pool"] = verify_pooled(
+                    self.model.llm, torch.stack(means), alone, self.layers
+                )
         return proofs
 
-    def states(self, rows: np.ndarray, sites: list[str]) -> dict[str, Tensor | list[Tensor]]:
-        found: dict[str, Any] = dict(self._front(rows))
+    def states(self, rows: np.ndarray, sites: list[str], keep: Keep) -> dict[str, Tensor]:
+        found = self._front(rows)
         batch = self._batch(rows).to(self.device)
         embeds = self.model.embed(batch, found["target"])
-        with self.model.mixed():
-            forward = self._forward(batch, embeds, sites)
         if self.config.pool == "mean":
-            forward = self._means(batch, forward)
+            keep = self._means(batch, keep)
             for name in ("target", "weights"):
                 found[name] = found[name].mean(dim=-2, keepdim=True)
-        for site, states in forward.items():
-            found[site] = [states[at] for at in self._layers(site)]
+        with self.model.mixed():
+            self._forward(batch, embeds, sites, keep)
         return found
 
     def _unpooled(self, row: np.ndarray, target: Tensor) -> Tensor:
@@ -170,28 +172,24 @@ class MiniGPTHost:
     def _layers(self, site: str) -> list[int]:
         return self.layers if site == "resid" else [at for at in self.layers if at]
 
-    def _forward(
-        self, batch: Batch, embeds: Tensor, sites: list[str]
-    ) -> dict[str, dict[int, Tensor]]:
-        """Site -> layer -> (samples, tokens, dim), all from one pass."""
+    def _forward(self, batch: Batch, embeds: Tensor, sites: list[str], keep: Keep) -> None:
+        """Every layer of the sites, all from one pass."""
         llm, tokens = self.model.llm, self.config.tokens
         positions = batch.point_mask if tokens == "point" else None
-        found: dict[str, dict[int, Tensor]] = {}
         with ExitStack() as stack:
             for site in sites:
                 if site != "resid" or tokens != "point":
-                    hooks = capture_hidden_states(llm, self._layers(site), positions, site=site)
-                    found[site] = stack.enter_context(hooks)
+                    hooks = capture_hidden_states(
+                        llm, self._layers(site), positions, site=site, keep=partial(keep, site)
+                    )
+                    stack.enter_context(hooks)
             if tokens == "point":
-                found["resid"] = short_forward(llm, embeds, self.layers, positions)
+                short_forward(llm, embeds, self.layers, positions, keep=partial(keep, "resid"))
             else:
                 llm(inputs_embeds=embeds, attention_mask=batch.attention_mask, use_cache=False)
-        return found
 
-    def _means(
-        self, batch: Batch, found: dict[str, dict[int, Tensor]]
-    ) -> dict[str, dict[int, Tensor]]:
-        """The same with one token, the mean of those that count; in float32 for any model, since
+    def _means(self, batch: Batch, keep: Keep) -> Keep:
+        """Keeps one token instead, the mean of those that count; in float32 for any model, since
         half precision has too few digits for a sum of many tokens."""
         counted = {
             "point": batch.point_mask[batch.point_mask].view(len(batch.point_mask), -1),
@@ -199,10 +197,12 @@ class MiniGPTHost:
             "all": batch.attention_mask.bool(),
         }[self.config.tokens]
         share = (counted / counted.sum(dim=1, keepdim=True))[:, None]  # (samples, 1, tokens)
-        return {
-            site: {at: share @ state.float() for at, state in states.items()}
-            for site, states in found.items()
-        }
+
+        def keep_mean(site: str, layer: int, states: Tensor) -> None:
+            with torch.autocast(states.device.type, enabled=False):
+                keep(site, layer, share @ states.float())
+
+        return keep_mean
 
     def _front(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Clouds through the frozen front: `train.hosts.FROZEN`."""
