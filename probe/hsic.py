@@ -9,10 +9,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from probe.products import inner
+from probe.products import inner_columns
 
 KERNELS = ("linear", "rbf")
-ROWS = 2048  # of float32 features multiplied before the sum goes on in float64
 BLOCK = 512  # rows centred at a time
 
 
@@ -69,7 +68,7 @@ def moments(x: np.ndarray, y: np.ndarray) -> list:
     sum_x, norm_x = _own_moments(x)
     sum_y, norm_y = (sum_x, norm_x) if y is x else _own_moments(y)
     return [
-        _product(x, y),
+        inner_columns(x, y),
         sum_x,
         sum_y,
         norm_x.sum(),
@@ -83,18 +82,6 @@ def moments(x: np.ndarray, y: np.ndarray) -> list:
 def _own_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum over objects, (dim,), and each object's squared length, (samples,), in float64."""
     return x.sum(axis=0, dtype=np.float64), np.einsum("sd,sd->s", x, x, dtype=np.float64)
-
-
-def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x'y; of float32 features block by block, each product in float32 and their sum in float64."""
-    if x.dtype == np.float64:
-        return x.T @ y
-    total = np.zeros((x.shape[1], y.shape[1]))
-    step = -(-len(x) // -(-len(x) // ROWS))  # blocks of one size
-    for start in range(0, len(x), step):
-        a = x[start : start + step].T
-        total += inner(a, a if y is x else y[start : start + step].T)
-    return total
 
 
 def sums_of(m, sum_x, sum_y, norm_x, norm_y, both, x_by_y, y_by_x) -> Sums:

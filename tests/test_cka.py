@@ -16,7 +16,7 @@ from probe.cka import (
     cka_null,
     jackknife_covariance,
 )
-from probe.products import inner
+from probe.products import inner, inner_columns
 
 
 def pair(samples=40, x_dim=12, y_dim=7, seed=0, shared=1.0):
@@ -59,7 +59,10 @@ def test_products_in_tiles_equal_those_in_float64():
     x, y = (one.astype(np.float32) for one in pair(30, 600, 300))
     for left, right in ((x, x), (x.T, x.T), (x.T, y.T)):  # fewer rows than a tile, and more
         whole = left.astype(float) @ right.T.astype(float)
-        np.testing.assert_allclose(inner(left, right), whole, rtol=1e-5, atol=1e-4)
+        columns = left.T
+        across = inner_columns(columns, columns if right is left else right.T)
+        for found in (inner(left, right), across):
+            np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-4)
 
 
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), shift=st.floats(-100, 100))
