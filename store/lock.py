@@ -43,7 +43,7 @@ class FolderLock:
     def __init__(self, run: Place, slot: int):
         assert run.local is not None
         run.local.mkdir(parents=True, exist_ok=True)
-        self._path = run.local / _name(slot)
+        self._path = run.local.resolve() / _name(slot)  # one lock for every way to write a path
         self._lock: Any = FileLock(self._path, timeout=0, thread_local=False, is_singleton=True)
         try:
             self._lock.acquire()

@@ -1,5 +1,6 @@
 """python -m train.capture: what it stores, what it proves first, and what it refuses."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -29,10 +30,12 @@ from train.captured import shown_points
 from train.checkpoint import load_model, read_tensors, write_tensors
 from train.config import CaptureConfig
 from train.data.modelnet import modelnet
+from train.finished import point_tokens
 from train.frozen import kept_rows
 from train.hosts.minigpt3d import MiniGPTHost
 from train.models.minigpt3d import MiniGPT3D
 from train.prompts import collate, encode_conversation
+from train.record import check_new
 
 SAMPLES = 90
 
@@ -176,6 +179,25 @@ def test_tokens_of_padded_conversations_are_pooled_as_if_each_were_alone(
         for layer in (1, 3):
             expected = theirs[layer][0, counted].mean(dim=0).numpy()
             np.testing.assert_allclose(stored.sel(layer=layer)[row, 0], expected, atol=1e-5)
+
+
+def test_tokens_of_many_lengths_are_stored_one_by_one_and_probed_by_their_mean(
+    made, tiny_checkpoint, solids_folder
+):
+    run = open_run(made("every", tokens="all", batch_size=3))
+    means = open_run(made("all", tokens="all", pool="mean"))
+    hidden, own = run.hidden("stage1"), run.samples().n_tokens.values
+    assert len(set(own)) > 1 and own.max() == hidden.sizes["token"]
+    assert not hidden.values[:, np.arange(own.max()) >= own[:, None]].any()
+    for row, (_, theirs) in enumerate(whole_forward(tiny_checkpoint, solids_folder, range(3))):
+        for layer in (1, 3):
+            found = hidden.sel(layer=layer)[row, : own[row]]
+            np.testing.assert_allclose(found, theirs[layer][0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(run.target(), means.target(), atol=1e-6)
+    one, other = (sweep(each, ["knn", "drift"], [4]) for each in (run, means))
+    xr.testing.assert_allclose(one, other, atol=1e-4)
+    with pytest.raises(ValueError, match="holds the mean of the point tokens"):
+        point_tokens(means)
 
 
 def test_smaller_batches_and_bfloat16_store_the_same_up_to_rounding(made, plain):
@@ -332,8 +354,26 @@ def test_what_has_moved_goes_on_and_what_has_changed_does_not(
     write_tensors(weights / "model.safetensors", changed)
     refuse(capsys, config(out, weights, data), 2, "(stage1 was", "another --out")
     shutil.copy(tiny_checkpoint / "model.safetensors", weights)
-    capture(config(out, weights, data))
+    capture(config(out, weights, data, question="Why?"))  # which stands behind the point tokens
     assert files(out) == files(plain)
+
+
+def test_a_second_run_in_a_folder_is_told_before_it_changes_anything(
+    tmp_path, tiny_checkpoint, solids_folder, capsys
+):
+    with (tmp_path / ".writer-0.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refuse(capsys, config(tmp_path, tiny_checkpoint, solids_folder), 1, "is being written")
+    assert [path.name for path in tmp_path.iterdir()] == [".writer-0.lock"]
+
+
+def test_a_run_begins_where_one_was_killed_before_it_had_a_record(tmp_path):
+    for left in (".writer-0.lock", "run.new"):
+        (tmp_path / left).write_text("{")
+    check_new(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="is no run of ours"):
+        check_new(tmp_path)
 
 
 def test_a_capture_that_cannot_be_proven_stores_nothing(
@@ -366,6 +406,7 @@ def mean_over_all(_host, _batch, keep):
         ({"checkpoint": Path("no-such-folder")}, ["no-such-folder"]),
         ({"data_root": Path("no-such-data")}, ["no-such-data"]),
         ({"trained": (Path("no-such-variant"),)}, ["no-such-variant", "train.stage2"]),
+        ({"layers": "0", "sites": "resid,attn"}, ["blocks add nothing before layer 1"]),
     ],
 )
 def test_a_wrong_call_is_one_sentence(
@@ -382,7 +423,7 @@ def test_a_wrong_call_is_one_sentence(
     [
         ({"sites": "resid,heads"}, "'heads' is none of resid, attn, mlp"),
         ({"sites": "mlp"}, "resid is always among them"),
-        ({"tokens": "answer"}, "add --pool mean"),
+        ({"threads": -1}, "--threads -1: 0 or more"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, words):

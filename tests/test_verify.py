@@ -335,6 +335,16 @@ def one_dropout_left_on(model):
     return {}
 
 
+@fault("eval")
+def a_capture_that_turns_training_on(model):
+    def capture(model, *arguments, **options):
+        states = short_forward(model, *arguments, **options)
+        model.train()
+        return states
+
+    return {"capture": capture}
+
+
 @fault("repeat")
 def dropout_that_ignores_eval(model):
     mlp = model.model.layers[1].mlp
@@ -401,6 +411,17 @@ def a_view_instead_of_a_copy(model):
     def capture(model, embeds, layers, positions, **options):
         states = short_forward(model, embeds, layers, None, **options)
         return {layer: state[:, POINTS] for layer, state in states.items()}
+
+    return {"capture": capture}
+
+
+@fault("copies")
+def a_graph_that_is_kept(model):
+    def capture(model, embeds, layers, positions, **options):
+        keep = capture_hidden_states(model, layers, positions, detach=False)
+        with torch.enable_grad(), keep as states:
+            model(inputs_embeds=embeds)
+        return dict(states)
 
     return {"capture": capture}
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from train.sizes import SHIPPED
 
+PER_CLASS = ("train_per_class", "gallery_per_class", "query_per_class")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureConfig:
@@ -50,7 +52,8 @@ class CaptureConfig:
     tokens: Literal["point", "answer", "all"] = "point"
     """The point tokens; or those of the caption as an answer, or of the whole conversation."""
     pool: Literal["none", "mean"] = "none"
-    """Every token, or their mean; answers are of many lengths and need the mean."""
+    """Every token, or their mean. Answers are of many lengths: the store says how many tokens each
+    object has (n_tokens), zeros stand behind them, and probes read their mean."""
     data: Literal["shapes", "modelnet", "objaverse"] = "shapes"
     """Embedded shapes, ModelNet in any of its formats, or Objaverse as PointLLM published it."""
     data_root: Path = Path("data")
@@ -89,10 +92,9 @@ class CaptureConfig:
             raise ValueError(f"--sites {self.sites!r}: {wrong[0]!r} is none of {', '.join(known)}")
         if "resid" not in self.site_list:
             raise ValueError(f"--sites {self.sites!r}: resid is always among them")
-        if self.tokens != "point" and self.pool == "none":
-            raise ValueError(f"--tokens {self.tokens} are of many lengths: add --pool mean")
-        if self.batch_size < 0:
-            raise ValueError(f"--batch-size {self.batch_size}: 0 or more")
+        for name in ("batch_size", "threads", "draw", "seed", *PER_CLASS):
+            if (number := getattr(self, name)) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} {number}: 0 or more")
         if self.start != "pointalign-pretrain" and not self.weights:
             raise ValueError(f"--start {self.start} goes with --weights, the published files")
         if self.start == "pointalign-finetune" and self.trained:
@@ -112,6 +114,11 @@ class CaptureConfig:
     def site_list(self) -> list[str]:
         """The sites, each once."""
         return list(dict.fromkeys(site.strip() for site in self.sites.split(",")))
+
+    @property
+    def asks(self) -> bool:
+        """Whether the question is seen by what is captured: it stands behind the point tokens."""
+        return self.tokens != "point" or self.host == "bindllm"
 
     @property
     def folder(self) -> Path:

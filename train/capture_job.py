@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,19 +51,28 @@ def capture(config: CaptureConfig) -> None:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=24))
     host = host_of(config)
     check_new(config.folder)
-    with held(config.store if state.is_main_process else None):
+    with held(config.folder, config.store) if state.is_main_process else nullcontext():
         fill(config, host, state, begun)
 
 
 @contextmanager
-def held(store: str | None) -> Iterator[None]:
-    """Be the one who writes a store elsewhere: one that can't be written is told of at once."""
-    taken = lock(Place(store), 0) if store else None
-    try:
+def held(folder: Path, store: str | None) -> Iterator[None]:
+    """Be the one who writes a run, and its store elsewhere, from before its record is written.
+
+    One that can't be written is told of at once, and a new folder that stays empty is removed.
+    """
+    new = not folder.exists()
+    with ExitStack() as after:
+        if new:
+            after.callback(_forget_empty, folder)
+        for place in [str(folder), store] if store else [str(folder)]:
+            after.callback(lock(Place(place), 0).release)
         yield
-    finally:
-        if taken:
-            taken.release()
+
+
+def _forget_empty(folder: Path) -> None:
+    with suppress(OSError):  # something is in it
+        folder.rmdir()
 
 
 def fill(config: CaptureConfig, host: Host, state: PartialState, begun: float) -> None:
@@ -74,13 +83,13 @@ def fill(config: CaptureConfig, host: Host, state: PartialState, begun: float) -
     splits = {"gallery": data.gallery, "query": data.query}
     hashes = host.hashes | {name: objects.fingerprint() for name, objects in splits.items()}
     record = json.loads(json.dumps(provenance(config, hashes), default=str))
-    check_same(config.folder, record, FREE)
+    check_same(config.folder, record, FREE if config.asks else (*FREE, "question"))
     job = Job(config, data, host, state)
     console = Console(quiet=not state.is_main_process)
     layers = len(host.sites["resid"].layers)
     console.print(f"capture {layers} layers of {job.samples} objects: {config.folder}")
     for name, said in host.about.items():
-        console.print(f"{name:<9} {said}", soft_wrap=True)
+        console.print(f"{name:<9} {said}", soft_wrap=True, markup=False)
     proofs = job.prove()
     if state.is_main_process:
         write_record(config.folder, record | {"status": "running", "proofs": proofs})
@@ -143,9 +152,10 @@ class Job:
         self, record: dict[str, Any], proofs: dict[str, Proofs]
     ) -> dict[str, RunWriter]:
         """A store for each site: the stream in the run itself, each other in a run inside it."""
-        shown = shown_points(self.data)
+        shown, tokens = shown_points(self.data), self.host.own_tokens
         common: dict[str, Any] = {
-            "samples": sample_table(self.data),
+            "samples": sample_table(self.data) | ({} if tokens is None else {"n_tokens": tokens}),
+            "target_tokens": None if tokens is None else 1,
             "variants": self.host.variants,
             "target_dim": self.host.target_dim,
             "dtype": self.config.dtype,

@@ -30,9 +30,16 @@ from train.forecast import check_said, describe, in_words, trains
 from train.frozen import begin_cache, fill_cache, kept, kept_rows, kept_targets
 from train.loop import Schedule, Training, bf16_in_hardware, fit, launched, refuse_shards
 from train.models.minigpt3d import MiniGPT3D, set_switches
-from train.prompts import prefix
+from train.prompts import prefix, prefix_text
 from train.provenance import provenance
-from train.record import check_elsewhere, check_new, check_same, read_record, write_record
+from train.record import (
+    check_elsewhere,
+    check_new,
+    check_same,
+    is_new,
+    read_record,
+    write_record,
+)
 from train.start import load_start
 from train.variants import Variants, checkpoint_of, keep
 
@@ -105,7 +112,7 @@ class Stage2Run:
         The processes share the objects. What the main process can't make leaves no new folder
         behind: nothing in it would be worth going on from, unless part of it is elsewhere already.
         """
-        main, new = self.accelerator.is_main_process, not self.folder.exists()
+        main, new = self.accelerator.is_main_process, is_new(self.folder)
         self.accelerator.wait_for_everyone()  # all have looked at the folder before it changes
         try:
             with self.accelerator.main_process_first():
@@ -379,7 +386,8 @@ class Stage2Run:
             "patches": self.sizes.groups,
             "steps": {variant: list(steps) for variant in TRAINED} if steps else None,
             "dtype": self.config.capture_dtype,
-            "provenance": {name: self.record[name] for name in ("hashes", "seed")},
+            "provenance": {name: self.record[name] for name in ("hashes", "seed")}
+            | {"prefix": prefix_text()},
         }
         if self.accelerator.is_main_process:
             return create_run(self.place, **plan, resume=True)

@@ -177,8 +177,12 @@ def prefix(tokenizer: Any, points: int = 32, *, template: bool = True) -> Encode
 
     Nothing that follows can change a causal model's states here, so a capture needs no question.
     """
-    text = TEMPLATE.partition("{}")[0] if template else ""
-    return encode_prompts(tokenizer, [text + POINTS_HERE.removesuffix("</PC>")], [], points=points)
+    return encode_prompts(tokenizer, [prefix_text(template)], [], points=points)
+
+
+def prefix_text(template: bool = True) -> str:
+    """The same as it is written, the placeholder last."""
+    return (TEMPLATE.partition("{}")[0] if template else "") + POINTS_HERE.removesuffix("</PC>")
 
 
 def encode_prompts(

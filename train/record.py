@@ -16,7 +16,7 @@ FRESH = "run.new"
 
 def check_new(folder: Path) -> None:
     """Raise FileExistsError where a folder holds a finished run, or what is none of ours."""
-    if not folder.exists() or all(_left(path) for path in folder.iterdir()):
+    if is_new(folder):
         return
     path = folder / RECORD
     if not path.is_file():
@@ -28,9 +28,12 @@ def check_new(folder: Path) -> None:
         )
 
 
-def _left(path: Path) -> bool:
-    """Whether a run that was killed before it had a record left this: a half of it, or its lock."""
-    return path.name == FRESH or path.suffix == ".lock"
+def is_new(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a run has, or leaves when it is killed, before it has
+    a record: its lock, and a half of the record."""
+    return not folder.exists() or all(
+        path.name == FRESH or path.suffix == ".lock" for path in folder.iterdir()
+    )
 
 
 def check_elsewhere(folder: Path, store: str | None) -> None:

@@ -8,6 +8,7 @@ layer, and measures what is left of the geometry.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from train.cli import read_config, run
 from train.config import STAGE2, TRAINED, VARIANTS, Stage2Config, parse_layers, with_recipe
@@ -29,7 +30,7 @@ def main(config: Stage2Config) -> None:
         return
     begun = time.perf_counter()
     main_process = job.accelerator.is_main_process
-    with held(config.store if main_process else None):
+    with held(config.folder, config.store) if main_process else nullcontext():
         job.load()
         job.start()
         for variant in VARIANTS:

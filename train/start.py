@@ -48,7 +48,7 @@ def model_sizes(config: Stage2Config) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint in {folder} (config.json is missing); give --stage1 a folder "
+            f"no checkpoint in {folder} (config.json is missing); give a folder "
             "written by python -m train.stage1"
         )
     return read_sizes(path)

@@ -93,6 +93,7 @@ def verify_capture(
     proofs["errors"] = _check_errors(trial, asked)
     if set(sites) != {"resid"}:
         proofs["branches"] = _check_branches(trial, depth)
+    _check_eval(model)  # the capture has left it so
     return proofs
 
 
@@ -153,6 +154,28 @@ def verify_pooled(
                     f"tokens when the sample is alone ({apart:.2g} of its size)"
                 )
     return f"means of samples alone, {_agreement(worst)}"
+
+
+def verify_padded(
+    model: nn.Module, padded: Tensor, alone: Sequence[Tensor], layers: Sequence[int]
+) -> str:
+    """Prove tokens of samples with different numbers of them: each has its own, before zeros.
+
+    padded : (layers, samples, tokens, dim), as they will be stored.
+    alone  : of each sample (layers, own tokens, dim), when it passes alone, without padding.
+
+    Returns what was seen; CaptureError with the layer and the sample that differ.
+    """
+    bound, worst = _rounding(model, padded.device.type) ** 0.5, 0.0
+    for row, states in enumerate(alone):
+        for kept, each, layer in zip(padded[:, row], states, layers, strict=True):
+            worst = max(worst, apart := _apart(kept[: len(each)], each))
+            if apart > bound or kept[len(each) :].any():
+                raise CaptureError(
+                    f"padding: layer {layer} of sample {row} is not its {len(each)} tokens of when "
+                    f"the sample is alone, and zeros behind them ({apart:.2g} of their size)"
+                )
+    return f"tokens of samples alone, {_agreement(worst)}"
 
 
 def _rounding(model: nn.Module, device: str) -> float:
@@ -381,6 +404,8 @@ def _check_copies(
                 f"copies: layer {layer} changes when the model overwrites its block's output later"
             )
         for state in (states[layer], seen[layer]):
+            if state.requires_grad:
+                raise CaptureError(f"copies: layer {layer} keeps the graph of its pass alive")
             size = state.numel() * state.element_size()
             if (held := state.untyped_storage().nbytes()) > size:
                 raise CaptureError(

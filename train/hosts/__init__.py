@@ -48,6 +48,11 @@ class Host(Protocol):
         """Where it is captured: `resid`, which lies in the run itself, before all others."""
 
     @property
+    def own_tokens(self) -> np.ndarray | None:
+        """How many of a site's tokens are each object's own, (samples,), the first ones; None where
+        all are. The target is then one token, the mean."""
+
+    @property
     def target_dim(self) -> int: ...
 
     @property

@@ -161,6 +161,10 @@ class BindLLMHost:
         return own | {INJECTED: Site(self.layers, 1, width)}
 
     @property
+    def own_tokens(self) -> None:
+        return None
+
+    @property
     def target_dim(self) -> int:
         return self.model.bind.image_bind_proj.in_features
 

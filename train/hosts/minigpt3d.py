@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,17 @@ from train.data.objects import DataSet
 from train.hosts import Keep, Site, causal
 from train.models.llm import hold_in, set_attention
 from train.models.minigpt3d import MiniGPT3D
-from train.prompts import Batch, bos_id, collate, encode_conversation, prefix
+from train.progress import track
+from train.prompts import Batch, bos_id, collate, encode_conversation, prefix, prefix_text
 from train.start import load_start, model_sizes
-from train.verify import Proofs, verify_capture, verify_pooled
+from train.verify import Proofs, verify_capture, verify_padded, verify_pooled
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 START = "stage1"
 """Name of the model in the checkpoint, as in the runs of stage 2."""
 FINETUNED = "aligned"
 """Name of PointAlign's own, also as there."""
+COUNTED = 1024  # objects whose conversations are laid side by side to count their tokens
 
 
 class MiniGPTHost:
@@ -48,10 +50,14 @@ class MiniGPTHost:
         if config.llm:
             self.sizes = replace(self.own, **causal.sizes(config.llm))
         self.layers = parse_layers(config.layers, self.sizes.llm_depth)
+        if self.layers == [0] and config.site_list != ["resid"]:
+            raise ValueError(f"--sites {config.sites}: blocks add nothing before layer 1; name one")
         for folder in config.trained:
             _trained_file(folder)
         self.hashes: dict[str, str] = {}
-        self.about: dict[str, Any] = {}
+        self.about: dict[str, Any] = {"prefix": prefix_text()}
+        if config.asks:
+            self.about["question"] = config.question
         self.model: MiniGPT3D
         self.data: DataSet
 
@@ -69,7 +75,7 @@ class MiniGPTHost:
             self.model.projector, said = causal.fitted(  # type: ignore[assignment]
                 self.model, target, config.llm_map, config.seed
             )
-            self.about = {"llm": f"{self.variants[0]} in the place of ours; {said}"}
+            self.about |= {"llm": f"{self.variants[0]} in the place of ours; {said}"}
         else:
             hold_in(self.model.llm, dtype)
         set_attention(self.model.llm, config.attention)
@@ -87,10 +93,21 @@ class MiniGPTHost:
     @property
     def sites(self) -> dict[str, Site]:
         tokens = self.sizes.queries if self.config.pool == "none" else 1
+        tokens = tokens if self.own_tokens is None else int(self.own_tokens.max())
         return {
             site: Site(self._layers(site), tokens, self.sizes.llm_width)
             for site in self.config.site_list
         }
+
+    @cached_property
+    def own_tokens(self) -> np.ndarray | None:
+        if self.config.tokens == "point" or self.config.pool == "mean":
+            return None
+        rows = np.arange(len(self.data.gallery) + len(self.data.query))
+        starts = range(0, len(rows), COUNTED)
+        bar = track(starts, "count tokens", total=len(starts))
+        parts = [self._counted(self._batch(rows[at : at + COUNTED])) for at in bar]
+        return np.concatenate([part.sum(dim=1).numpy() for part in parts])
 
     @property
     def target_dim(self) -> int:
@@ -147,6 +164,13 @@ class MiniGPTHost:
                 proofs["pool"] = verify_pooled(
                     self.model.llm, torch.stack(means), alone, self.layers
                 )
+            elif self.own_tokens is not None:
+                padded: list[Tensor] = []
+                self.states(rows, ["resid"], lambda *kept: padded.append(kept[-1]))
+                alone = [self._unpooled(rows[[at]], target[[at]]) for at in range(len(rows))]
+                proofs["padding"] = verify_padded(
+                    self.model.llm, torch.stack(padded), alone, self.layers
+                )
         return proofs
 
     def states(self, rows: np.ndarray, sites: list[str], keep: Keep) -> dict[str, Tensor]:
@@ -155,6 +179,9 @@ class MiniGPTHost:
         embeds = self.model.embed(batch, found["target"])
         if self.config.pool == "mean":
             keep = self._means(batch, keep)
+        elif self.own_tokens is not None:
+            keep = self._padded(batch, keep)
+        if self.config.pool == "mean" or self.own_tokens is not None:
             for name in ("target", "weights"):
                 found[name] = found[name].mean(dim=-2, keepdim=True)
         with self.model.mixed():
@@ -162,12 +189,19 @@ class MiniGPTHost:
         return found
 
     def _unpooled(self, row: np.ndarray, target: Tensor) -> Tensor:
-        """(layers, tokens, dim): the states of one object that its mean is over."""
+        """(layers, tokens, dim): the states of one object that count, alone."""
         batch = self._batch(row).to(self.device)
         states = short_forward(self.model.llm, self.model.embed(batch, target), self.layers)
         found = torch.stack(list(states.values()))[:, 0]
-        counted = {"point": batch.point_mask, "answer": batch.labels >= 0}
-        return found[:, counted.get(self.config.tokens, batch.attention_mask.bool())[0]]
+        return found[:, self._counted(batch)[0]]
+
+    def _counted(self, batch: Batch) -> Tensor:
+        """Which tokens are asked for, (samples, tokens) of bool."""
+        return {
+            "point": batch.point_mask,
+            "answer": batch.labels >= 0,
+            "all": batch.attention_mask.bool(),
+        }[self.config.tokens]
 
     def _layers(self, site: str) -> list[int]:
         return self.layers if site == "resid" else [at for at in self.layers if at]
@@ -191,11 +225,9 @@ class MiniGPTHost:
     def _means(self, batch: Batch, keep: Keep) -> Keep:
         """Keeps one token instead, the mean of those that count; in float32 for any model, since
         half precision has too few digits for a sum of many tokens."""
-        counted = {
-            "point": batch.point_mask[batch.point_mask].view(len(batch.point_mask), -1),
-            "answer": batch.labels >= 0,
-            "all": batch.attention_mask.bool(),
-        }[self.config.tokens]
+        counted = self._counted(batch)
+        if self.config.tokens == "point":  # no others are kept
+            counted = counted[counted].view(len(counted), -1)
         share = (counted / counted.sum(dim=1, keepdim=True))[:, None]  # (samples, 1, tokens)
 
         def keep_mean(site: str, layer: int, states: Tensor) -> None:
@@ -203,6 +235,20 @@ class MiniGPTHost:
                 keep(site, layer, share @ states.float())
 
         return keep_mean
+
+    def _padded(self, batch: Batch, keep: Keep) -> Keep:
+        """Keeps the tokens that count, an object's own before zeros."""
+        assert self.own_tokens is not None
+        counted, longest = self._counted(batch), int(self.own_tokens.max())
+        sample, at = counted.nonzero(as_tuple=True)
+        place = counted.cumsum(dim=1)[sample, at] - 1
+
+        def keep_own(site: str, layer: int, states: Tensor) -> None:
+            own = states.new_zeros(len(states), longest, states.shape[-1])
+            own[sample, place] = states[sample, at]
+            keep(site, layer, own)
+
+        return keep_own
 
     def _front(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Clouds through the frozen front: `train.hosts.FROZEN`."""
