@@ -94,7 +94,8 @@ def _with_a_model(run) -> None:
     for name, said in {"lens": lens.findings, "causal": causal.findings}.items():
         for sentence in said(run.probes(name)) if name in found else ():
             print(f"• {sentence}")
-    if not {"lens", "causal"} & set(found):
+    one_by_one = run.attrs.get("target_tokens", run.attrs["tokens"]) > 1
+    if one_by_one and not {"lens", "causal"} & set(found):
         print(f"In words, and does the model still read them: python -m train.explain {run.name}")
 
 
