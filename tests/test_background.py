@@ -12,9 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import store
 from store.shards import Encoder
+from tests.test_capture_cli import config
 from tests.test_store import LAYERS as STORED
 from tests.test_store import SAMPLES, contents, plan, states
 from train.background import in_background
+from train.capture_job import capture
 
 LAYERS = 8
 
@@ -68,7 +70,10 @@ def held(monkeypatch):
         found["now"] += size
         found["most"] = max(found.values())
 
-    def empty(shape, dtype, pin_memory):
+    def empty(*shape, empty=torch.empty, **options):
+        if "pin_memory" not in options:  # of a model
+            return empty(*shape, **options)
+        ((shape,), dtype) = shape, options["dtype"]
         memory = np.empty((int(np.prod(shape)), dtype.itemsize), np.uint8)
         add(memory.nbytes)
         weakref.finalize(memory, add, -memory.nbytes)
@@ -103,6 +108,13 @@ def test_the_model_waits_for_a_slow_disk_instead_of_filling_the_memory(held):
     assert written == list(range(10)) and held == {"now": 0, "most": LAYERS * 12}
 
 
+def slowly(encoder, pieces=Encoder.pieces):
+    """The pieces of a file, on a slow disk."""
+    for piece in pieces(encoder):
+        time.sleep(0.001)
+        yield piece
+
+
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
 def test_a_batch_is_all_that_a_capture_holds_and_the_store_is_the_same(
@@ -115,17 +127,12 @@ def test_a_batch_is_all_that_a_capture_holds_and_the_store_is_the_same(
     layer = given[0, : writer.chunk].nbytes
     computing = []
 
-    def pieces(encoder, whole=Encoder.pieces):
-        for piece in whole(encoder):
-            time.sleep(0.001)
-            yield piece
-
     def write(rows, arrays):
         writer.append("stage1", rows, arrays["states"])
 
     with monkeypatch.context() as patch:
         if slow:
-            patch.setattr(Encoder, "pieces", pieces)
+            patch.setattr(Encoder, "pieces", slowly)
         with in_background(write, writer.chunk, held=layer) as batches:
             for rows in writer.pending("stage1"):
                 for number in range(len(STORED)):
@@ -139,6 +146,19 @@ def test_a_batch_is_all_that_a_capture_holds_and_the_store_is_the_same(
         whole.append("stage1", rows, bits.numpy()[:, rows])
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
     assert writer.chunk < SAMPLES
+
+
+def test_a_capture_of_all_sites_in_parts_holds_one_batch_where_the_disk_is_slow(
+    held, tmp_path, tiny_checkpoint, solids_folder, monkeypatch
+):
+    monkeypatch.setattr(Encoder, "pieces", slowly)
+    monkeypatch.setattr(store.RunWriter, "held", 0)
+    about = {"layers": "1-4", "sites": "resid,attn,mlp", "batch_size": 16}
+    capture(config(tmp_path / "run", tiny_checkpoint, solids_folder, **about))
+    run = store.open_run(tmp_path / "run")
+    assert run.attrs["chunk"] == 64 < run.attrs["samples"]
+    batch = 3 * run.hidden("stage1").isel(sample=slice(0, 64)).nbytes
+    assert held == {"now": 0, "most": batch}
 
 
 def test_an_error_of_the_disk_stops_the_run_with_its_sentence_and_nothing_follows_it():
