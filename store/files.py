@@ -1,8 +1,12 @@
 """Parts of one file, read without the rest: of this disk, behind a URL, or already in memory."""
 
+import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,11 @@ AHEAD = 32 * 2**20  # bytes that are fetched together from behind a URL, before 
 
 Span = tuple[int, int]
 NOWAIT = getattr(os, "RWF_NOWAIT", None)  # read what is in the page cache, and nothing else
+LARGE = 2**20  # bytes of a part that may be read past the page cache
+PAGE = 4096  # where such a part begins and ends, on the disk and in memory
+BUFFER = 4 * 2**20  # bytes of memory for such parts, at least
+MISSED = count()  # files of which a large part was not in the page cache
+OWN = local()  # memory for such parts, of each thread
 
 
 class DiskFile:
@@ -22,20 +31,18 @@ class DiskFile:
     def __init__(self, path: str | Path):
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         self._ahead: Sequence[Span] = ()
+        self._past_cache = False
 
-    def announce(self, spans: Sequence[Span], missed: Callable[[], None]) -> None:
-        """Have the system fetch (start, stop) of each span, all at once, when the first is missed.
+    def announce(self, spans: Sequence[Span]) -> None:
+        """Prepare to read (start, stop) of each span, for when the first is missed.
 
-        What lies in the page cache is read without the system being told of it. Where something
-        does not, `missed` is called, before it is waited for.
+        What lies in the page cache is read from there. Once something does not, the system is
+        told of all spans, to fetch them together. Every second file that begins with a large part
+        is read past the page cache instead: the system fetches into it in pages of 4 KiB, which
+        takes twice as long as the disk does. What is read again and again is in the cache soon,
+        as half of what is missing comes into it each time.
         """
-        self._ahead, self._missed = spans, missed
-
-    def fetch(self, spans: Sequence[Span]) -> None:
-        """Have the system fetch (start, stop) of each span, without waiting for it."""
-        if hasattr(os, "posix_fadvise"):
-            for first, last in spans:
-                os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_WILLNEED)
+        self._ahead = spans
 
     def fill(self, start: int, pieces: Sequence[Any], size: int) -> int:
         """Fill `pieces` (uint8, `size` in all), one after the other, from `start` on.
@@ -45,17 +52,49 @@ class DiskFile:
         if not hasattr(os, "preadv"):
             os.lseek(self._file, start, os.SEEK_SET)
             return _deal(np.frombuffer(os.read(self._file, size), np.uint8), pieces)
-        if self._ahead and NOWAIT is not None:
-            try:
-                if os.preadv(self._file, pieces, start, NOWAIT) == size:
-                    return size
-            except OSError:  # none of it is in the cache, or this file system can't say
-                pass
         if self._ahead:
-            self.fetch(self._ahead)
+            # of a byte first: looking for more has the system fetch what it does not find
+            if size >= LARGE and self.cached(start, [bytearray(1)]) == 0:
+                self._past_cache = next(MISSED) % 2 == 1
+            elif self.cached(start, pieces) == size:
+                return size
+            if not self._past_cache:
+                self.fetch(self._ahead)
             self._ahead = ()
-            self._missed()
+        if self._past_cache and (content := self.direct(start, size)) is not None:
+            return _deal(content, pieces)
         return os.preadv(self._file, pieces, start)
+
+    def cached(self, start: int, pieces: Sequence[Any]) -> int | None:
+        """Fill `pieces` from the page cache: how many bytes, None where the system can't say."""
+        if NOWAIT is None:
+            return None
+        try:
+            return os.preadv(self._file, pieces, start, NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError:  # a file system that has no such way, of a network for instance
+            return None
+
+    def fetch(self, spans: Sequence[Span]) -> None:
+        """Have the system fetch (start, stop) of each span, without waiting for it."""
+        if hasattr(os, "posix_fadvise"):
+            for first, last in spans:
+                os.posix_fadvise(self._file, first, last - first, os.POSIX_FADV_WILLNEED)
+
+    def direct(self, start: int, size: int) -> np.ndarray | None:
+        """A part, past the page cache; None where that is not to be had, or the file ends in it."""
+        first, last = start // PAGE * PAGE, -(-(start + size) // PAGE) * PAGE
+        with suppress(OSError, AttributeError):  # of a system without it
+            file = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_DIRECT)
+            try:
+                memory = _memory(last - first)[: last - first]
+                found = os.preadv(file, [memory], first)
+            finally:
+                os.close(file)
+            if found >= start - first + size:
+                return memory[start - first :][:size]
+        return None
 
     def identity(self) -> tuple[int, ...]:
         """What changes when the file is written anew, in its place or in another's."""
@@ -83,8 +122,7 @@ class RemoteFile:
         self._store, self._key = store, key
         self._fetched: dict[Span, bytes] = {}
 
-    def announce(self, spans: Sequence[Span], missed: Callable[[], None]) -> None:
-        """`missed` is never called: there is no page cache."""
+    def announce(self, spans: Sequence[Span]) -> None:
         if len(spans) > 1 and sum(stop - start for start, stop in spans) <= AHEAD:
             parts = self._store.read_parts(self._key, spans)
             self._fetched = dict(zip(spans, parts, strict=True))
@@ -104,6 +142,20 @@ class RemoteFile:
 
     def close(self) -> None:
         self._fetched = {}
+
+
+def _memory(size: int) -> Any:
+    """Memory of this thread (uint8, `size` or more), in large pages.
+
+    A disk of a virtual machine is handed every page: small ones take it three times as long.
+    """
+    memory = getattr(OWN, "memory", np.empty(0, np.uint8))
+    if memory.size < size:
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        pages = mmap.mmap(-1, max(size, BUFFER), flags=private)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+        memory = OWN.memory = np.frombuffer(pages, np.uint8)
+    return memory
 
 
 def _deal(content: np.ndarray, pieces: Sequence[Any]) -> int:

@@ -1,9 +1,9 @@
 """States as an array that xarray reads when values are asked for."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +21,6 @@ from store.shards import Damaged, Shard, decode, span_of
 CORES = min(16, max(2, os.cpu_count() or 2))
 """Files of a disk that are read at a time: more threads than cores wait for each other (from the
 page cache 1.3 times as long with 16 on 2 cores), and what is announced comes together anyway."""
-
-FILES_AHEAD = 4
 
 Index = np.ndarray | slice
 
@@ -97,20 +95,13 @@ class States(BackendArray):
             for step, block in zip(steps, out, strict=True)
             for number, to in _groups(rows, self.part.chunk)
         ]
-        ahead = Ahead(self.store, jobs)
-
-        def work(number: int) -> None:
-            known = ahead.reach(number)
-            missed = None if known else partial(ahead.tell, number)
-            self._read_shard(jobs[number], layers, pick, missed)
-
+        work = partial(self._read_shard, layers=layers, pick=pick)
         if len(jobs) < 2:
-            for number in range(len(jobs)):
-                work(number)
+            list(map(work, jobs))
         else:
             at_a_time = AT_A_TIME if self.store.local is None else CORES
             with ThreadPoolExecutor(at_a_time) as pool:
-                list(pool.map(work, range(len(jobs))))
+                list(pool.map(work, jobs))
         sizes = [*map(len, at.values()), *values]
         kept = [n for n, k in zip(sizes, key, strict=True) if np.ndim(k) or isinstance(k, slice)]
         return out.reshape(kept)
@@ -142,20 +133,12 @@ class States(BackendArray):
         spans = [span_of(n, first, k, chunks, size) for first, k, *_ in runs for n in layers]
         return Job(part.shard(number, step), chunks, runs, spans, to, out)
 
-    def _read_shard(
-        self,
-        job: "Job",
-        layers: list[int],
-        pick: tuple[Any, ...] | None,
-        missed: Callable[[], None] | None,
-    ) -> None:
-        """Do a job. missed : called where something has to be fetched; None where it was already"""
+    def _read_shard(self, job: "Job", layers: list[int], pick: tuple[Any, ...] | None) -> None:
         part, key, out = self.part, job.key, job.out
         plain = pick is None and self._stored == self.dtype
         try:
             with closing(open_parts(self.store, key)) as file:
-                if missed is not None:
-                    file.announce(job.spans, missed)
+                file.announce(job.spans)
                 checked = self.checked.of(key, file, part.grid)
                 shard = Shard(file, job.chunks, self._chunk_bytes, checked)
                 for first, count, found, within in job.runs:
@@ -189,35 +172,6 @@ class Job(NamedTuple):
     spans: list[tuple[int, int]]
     to: list[int]
     out: np.ndarray
-
-
-class Ahead:
-    """Has the system fetch the next files' parts beside those that are read.
-
-    Only once something was not found in the page cache: telling takes time too. A disk that knows
-    of the next files takes 0.85 to 0.99 times as long for all of them.
-    """
-
-    def __init__(self, store: Place, jobs: list[Job]):
-        self._store, self._jobs = store, jobs
-        self._told = 0  # jobs whose files the system was told of, or that are done
-
-    def reach(self, number: int) -> bool:
-        """Before job `number` is done; returns whether the system was told of its file."""
-        known = number < self._told
-        if self._told:
-            self.tell(number)
-        return known
-
-    def tell(self, number: int) -> None:
-        """Tell of the files after that of job `number`."""
-        first, self._told = max(number + 1, self._told), number + 1 + FILES_AHEAD
-        for job in self._jobs[first : self._told]:
-            with (
-                suppress(FileNotFoundError),
-                closing(DiskFile(inside(self._store, job.key))) as file,
-            ):
-                file.fetch(job.spans)
 
 
 def open_parts(store: Place, key: str) -> DiskFile | RemoteFile:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from itertools import count
 
 import fsspec
 import google_crc32c
@@ -126,11 +127,16 @@ def test_a_chunk_is_checked_once_and_again_when_its_file_is_written(tmp_path, mo
         hidden[1].load()
 
 
-def test_what_the_disk_has_to_fetch_is_told_a_few_files_ahead(tmp_path, monkeypatch):
+def test_what_the_disk_has_to_fetch_is_told_at_once_and_half_of_large_parts_is_read_past_the_cache(
+    tmp_path, monkeypatch
+):
     fill(store.create_run(tmp_path / "run", **plan()))
-    hidden, told = store.open_run(tmp_path / "run").hidden("aligned"), []
-    fetch = DiskFile.fetch
+    hidden, told, past = store.open_run(tmp_path / "run").hidden("aligned"), [], []
+    fetch, direct = DiskFile.fetch, DiskFile.direct
     monkeypatch.setattr(DiskFile, "fetch", lambda *given: [told.append(given[1]), fetch(*given)])
+    monkeypatch.setattr(
+        DiskFile, "direct", lambda *given: [past.append(given[1:]), direct(*given)][1]
+    )
     monkeypatch.setattr("store.lazy.CORES", 1)
     hidden[1].load()
     assert not told  # it was written just now
@@ -138,7 +144,24 @@ def test_what_the_disk_has_to_fetch_is_told_a_few_files_ahead(tmp_path, monkeypa
     np.testing.assert_array_equal(hidden[:, :, 1].values, states("aligned")[:, :, 1])
     size = states()[0, :128].nbytes + 4
     layers = [(at * size, at * size + size) for at in range(3)]
-    assert told == [layers] * 3  # of the first file when it is read, of the others right after
+    assert told == [layers] * 3 and not past
+
+    monkeypatch.setattr(DiskFile, "cached", lambda *given: 0)  # the system says so itself
+    monkeypatch.setattr("store.files.LARGE", size)
+    monkeypatch.setattr("store.files.MISSED", count())
+    told.clear()
+    np.testing.assert_array_equal(hidden.values, states("aligned"))
+    assert told == [layers] * 2 and past == [(at, size) for at, _ in layers]  # of the second file
+    file = tmp_path / "run/activations.zarr/aligned/hidden/c.0.1.0.0"
+    content = file.read_bytes()
+    wrong = content[: size + 9] + bytes([content[size + 9] ^ 1]) + content[size + 10 :]
+    for damaged, said in ((wrong, "its checksum is wrong"), (content[:-9000], "it is cut off")):
+        file.write_bytes(damaged)
+        monkeypatch.setattr("store.files.MISSED", count(1))
+        np.testing.assert_array_equal(hidden[0, 128:256].values, states("aligned")[0, 128:256])
+        monkeypatch.setattr("store.files.MISSED", count(1))
+        with pytest.raises(StoreError, match=rf"aligned/hidden/c\.0\.1\.0\.0: {said}"):
+            hidden[:, 128:256].load()
 
 
 def test_reading_behind_a_url_asks_for_the_parts_that_are_read(monkeypatch):
