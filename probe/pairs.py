@@ -11,15 +11,24 @@ from typing import NamedTuple
 import numpy as np
 
 from probe.dimension import GROUPS
-from probe.halves import angular, by_halves, in_turn, reach
+from probe.halves import angular, by_halves, in_part, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
-from probe.similarity import _others, procrustes_distance, pwcca, rsa, svcca
+from probe.similarity import (
+    _others,
+    canonical_variates,
+    mean_correlation,
+    procrustes_distance,
+    pwcca,
+    rsa,
+    svcca,
+)
 
 BLOCK_BYTES = 2**30
 PAIRS_AT_ONCE = 2**12
 ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 Measure = Callable[[np.ndarray, np.ndarray], float]
+SHARE = 0.6  # of `halves.in_part`, for the directions of SVCCA, which two objects turn together
 PLENTY = 6  # objects to a dimension: with fewer, halves are much more alike than the whole is
 
 
@@ -129,6 +138,9 @@ def alike(
 
     What is left out of mutual_knn, and of PWCCA where there are 6 objects to a dimension or more,
     is reckoned from halves (`probe.halves`). With fewer objects the interval of PWCCA is too wide.
+    Of SVCCA objects are left out in part: of its correlations in the directions of all objects, and
+    of these. Where the number of directions changes with the objects, as it does where variance
+    falls off slowly, no interval of it is exact.
     """
     k = max(1, min(k, len(x) // 3))
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
@@ -136,6 +148,13 @@ def alike(
 
     def turned(measure: Measure) -> np.ndarray:
         return in_turn(lambda keep: measure(x[keep], y[keep]), group)
+
+    variates = canonical_variates(x, y)
+
+    def correlated(keep: np.ndarray, among: np.ndarray) -> float:
+        if not among.all():
+            return svcca(x[keep], y[keep])
+        return mean_correlation(*(part[keep] for part in variates))
 
     enough = len(x) >= groups  # else each is a group, of which there may be no halves
     if enough:
@@ -149,7 +168,8 @@ def alike(
         weighted = by_halves(lambda keep: pwcca(x[keep], y[keep]), group, angular)
     else:
         weighted = turned(pwcca)
-    values = np.stack([turned(procrustes_distance), turned(rsa), common, turned(svcca), weighted])
+    straight = in_part(correlated, group, SHARE)
+    values = np.stack([turned(procrustes_distance), turned(rsa), common, straight, weighted])
     return Alike(values[:, 0], values[:, 1:])
 
 

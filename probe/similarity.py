@@ -31,6 +31,22 @@ def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
     return float(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False).clip(0, 1).mean())
 
 
+def canonical_variates(
+    x: np.ndarray, y: np.ndarray, variance: float = 0.99
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `svcca` correlates, of x and of y, (samples, directions) each: centred, of length 1."""
+    bases = [_basis(values, variance) for values in _pair(x, y)]
+    left, _, right = np.linalg.svd(bases[0].T @ bases[1], full_matrices=False)
+    return bases[0] @ left, bases[1] @ right.T
+
+
+def mean_correlation(u: np.ndarray, v: np.ndarray) -> float:
+    """Of the columns of u with those of v, (samples, columns); 0 for one that does not vary."""
+    u, v = u - u.mean(axis=0), v - v.mean(axis=0)
+    sizes = np.linalg.norm(u, axis=0) * np.linalg.norm(v, axis=0)
+    return float(np.divide((u * v).sum(axis=0), sizes, out=0 * sizes, where=sizes > 1e-12).mean())
+
+
 def pwcca(x: np.ndarray, y: np.ndarray) -> float:
     """Canonical correlations weighted by how much of x each one's direction accounts for.
 

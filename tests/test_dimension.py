@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from sklearn.neighbors import NearestNeighbors
 
 from probe.dimension import (
+    SHARES,
     anisotropy,
     effective_rank,
     mle_dimension,
@@ -72,14 +73,23 @@ def test_all_statistics_at_once_equal_each_alone_whole_and_in_part():
     group = np.random.default_rng([2, 5]).permutation(90) % 16
     ranks = [one(x[group != 3]) for one in functions[2:]]
     np.testing.assert_allclose(found.left_out[2:, 3], ranks)
-    # the dimensions of halves, whose neighbours are looked up anew
-    for row, one in enumerate((two_nn, lambda part: mle_dimension(part, 8))):
-        halves = [[one(x[side]) for side in (h, ~h)] for h in halvings(group)]
-        error = np.sqrt(((np.log(halves) @ [0.5, -0.5]) ** 2).mean()) * found.values[row]
-        bar = group_jackknife(found.values[row], found.left_out[row])
-        assert (bar.high - bar.low) / 2 == pytest.approx(error * t.ppf(0.975, 15))
+    # the dimensions in part: of the objects kept with their neighbours among all, and among them
+    reach = NearestNeighbors().fit(x).kneighbors(n_neighbors=10)[0]
+    for row, one in enumerate((two_nn, mle_dimension)):
+        own = _dimensions(reach[group != 3])[row]
+        expected = own + SHARES[row] * (one(x[group != 3]) - own)
+        assert found.left_out[row, 3] == pytest.approx(expected)
     wide = x @ np.random.default_rng(1).normal(size=(7, 200)) + 1
     np.testing.assert_allclose(shape(wide).values, [one(wide) for one in functions], rtol=1e-6)
+
+
+def _dimensions(reach):
+    """Of distances to ten neighbours: the line through the origin, and the likelihood."""
+    ratios = np.sort(np.log(reach[:, 1] / reach[:, 0]))
+    kept = int(0.9 * len(ratios))
+    share = np.arange(1, kept + 1) / len(ratios)
+    line = np.linalg.lstsq(ratios[:kept, None], -np.log(1 - share), rcond=None)[0][0]
+    return line, 9 / np.log(reach[:, -1:] / reach[:, :-1]).sum(axis=1).mean()
 
 
 def test_a_mean_of_halves_is_the_mean_with_each_group_left_out():
@@ -113,7 +123,7 @@ def test_tokens_that_point_one_way_have_no_diversity():
 
 @pytest.mark.slow
 def test_bands_of_the_effective_rank_and_dimension_cover():
-    """Groups left out, for the ratio of participation, and halves, for TwoNN.
+    """Groups left out, for the ratio of participation, and in part, for TwoNN.
 
     Of what this many objects give on average: a ratio of 300 objects is half a standard error
     below that of very many, which models on the same objects share.

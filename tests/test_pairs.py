@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
 
 from probe.cka import cka, cka_interval, cka_null
 from probe.halves import halvings
 from probe.intervals import group_jackknife
-from probe.pairs import ALIKE, alike, cka_pairs, cka_pairs_null
+from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null
 from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
 
 
@@ -57,8 +59,14 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     np.testing.assert_allclose(found.values, expected)
     group = np.random.default_rng([3, 5]).permutation(90) % 16
     keep = group != 4
-    for name, part in (("procrustes", procrustes_distance), ("rsa", rsa), ("svcca", svcca)):
+    for name, part in (("procrustes", procrustes_distance), ("rsa", rsa)):
         assert found.left_out[ALIKE.index(name), 4] == pytest.approx(part(x[keep], y[keep]))
+    held = [PCA(0.99, svd_solver="full").fit_transform(states) for states in (x, y)]
+    both = CCA(min(len(part.T) for part in held), max_iter=5000, tol=1e-10)
+    pairs = zip(*(part[keep].T for part in both.fit_transform(*held)), strict=True)
+    own = np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])  # directions of all, objects kept
+    expected = own + SHARE * (svcca(x[keep], y[keep]) - own)
+    assert found.left_out[ALIKE.index("svcca"), 4] == pytest.approx(expected, abs=1e-6)
     for row, part in ((2, lambda a, b: mutual_knn(a, b, 4)), (4, pwcca)):
         halves = [[part(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
         first, second = np.arcsin(np.sqrt(halves)).T
