@@ -64,16 +64,17 @@ def prune(
     place = Place(path)
     _finish_swap(place)
     run = open_complete(path)
-    if absent := [layer for layer in layers if layer not in run.layers]:
-        raise StoreError(f"{run.name} has no layer {absent[0]}")
-    if absent := [s for s in steps if all(s not in run.steps(v) for v in run.variants)]:
-        raise StoreError(f"{run.name} has no step {absent[0]}")
+    before = run.attrs["provenance"].get("pruned", {})
+    have = {"layers": run.layers, "steps": [s for v in run.variants for s in run.steps(v)]}
+    for name, asked in (("layers", layers), ("steps", steps)):
+        if absent := [number for number in asked if number not in have[name]]:
+            gone = ": it was dropped already" if absent[0] in before.get(name, []) else ""
+            raise StoreError(f"{run.name} has no {name[:-1]} {absent[0]}{gone}")
     kept = [layer for layer in run.layers if layer not in layers]
     kept_steps = {v: [s for s in run.steps(v) if s not in steps] for v in run.variants}
     if not kept or any(run.steps(v) and not left for v, left in kept_steps.items()):
         raise ValueError(f"{run.name}: nothing would be left")
     sources = {name: (run, name) for name in run.variants}
-    before = run.attrs["provenance"].get("pruned", {})
     dropped = {
         name: [*before.get(name, []), *map(int, now)]
         for name, now in (("layers", layers), ("steps", steps))

@@ -198,7 +198,7 @@ def test_a_pruned_run_lost_what_was_named_and_nothing_else(tmp_path):
     assert left.probes("knn")["mean"].values.tolist() == [1, 2, 3]
     assert store.verify_run(path) == []
     assert [child.name for child in path.iterdir()] == ["activations.zarr"]
-    with pytest.raises(store.StoreError, match="has no layer 4"):
+    with pytest.raises(store.StoreError, match="has no layer 4: it was dropped already"):
         prune(path, layers=[4])
     with pytest.raises(ValueError, match="nothing would be left"):
         prune(path, layers=[0, 8])
