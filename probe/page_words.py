@@ -53,9 +53,9 @@ METHODS = {  # by a variable that shows that it was measured
     "from the mean token by a ridge regression fitted on the gallery; R² on query objects.",
     "procrustes_mean": "Other likenesses: Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "
-    "2018). Intervals: delete-a-group jackknife, of SVCCA with objects left out in part; for common "
-    "neighbours, and for PWCCA of 6 objects to a dimension or more, halves of the objects (McCarthy "
-    "1969). Control: the target's objects in random order.",
+    "2018). Intervals: delete-a-group jackknife, of SVCCA with objects left out in part; for "
+    "common neighbours, and for PWCCA of 6 objects to a dimension or more, halves of the objects "
+    "(McCarthy 1969). Control: the target's objects in random order.",
 }
 BESIDE = {  # by the probe that was kept
     "reconstruction": "Rebuilt clouds: one small decoder a layer and model, the same start and "
