@@ -21,6 +21,7 @@ PENALTIES = np.logspace(-6, 3, 10)  # an object, against features whose mean var
 FOLDS = 5
 SHARPNESS = np.append(0, np.logspace(-1, 2, 13))  # of the softmax that makes scores a code
 GROUPS = 10  # of the coded objects, left out in turn: each costs a tenth of a read-out
+FITTED = 0.5  # of the variance that comes of what is fitted: the rest is in that of what is coded
 
 
 class OnlineCode(NamedTuple):
@@ -157,9 +158,12 @@ def online_code(
 
     The interval is a delete-a-group jackknife of the logarithm: a group is left out of what is
     fitted as well as of what is coded, each block keeping its place, penalty and sharpness: chosen
-    anew, these jump along their grids, which made it half as wide again. Simulated 95 % intervals
-    of 80 to 400 objects in 6 to 12 dimensions hold 94 to 97 %, and 99 % of 120 to 200 objects in
-    40 to 96 dimensions: there a probe of few objects varies less than leaving some out says.
+    anew, these jump along their grids, which made it half as wide again. What those fitted and
+    those coded do together would be counted as often as there are of either (Efron & Stein 1981,
+    doi:10.1214/aos/1176345462), so that half of the variance that fitting makes is taken.
+    Simulated 95 % intervals of 80 to 400 objects in 6 to 48 dimensions hold 94.5 to 96 %, and 87 %
+    where 80 objects are told apart all but surely, as then hardly one says how others would err;
+    paired differences call 2 to 4 pairs of equal models in 100 different.
     """
     states, _ = checked_states(states, states)
     names, codes, _ = _classes(states, labels, states, labels)
@@ -181,7 +185,8 @@ def online_code(
         block = _Block(states[:end], codes[:end], past, len(names), groups[:past], folds)
         lengths[now], chosen = block.bits(np.ones(past, bool), penalties)
         for one in range(parts):
-            without[one, now], _ = block.bits(part[:past] != one, penalties, chosen)
+            changed, _ = block.bits(part[:past] != one, penalties, chosen)
+            without[one, now] = lengths[now] + (changed - lengths[now]) * np.sqrt(FITTED)
     left_out = np.array([without[one, part != one].mean() for one in range(parts)])
     bits, uniform = lengths.sum(), len(codes) * np.log2(len(names))
     bounds = intervals.group_jackknife(

@@ -7,6 +7,7 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.preprocessing import StandardScaler
 
 from probe import intervals, linear
+from probe.intervals import group_difference
 from probe.linear import PENALTIES, deal_folds, decompose, held_out, linear_probe, online_code
 
 
@@ -168,8 +169,8 @@ def test_the_code_is_short_for_clear_classes_and_no_shorter_than_plain_for_noise
     assert lengths[-1].low < 1 and lengths[1].low > 1
 
 
-@pytest.mark.parametrize(("dim", "gap"), [(6, 0.8), (12, 2.0)])
-def test_the_interval_of_a_code_covers_whole_new_data_sets(dim, gap):
+@pytest.mark.parametrize(("dim", "gap", "least"), [(6, 0.8, 0.88), (12, 2.0, 0.75)])
+def test_the_interval_of_a_code_covers_whole_new_data_sets(dim, gap, least):
     """Objects that are coded, objects that are fitted and their order are all drawn anew."""
     rng = np.random.default_rng(0)
     centres = gap * rng.normal(size=(4, dim))
@@ -178,11 +179,36 @@ def test_the_interval_of_a_code_covers_whole_new_data_sets(dim, gap):
         labels = rng.integers(0, 4, 80)
         found.append(online_code(centres[labels] + rng.normal(size=(80, dim)), labels, seed=at))
     truth = np.exp(np.mean([np.log(code.compression) for code in found]))
-    # 0.95 or more, with a standard error of 0.03
-    assert np.mean([code.low <= truth <= code.high for code in found]) > 0.88
+    # 0.95, and 0.87 where 80 objects are told apart all but surely; give or take 0.03 or 0.05
+    assert np.mean([code.low <= truth <= code.high for code in found]) > least
     assert all(code.low > 0 for code in found)
     # 40 objects seen: even a sure probe leaves all classes alike the weight of one
     assert max(code.lengths.max() for code in found) <= np.log2(4 * 41) + 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kinds", "dim", "gap", "objects"), [(4, 6, 0.8, 80), (5, 8, 0.6, 120), (6, 48, 0.5, 160)]
+)
+def test_codes_are_covered_and_told_apart_at_the_level(kinds, dim, gap, objects):
+    """Two models that see the classes through noise that is theirs by half."""
+    rng = np.random.default_rng(0)
+    centres = gap * np.random.default_rng(5).normal(size=(kinds, dim))
+    found, alarms = [], 0
+    for at in range(500):
+        labels = rng.integers(0, kinds, objects)
+        seen = centres[labels] + rng.normal(size=(objects, dim)) / np.sqrt(2)
+        pair = [
+            online_code(seen + rng.normal(size=seen.shape) / np.sqrt(2), labels, seed=at)
+            for _ in range(2)
+        ]
+        found += [np.log([code.compression, code.low, code.high]) for code in pair]
+        parts = [part for code in pair for part in (code.lengths.mean(), code.left_out)]
+        alarms += group_difference(*(np.array(part)[None] for part in parts)).p[0] < 0.05
+    value, low, high = np.transpose(found)
+    covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
+    # two standard errors of 0.8 and 1 points; in 48 dimensions 2 or 3 alarms in 100
+    assert 0.932 <= covered <= 0.968 and alarms / 500 <= 0.07
 
 
 def test_a_group_left_out_is_left_out_of_the_code_and_of_what_it_is_fitted_on():
