@@ -123,7 +123,8 @@ def capture_hidden_states(
                 as many True in each row.
     detach    : False keeps the graph, for a loss on the states.
     site      : `resid`, or what block L adds to it: `attn` or `mlp` (there is no layer 0 then).
-    keep      : takes the copies instead, and what is yielded is what it returns.
+    keep      : called with layer and states, in the hook, instead of a copy; what it returns is
+                yielded. So `train.background` puts them where they are written from.
 
     Yields {layer: (samples, tokens, dim)}, copies that hold no more than what was asked for; the
     next pass overwrites them, and what gradient checkpointing computes again doesn't. No hook
