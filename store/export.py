@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from store.reader import Run
-from store.schema import StoreError
+from store.schema import OWN_TOKENS, StoreError
 
 TABLE = ("label", "class_name", "split", "caption")
 
@@ -48,9 +48,12 @@ def subset(
         if "step" in part.dims:  # each variant has steps of its own
             part = part.rename(step=f"step_{name}")
         found[name] = part.reset_coords(drop=True)
-    found["target"] = target.isel(sample=rows).reset_coords(drop=True)
-    dataset = xr.Dataset(found)
-    dataset = dataset.assign({name: table[name].isel(sample=rows) for name in TABLE})
+    target = target.isel(sample=rows).reset_coords(drop=True)
+    if OWN_TOKENS in table:  # of the target there is the mean alone
+        target = target.rename(token="target_token")
+    dataset = xr.Dataset({**found, "target": target})
+    columns = [name for name in (*TABLE, OWN_TOKENS) if name in table]
+    dataset = dataset.assign({name: table[name].isel(sample=rows) for name in columns})
     provenance = json.dumps(run.attrs.get("provenance", {}))
     return dataset.assign_attrs(run=run.path.name, dtype=run.attrs["dtype"], provenance=provenance)
 

@@ -33,6 +33,7 @@ COLUMNS = {
     "class_name": "name of its class",
     "split": "gallery, where neighbours are looked up, or query, the unseen ones they are of",
     "caption": "what is said of the object",
+    "n_tokens": "tokens that are the object's own, zeros stand behind them",
     "layer": "blocks that the states have passed, 0 = what enters block 1",
     "step": "training steps that the model has made",
     "channel": "coordinates, and shares of the colour",

@@ -23,8 +23,11 @@ def states(seed, steps=0):
     return rng.normal(size=(steps, *shape) if steps else shape).astype(np.float16)
 
 
-def make(path, variants, **changes):
-    """A complete run of nine samples; variants: {name: seed}, or {name: (seed, steps)}."""
+def make(path, variants, own=None, **changes):
+    """A complete run of nine samples; variants: {name: seed}, or {name: (seed, steps)}.
+
+    own : how many of its two tokens are each sample's own; the target is then one token
+    """
     steps = {name: list(range(10, 10 + v[1])) for name, v in variants.items() if type(v) is tuple}
     number = np.arange(ROWS)
     given = {
@@ -46,10 +49,14 @@ def make(path, variants, **changes):
         "points": np.ones((ROWS, 5, 6)),
         "provenance": {"seed": 1},
     }
+    few = 2
+    if own is not None:
+        given["samples"]["n_tokens"], few = own, 1
+        given["target_tokens"] = few
     writer = store.create_run(path, **(given | changes))
     for rows in writer.pending("target"):
-        writer.append_target(rows, states(99)[0][rows])
-        ones = np.ones((rows.stop - rows.start, 2, 4)), np.ones((rows.stop - rows.start, 4, 3))
+        writer.append_target(rows, states(99)[0][rows, :few])
+        ones = np.ones((rows.stop - rows.start, few, 4)), np.ones((rows.stop - rows.start, 4, 3))
         writer.append_attention(rows, *ones)
         writer.append_encoder(rows, np.full((rows.stop - rows.start, 5), 0.5))
         for name, seed in variants.items():
@@ -123,6 +130,17 @@ def test_a_part_of_an_unfinished_run_is_of_its_finished_samples(tmp_path):
         pytest.raises(store.StoreError, match="has none of samples 8-8, so there is nothing"),
     ):
         subset(unfinished, samples="8-8")
+
+
+def test_a_part_of_samples_of_many_lengths_says_how_many_tokens_are_their_own(tmp_path):
+    own = np.arange(ROWS) % 2 + 1
+    path = make(tmp_path / "run", {"stage1": 1}, own=own)
+    part = subset(store.open_run(path), samples="query")
+    assert part["n_tokens"].values.tolist() == own[6:].tolist()
+    assert dict(part.sizes) == {**part.sizes, "token": 2, "target_token": 1}
+    export(part, tmp_path / "part.nc")
+    with xr.open_dataset(tmp_path / "part.nc") as read:
+        np.testing.assert_array_equal(read["stage1"], states(1)[:, 6:])
 
 
 def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
