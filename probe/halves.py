@@ -61,7 +61,7 @@ def by_halves(
 
     gap : of the value, that of the first halves and of the second ones, how far these are apart on
           a scale on which the error does not hang on the value, which may be another for halves, as
-          their neighbours are farther: `relative` or `angular`.
+          their neighbours are farther: `angular`.
     """
     value = np.asarray(statistic(np.ones(len(group), bool)))
     if not group.any():

@@ -483,7 +483,6 @@ SIMULATED = {  # runs, each
 WIDE = {"McNemar, exact", "length of the online code", "difference in bits of the online code"}
 WIDE |= {f"mutual_knn, six classes, {FEW}"}
 SHORT = {f"mle_dimension, {where}, {FEW}" for where in ("bent surface", "six classes")}
-SHORT |= {f"mle_dimension, {where}, 300" for where in ()}
 
 
 @pytest.mark.slow
