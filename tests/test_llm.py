@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tests.test_minigpt3d import TINY, TURNS
 from tests.test_prompts import BOS, Bytes
@@ -138,6 +144,15 @@ def test_point_tokens_of_the_short_prefix_are_those_of_the_conversation(kind, ba
             model(batch, target=target)
     for layer in LAYERS:
         torch.testing.assert_close(early[layer], full[layer], atol=1e-5, rtol=1e-5)
+
+
+def test_an_attention_that_a_model_does_not_have_is_named():
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Gemma2Config(**sizes, **heads))
+    with pytest.raises(ValueError, match="no sdpa attention: try --attention eager"):
+        set_attention(model, "sdpa")
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -16,6 +16,7 @@ from transformers import (
     Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -62,8 +63,9 @@ BRANCHED = {
     "mpt": MptConfig(vocab_size=50, d_model=16, n_layers=4, n_heads=2, max_seq_len=16, **ENDS),
     "glm4": Glm4Config(**GROUPED, head_dim=8),
     "biogpt": BioGptConfig(**SMALL, intermediate_size=32),
+    "granite": GraniteConfig(**GROUPED, residual_multiplier=0.2),
 }
-"""Each has its branches in another place."""
+"""Each has its branches in another place, or scales them."""
 LAYERS = [1, 3]
 POINTS = slice(3, 7)
 

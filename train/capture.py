@@ -165,11 +165,14 @@ def capture_hidden_states(
         samples[:] = [len(args[0] if args else kwargs["hidden_states"])]
 
     def after(layer: int):
+        block = blocks[layer - 1]
+        scale = 1 if site == "resid" else getattr(block, "residual_multiplier", 1)  # of Granite
+
         def hook(_block, _args, output):
             hidden = output[0] if isinstance(output, tuple | list) else output
             if hidden.ndim == 2:  # OPT's feed-forward has all tokens of a batch in a row
                 hidden = hidden.unflatten(0, (samples[0], -1))
-            see(layer, hidden)
+            see(layer, hidden if scale == 1 else hidden * scale)
 
         return hook
 

@@ -105,8 +105,15 @@ def trainable_norms(llm: nn.Module) -> list[str]:
 
 
 def set_attention(llm: nn.Module, kind: str) -> None:
-    """Compute attention by `sdpa`, torch's fused one, or `eager`, the plain one of the release."""
-    bare(llm).set_attn_implementation(kind)
+    """Compute attention by `sdpa`, torch's fused one, or `eager`, the plain one of the release.
+
+    Raises ValueError for a model that has no such attention.
+    """
+    try:
+        bare(llm).set_attn_implementation(kind)
+    except ValueError as error:
+        name, other = type(bare(llm)).__name__, "eager" if kind == "sdpa" else "sdpa"
+        raise ValueError(f"{name} has no {kind} attention: try --attention {other}") from error
 
 
 def checkpoint_blocks(llm: nn.Module) -> None:
