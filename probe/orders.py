@@ -51,13 +51,16 @@ def nearest_by(gallery: Rows, query: Rows, k: int, orders: Sequence[str] = ORDER
     """
     comparable(gallery, query, k)
     mean = mean_row(gallery)
-    far, near = _terms(gallery, mean), _terms(query, mean)
+    far = _terms(gallery, mean)
+    near = far if query is gallery else _terms(query, mean)
     unit = 1 / (far.own.max() or 1.0)
     ranks = [_order(name, far, near, mean, unit) for name in orders]
     count = min(k + SPARE, len(gallery))
     scores = np.empty((len(ranks), len(query), count), np.float32)
     rows = np.empty(scores.shape, np.int64)
-    for some, product in products(*(Centred(rows, mean, unit) for rows in (gallery, query))):
+    held = Centred(gallery, mean, unit)
+    asked = held if query is gallery else Centred(query, mean, unit)
+    for some, product in products(held, asked):
         for at, one in enumerate(ranks):
             scale, slope, level, lift = (
                 product.new_tensor(part)

@@ -8,9 +8,13 @@ KNN, a layer         what the sweep asks of a layer's states: raw and centred, b
                      distance, k = 1 and 10, ten controls of shuffled labels, leaving one out, and
                      50 seeds of test90_10. scikit-learn shares the neighbours over k and controls,
                      is asked once for raw and centred distance, which are one, and is fitted for
-                     each split, as its interface has it. 2468 in 9843 x 2560: 5.0 x in float32 and
-                     8.4 x in float64; 600 in 1200 x 256: 3.4 and 3.9 x, where votes and splits cost
-                     as much as products. On the clock with two threads: 4.1 and 2.7 x in float32
+                     each split, as its interface has it. 2468 in 9843 x 2560: 5.1 x in float32 and
+                     7.5 x in float64; 600 in 1200 x 256: 3.9 x, where votes and splits cost as much
+                     as products. On the clock with two threads: 4.1 and 2.7 x in float32
+KNN, a protocol      by itself, of 2468 x 2560 and of 600 x 256. 50 seeds of test90_10: 8.9 and 5.6
+                     x in float32, 7.1 and 7.0 x in float64, as one product serves all seeds.
+                     Leaving one out: 0.9 x in float32, 1.2 to 1.6 x in float64. Both are half a
+                     matrix product, which alone takes half of our time: 2 x is all there is
 KNN, one search      one k, one split, by cosine. scikit-learn's brute force is a matrix product,
                      and so is any exact search: 0.9 to 1.9 x by FAISS, 1.2 to 2.8 x by torch,
                      whose product knows this processor; the float64 settles what float32 leaves.
@@ -20,9 +24,9 @@ KNN, one search      one k, one split, by cosine. scikit-learn's brute force is 
 CKA, one pair        debiased, in float32 (ckatorch goes on in float64; pytorch-cka stays in
                      float32, and is given float64 where that is off by more than 0.001: from
                      10,000 objects). Theirs grows with objects^2, ours with objects: at
-                     ModelNet40's 12,311 objects x 2560 it is 17 x ckatorch and 9 x pytorch-cka. At
-                     2468 both are Gram matrices: 4.5 and 2.6 x, with the share of ours that is the
-                     fewest products beside it
+                     ModelNet40's 12,311 objects x 2560 it is 18 x ckatorch and 13 x pytorch-cka,
+                     and nearly all of ours is the products it can't do without. At 2468 and 1000
+                     both are Gram matrices, half of each for ours: 6.6 and 2.8 x, 4.7 and 2.2 x
 CKA, layers          the table of 9 layers of 2 models, 2468 x 2560 in float64, ours with bands and
                      theirs without: 3.2 x, and 86 % of ours is half a Gram matrix a layer
 CKA, all pairs       values with jackknife bands and permutations of all pairs of layers, against a
@@ -64,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all")
-    parser.add_argument("--only", default="stream,search,layer,pair,table,pairs,umap")
+    parser.add_argument("--only", default="stream,search,layer,protocols,pair,table,pairs,umap")
     settings = parser.parse_args()
     quick, rounds, asked = settings.quick, settings.rounds, settings.only.split(",")
     if "stream" in asked:  # first: it reads the peak of memory
@@ -77,6 +81,10 @@ def main() -> None:
         for size in [(300, 120, 32)] if quick else [(1200, 600, 256), (9843, 2468, 2560)]:
             for kind in (np.float32, np.float64):
                 bench_layer(rounds, *size, kind, splits=50)
+    if "protocols" in asked:
+        for shape in [(120, 32)] if quick else [(600, 256), (2468, 2560)]:
+            for kind in (np.float32, np.float64):
+                bench_protocols(rounds, *shape, kind, splits=50)
     if "pair" in asked:
         sizes = [(600, 256), (1000, 2560), (2468, 2560), (12_311, 2560)]
         for samples, dim in [(80, 16)] if quick else sizes:
@@ -120,6 +128,56 @@ def bench_search(rounds: int, gallery: int, query: int, dim: int, kind: type) ->
         say(f"{title}, scikit-learn", rounds, ours, theirs)
 
 
+def neighbours(metric: str, rows: np.ndarray, these: np.ndarray | None, k: int) -> np.ndarray:
+    """By scikit-learn: rows nearest to these, or to each row without itself where None."""
+    model = NearestNeighbors(n_neighbors=k, metric=metric, algorithm="brute").fit(rows)
+    return model.kneighbors(these, return_distance=False)
+
+
+def loo_of(states: np.ndarray, labels: np.ndarray, ks: tuple[int, ...]) -> np.ndarray:
+    """Accuracy (k,) by scikit-learn."""
+    alone = neighbours("cosine", states, None, max(ks))
+    return np.array([(vote(labels[alone[:, :k]]) == labels).mean() for k in ks])
+
+
+def tenths_of(
+    states: np.ndarray, labels: np.ndarray, ks: tuple[int, ...], splits: int
+) -> np.ndarray:
+    """Accuracy of test90_10 (k, splits) by scikit-learn."""
+    found = np.empty((len(ks), splits))
+    for split in range(splits):
+        order = np.random.default_rng([0, 11, split]).permutation(len(states))
+        out, rest = np.split(order, [int(np.ceil(0.1 * len(states)))])
+        near = neighbours("cosine", states[rest], states[out], max(ks))
+        for at, k in enumerate(ks):
+            found[at, split] = (vote(labels[rest][near[:, :k]]) == labels[out]).mean()
+    return found
+
+
+def bench_protocols(rounds: int, samples: int, dim: int, kind: type, splits: int) -> None:
+    """Each protocol by itself, as one who wants no other would ask for it."""
+    states, labels = objects(samples, 1, dim, kind)[:2]
+    groups, ks = np.arange(samples), (1, 10)
+
+    def product() -> np.ndarray:
+        single = states.astype(np.float32)
+        return inner(single, single)
+
+    def loo() -> np.ndarray:
+        return knn_protocols(states, labels, groups, k=ks, splits=0).loo.mean(axis=1)
+
+    def tenths() -> np.ndarray:
+        return knn_protocols(states, labels, groups, k=ks, splits=splits).test90_10
+
+    for name, ours, theirs in (
+        ("loo", loo, lambda: loo_of(states, labels, ks)),
+        (f"{splits} seeds of test90_10", tenths, lambda: tenths_of(states, labels, ks, splits)),
+    ):
+        np.testing.assert_allclose(ours(), theirs(), atol=30 / samples)  # float32 ties
+        title = f"KNN, {name}, {samples} x {dim} {np.dtype(kind).name}, scikit-learn"
+        say(title, rounds, ours, theirs, product=product)
+
+
 def bench_layer(rounds: int, gallery: int, query: int, dim: int, kind: type, splits: int) -> None:
     far, labels, near, asked = objects(gallery, query, dim, kind)
     groups, ks = np.arange(query), (1, 10)
@@ -134,25 +192,16 @@ def bench_layer(rounds: int, gallery: int, query: int, dim: int, kind: type, spl
         found = [shares(first, dealt), *(shares(one, [labels]) for one in ways)]
         return np.concatenate([*found, rest.loo.mean(axis=1), rest.test90_10.ravel()])
 
-    def search(metric: str, rows: np.ndarray, these: np.ndarray | None) -> np.ndarray:
-        model = NearestNeighbors(n_neighbors=max(ks), metric=metric, algorithm="brute").fit(rows)
-        return model.kneighbors(these, return_distance=False)  # without themselves where None
-
     def theirs() -> np.ndarray:
         mean = far.mean(axis=0)
-        about = search("cosine", far - mean, near - mean)
-        found = [shares(search("cosine", far, near), dealt)]
-        found += [shares(one, [labels]) for one in (about, search("euclidean", far, near))]
-        alone = search("cosine", near, None)
-        loo = [(vote(asked[alone[:, :k]]) == asked).mean() for k in ks]
-        tenth = np.empty((len(ks), splits))
-        for split in range(splits):
-            order = np.random.default_rng([0, 11, split]).permutation(query)
-            out, rest = np.split(order, [int(np.ceil(0.1 * query))])
-            near_out = search("cosine", near[rest], near[out])
-            for at, k in enumerate(ks):
-                tenth[at, split] = (vote(asked[rest][near_out[:, :k]]) == asked[out]).mean()
-        return np.concatenate([*found, loo, tenth.ravel()])
+        most = max(ks)
+        found = [shares(neighbours("cosine", far, near, most), dealt)]
+        about = neighbours("cosine", far - mean, near - mean, most)
+        found += [
+            shares(one, [labels]) for one in (about, neighbours("euclidean", far, near, most))
+        ]
+        tenths = tenths_of(near, asked, ks, splits).ravel()
+        return np.concatenate([*found, loo_of(near, asked, ks), tenths])
 
     np.testing.assert_allclose(ours(), theirs(), atol=3 / query)  # float32 ties
     title = f"KNN, a layer, {query} in {gallery} x {dim} {np.dtype(kind).name}, {splits} splits"
