@@ -82,7 +82,7 @@ LIMITS = (
     "geometry and reconstruction are not.",
     "Simulated, 95 % intervals of intrinsic dimension and common neighbours hold in 94 to 96 % of "
     "runs of 600 objects; less exact are those of the likelihood for 120 objects on a bent surface "
-    "(91 %), of SVCCA where the number of directions changes with the objects (91 to 97 %), and of "
+    "(91 %; 93 % for 300), of SVCCA where the number of directions changes with the objects (91 to 97 %), and of "
     "PWCCA of fewer than 6 objects to a dimension.",
 )
 OF_MAPS = (
