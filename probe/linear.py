@@ -163,7 +163,7 @@ def online_code(
     doi:10.1214/aos/1176345462), so that half of the variance that fitting makes is taken.
     Simulated 95 % intervals of 80 to 600 objects in 6 to 48 dimensions hold 94.5 to 96 %, also of
     clear classes; but 87 % where 80 objects are told apart all but surely, for then hardly one says
-    how others would err. Of pairs of equal models 3 to 4 in 100 are called different, and 1 to 2
+    how others would err. Of pairs of equal models 2 to 6 in 100 are called different, and 1 to 2
     where classes are clear: what two probes of few objects err alike counts for too much there.
     """
     states, _ = checked_states(states, states)
