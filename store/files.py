@@ -4,8 +4,8 @@ import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
+from random import Random
 from threading import local
 from typing import Any
 
@@ -21,7 +21,7 @@ NOWAIT = getattr(os, "RWF_NOWAIT", None)  # read what is in the page cache, and 
 LARGE = 2**20  # bytes of a part that may be read past the page cache
 PAGE = 4096  # where such a part begins and ends, on the disk and in memory
 BUFFER = 4 * 2**20  # bytes of memory for such parts, at least
-MISSED = count()  # files of which a large part was not in the page cache
+COIN = Random(0)  # taking turns could leave out the same files each time
 OWN = local()  # memory for such parts, of each thread
 
 
@@ -37,8 +37,8 @@ class DiskFile:
         """Prepare to read (start, stop) of each span, for when the first is missed.
 
         What lies in the page cache is read from there. Once something does not, the system is
-        told of all spans, to fetch them together. Every second file that begins with a large part
-        is read past the page cache instead: the system fetches into it in pages of 4 KiB, which
+        told of all spans, to fetch them together. Half of the files that begin with a large part
+        are read past the page cache instead: the system fetches into it in pages of 4 KiB, which
         takes twice as long as the disk does. What is read again and again is in the cache soon,
         as half of what is missing comes into it each time.
         """
@@ -55,7 +55,7 @@ class DiskFile:
         if self._ahead:
             # of a byte first: looking for more has the system fetch what it does not find
             if size >= LARGE and self.cached(start, [bytearray(1)]) == 0:
-                self._past_cache = next(MISSED) % 2 == 1
+                self._past_cache = COIN.random() < 0.5
             elif self.cached(start, pieces) == size:
                 return size
             if not self._past_cache:
