@@ -16,7 +16,7 @@ On a virtual machine with 2 cores, least to most of fifteen runs of 384 samples,
 other, goals 0.80 and 1.50: writing 0.85 to 1.23 of a raw write (2.73 once, as the disk halted in
 the raw ones). Of seven later
 runs: 0.86 to 1.08. One layer of all samples takes, from disk, 1.10 to 1.20 times those of a plain
-file in these seven and 0.95 to 1.30 in fifteen of that alone (1.43 to 1.49 in ten right before,
+file in these seven and 1.08 to 1.21 in fifteen of that alone (1.43 to 1.49 in ten right before,
 all of it through the page cache); one sample at all layers 0.03. From the page cache a layer took
 1.33 and 1.69 times at first and 1.04 and 1.23 again in two runs, where the program before took 1.33
 and 1.96, 1.10 and 1.32 (in the fifteen runs 0.97 to 1.28 and 0.73 to 1.06); a sample 1.30 and 1.34,
