@@ -6,6 +6,7 @@ anything that changes from one run to the next (times, machine, counts).
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def stripped(notebook: NotebookNode) -> NotebookNode:
 
 
 def main(names: list[str]) -> None:
+    shutil.rmtree(HERE.parent / "runs" / "demo-shapes", ignore_errors=True)  # may be an older one
     for name in names or NAMES:
         nbformat.write(executed(name), HERE / f"{name}.ipynb")
         print(f"{name}.ipynb")
