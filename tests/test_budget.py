@@ -211,6 +211,7 @@ def test_the_stores_bytes_are_those_of_the_arrays_it_lays_out():
         tokens=sizes.queries,
         dim=sizes.llm_width,
         target_dim=sizes.qformer_width,
+        target_tokens=None,
         points=np.zeros((objects, SHOWN_POINTS, 6), np.float32),
         encoder_dim=2 * sizes.encoder_width,
         patches=sizes.groups,
