@@ -136,7 +136,7 @@ def test_what_the_disk_has_to_fetch_is_told_at_once_and_half_of_large_parts_is_r
     monkeypatch.setattr(
         DiskFile, "direct", lambda *given: [past.append(given[1:]), direct(*given)][1]
     )
-    monkeypatch.setattr("store.lazy.CORES", 1)
+    monkeypatch.setattr("store.lazy.THREADS", 1)
     hidden[1].load()
     assert not told  # it was written just now
     monkeypatch.setattr("store.files.NOWAIT", None)  # as if nothing were in the page cache

@@ -12,21 +12,21 @@ A plain file verifies nothing. Ours searches what it writes for NaN, infinity an
 fit, and gives every chunk a checksum; it holds a chunk against it the first time an opened run
 reads it ("from disk", "first"), and not again while the file stays what it was ("again").
 
-On a virtual machine with 2 cores, least to most of fifteen runs of 384 samples, one after the
-other, goals 0.80 and 1.50: writing 0.85 to 1.23 of a raw write (2.73 once, as the disk halted in
-the raw ones). Of seven later
-runs: 0.86 to 1.08. One layer of all samples takes, from disk, 1.10 to 1.20 times those of a plain
-file in these seven and 1.08 to 1.21 in fifteen of that alone (1.43 to 1.49 in ten right before,
-all of it through the page cache); one sample at all layers 0.03. From the page cache a layer took
-1.33 and 1.69 times at first and 1.04 and 1.23 again in two runs, where the program before took 1.33
-and 1.96, 1.10 and 1.32 (in the fifteen runs 0.97 to 1.28 and 0.73 to 1.06); a sample 1.30 and 1.34,
-1.57 and 1.65 (1.07 to 1.27 and 0.76 to 0.95 in the fifteen). A plain file that was read from
-beginning to end lies in larger pages, and takes 5 ms a layer instead of 8: then ours takes 1.6 to
-2.2 times. Stock xarray, with zarr's own reader, takes 4.3 to 4.7 times from disk and 11 to 17 times
-from the page cache; a sample 0.09 and 6 to 11 times. Of all 33 layers of 128 samples,
-once: writing 1.03; a layer 0.85, 1.01 and 0.44; a sample 0.02, 0.73 and 0.57. The program of schema
-2 in turn with this one, twice: writing 0.73 and 0.77, then 0.96 and 0.89; a sample at first 1.47
-and 1.39, then 1.16 and 1.16.
+On a virtual machine with 2 cores, least to most of twelve runs of 384 samples, one after the other
+with nothing else on the machine, goals 0.80 and 1.50: writing 0.82 to 1.11 of a raw write. One
+layer of all samples takes, from disk, 0.93 to 1.03 times those of a plain file; from the page cache
+1.16 to 1.42 times at first, 0.96 to 1.03 again. One sample at all layers takes 0.03 to 0.04, 1.30
+to 1.39 and 1.31 to 1.42, of which xarray's own indexing of the labels is a quarter. Stock xarray,
+with zarr's own reader, takes 4.2 to 4.3 times from disk and 11 to 14 times from the page cache; a
+sample 0.1 and 7 to 12 times. Once of 1,280 samples: a layer from disk 1.23, from the page cache
+1.2 to 1.3 and 1.0. Times vary with how the plain file came into the page cache: read from beginning
+to end it lies in larger pages, and takes as little as 5 ms a layer instead of 7. Of all 33 layers of
+128 samples, once and with an older reader: writing 1.03; a layer 0.85, 1.01 and 0.44; a sample
+0.02, 0.73 and 0.57.
+
+With as many threads as cores instead of two for each, a layer took 1.08 to 1.21 times from disk and
+1.1 to 1.7 at first from the page cache; all through the page cache besides, 1.43 to 1.49 from disk.
+The program of schema 2 in turn with schema 3's, twice: writing 0.73 and 0.77, then 0.96 and 0.89.
 
 What made writing faster, in paired runs: no folders for shards and one mark for each append (2 took
 1.08 times as long), laying out in memory first and no look for counts of NaN where none are (both
@@ -42,7 +42,7 @@ Half precision out of float32 is written in 0.80 times the time with two threads
 else took longer with one or two (float16 as it is 1.08 and 1.17, bfloat16 out of float32 1.1 and
 1.3), as google_crc32c holds the interpreter's lock and the system writes with the other core. Also
 without gain: one `writev` of many chunks (3 times), a layer at a time instead of a chunk (1.0 to
-1.2 times), 4 threads that read instead of 2 (1.0), files of 8 MiB a layer instead of 4 (1.03 times
+1.2 times), files of 8 MiB a layer instead of 4 (1.03 times
 to write, 1.05 a layer from disk) and of 16 (1.1 and 1.5).
 
 Writing takes 161 to 162 MiB of memory for 1,000 small samples and 206 to 208 MiB for 100,000.
