@@ -20,8 +20,8 @@ to 1.39 and 1.31 to 1.42, of which xarray's own indexing of the labels is a quar
 with zarr's own reader, takes 4.2 to 4.3 times from disk and 11 to 14 times from the page cache; a
 sample 0.1 and 7 to 12 times. Once of 1,280 samples: a layer from disk 1.23, from the page cache
 1.2 to 1.3 and 1.0. Times vary with how the plain file came into the page cache: read from beginning
-to end it lies in larger pages, and takes as little as 5 ms a layer instead of 7. Of all 33 layers of
-128 samples, once and with an older reader: writing 1.03; a layer 0.85, 1.01 and 0.44; a sample
+to end it lies in larger pages, and takes as little as 5 ms a layer instead of 7. Of all 33 layers
+of 128 samples, once and with an older reader: writing 1.03; a layer 0.85, 1.01 and 0.44; a sample
 0.02, 0.73 and 0.57.
 
 With as many threads as cores instead of two for each, a layer took 1.08 to 1.21 times from disk and
