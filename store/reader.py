@@ -18,7 +18,7 @@ from store import schema
 from store.guard import check_group
 from store.layout import Part, parts, root_attrs, seal
 from store.lazy import Checked, lazy_states
-from store.place import Place
+from store.place import PARTIAL, Place
 from store.schema import STORE, StoreError
 from store.writer import done
 
@@ -203,9 +203,12 @@ class Run:
         """Variables of a group, all or some, in memory."""
         check_group(self._store, group)
         try:
-            dataset = xr.open_zarr(
-                self._store.zarr(), group=group, consolidated=False, chunks=None, zarr_format=3
-            )
+            with warnings.catch_warnings():
+                # a kill may leave a file half written beside its name, which zarr would speak of
+                warnings.filterwarnings("ignore", message=rf"Object at .*{PARTIAL}")
+                dataset = xr.open_zarr(
+                    self._store.zarr(), group=group, consolidated=False, chunks=None, zarr_format=3
+                )
             return _plain_text((dataset[list(names)] if names else dataset).load())
         except (ValueError, RuntimeError) as error:
             where = group or "its table of samples"

@@ -140,6 +140,7 @@ def test_an_unfinished_store_gives_its_finished_samples_and_says_so(tmp_path):
     writer.append("stage1", slice(0, 128), states()[:, :128])
     writer.append("stage1", slice(256, 300), states()[:, 256:])  # after a gap: does not count
     assert writer.done("stage1") == 128
+    (tmp_path / "run" / store.schema.STORE / "zarr.json.partial").write_text("{")  # by a kill
     run = store.open_run(tmp_path / "run")
     assert not run.complete
     with pytest.warns(UnfinishedRunWarning, match="stage1 has 128 of 300 samples"):
