@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from probe.halves import in_part, in_turn
-from probe.knn import nearest, unit_rows
+from probe.knn import others, unit_rows
 
 TAIL = 0.1  # of the ratios, the largest: they leave the line that the estimate is fitted to
 NEAR = 10  # neighbours of the maximum likelihood estimate
@@ -139,12 +139,16 @@ class _Near(NamedTuple):
 
 
 def _gaps(x: np.ndarray, k: int, name: str) -> _Near:
+    if not isinstance(k, int | np.integer) or k < 2:
+        raise ValueError(f"k={k!r} must be 2 or more, and whole: {name} compares distances")
     x, rows = np.unique(_finite(x), axis=0, return_index=True)
     if len(x) < max(LEAST, k + 1):
         raise ValueError(f"{len(x)} distinct objects: {name} needs {max(LEAST, k + 1)} or more")
-    found = nearest(x, x, k + 1, metric="l2")[:, 1:]  # the first is the object itself
-    gaps = [np.linalg.norm(x[other] - x, axis=1) for other in found.T]
-    return _Near(rows, rows[found], np.stack(gaps, axis=1))
+    found = others(x, int(k), "l2")
+    gaps = np.stack([np.linalg.norm(x[other] - x, axis=1) for other in found.T], axis=1)
+    order = gaps.argsort(axis=1, kind="stable")  # near-copies tie in the search
+    found, gaps = (np.take_along_axis(part, order, axis=1) for part in (found, gaps))
+    return _Near(rows, rows[found], gaps)
 
 
 def _gaps_or_none(x: np.ndarray) -> _Near | None:
@@ -191,7 +195,7 @@ def _sizes(x: np.ndarray) -> np.ndarray:
 
 def _finite(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) < 2:
+    if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(f"x has shape {x.shape}: need (samples, dim), 2 samples or more")
     if not np.isfinite(x).all():
         raise ValueError("x holds NaN or infinity")

@@ -75,6 +75,7 @@ def drift_parts(
     seed: int = 0,
 ) -> Drift:
     """`cosine_drift` with its random-pair control and its centred form; same arguments."""
+    x, target = (one if isinstance(one, Tokens) else np.asarray(one) for one in (x, target))
     _check(x, target, map, projector)
     fit, score = _rows(len(x), gallery, query, map)
     fitted = fit_map(x, target, map, rows=fit, seed=seed) if map in FITTED else None
@@ -157,6 +158,7 @@ def fit_map(
     near, far = _some_tokens(x, target, rows, seed)
     moments = [_moments(near[folds == fold], far[folds == fold]) for fold in range(FOLDS)]
     total = _added(moments)
+    _spread(total)  # no map of any kind where nothing varies
     if map == "procrustes":
         cov, x_mean, y_mean = total.x_y, total.x_mean, total.y_mean
         left, sizes, right = np.linalg.svd(cov, full_matrices=False)
@@ -220,14 +222,20 @@ def _ridge(train: _Moments, strengths: np.ndarray) -> np.ndarray:
 
 def _decomposed(train: _Moments) -> tuple[np.ndarray, ...]:
     """Spread of x, eigenvalues and vectors of its correlation, and x'y in that basis."""
-    spread = np.sqrt(np.diag(train.x_x) / train.tokens)
-    spread = np.where(spread > 1e-12 * spread.max(initial=0), spread, np.inf)  # constant: no weight
-    if np.isinf(spread).all():
-        raise ValueError("all features are constant over the gallery: no map can be fitted")
+    spread = _spread(train)
     correlation = train.x_x / np.outer(spread, spread) / train.tokens
     values, vectors = np.linalg.eigh(correlation)
     projected = vectors.T @ (train.x_y / spread[:, None]) / train.tokens
     return spread, np.maximum(values, 0), vectors, projected
+
+
+def _spread(train: _Moments) -> np.ndarray:
+    """Standard deviation of x, (dim,); infinite where it is constant, which gives it no weight."""
+    spread = np.sqrt(np.diag(train.x_x) / train.tokens)
+    varies = spread > 1e-12 * np.maximum(spread.max(initial=0), np.abs(train.x_mean))
+    if not varies.any():
+        raise ValueError("all features are constant over the gallery: no map can be fitted")
+    return np.where(varies, spread, np.inf)
 
 
 def _validation_errors(train: _Moments, held: _Moments) -> np.ndarray:

@@ -70,8 +70,8 @@ def knn_hits(
 ) -> np.ndarray:
     """Which queries `knn_accuracy` counts as right, (query_samples,) of bool: for paired tests."""
     gallery_labels, query_labels = _named(gallery_labels, "gallery"), _named(query_labels, "query")
-    if len(query_labels) != len(query):
-        raise ValueError(f"{len(query_labels)} query labels for {len(query)} queries")
+    if query_labels.shape != (len(query),):
+        raise ValueError(f"query labels {query_labels.shape} for {len(query)} queries")
     if (query_labels.dtype.kind == "U") != (gallery_labels.dtype.kind == "U"):
         raise ValueError("gallery labels or query labels are text, the others numbers: no hit")
     predicted = knn_predict(gallery, gallery_labels, query, k, metric=metric, backend=backend)
@@ -95,7 +95,7 @@ def knn_predict(
     """
     gallery_labels = _named(gallery_labels, "gallery")
     if gallery_labels.shape != (len(gallery),):
-        raise ValueError(f"{gallery_labels.size} gallery labels for {len(gallery)} samples")
+        raise ValueError(f"gallery labels {gallery_labels.shape} for {len(gallery)} samples")
     found = nearest(gallery, query, k, metric=metric, backend=backend)
     check_they_differ(np.asarray(gallery))
     return vote(gallery_labels[found])
@@ -106,6 +106,8 @@ def _named(labels: np.ndarray, name: str) -> np.ndarray:
     labels = np.asarray(np.asarray(labels).tolist())
     if labels.size and labels.dtype.kind not in "biufU":
         raise ValueError(f"{name} labels are neither all numbers nor all text: need one of the two")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(f"{name} label {int(np.isnan(labels).argmax())} is NaN: no class")
     return labels
 
 
@@ -133,7 +135,7 @@ def nearest(
     backend, thread count or duplicate object changes the answer.
     """
     gallery, query = _checked(gallery, query, k, metric)
-    backend = _pick(backend)
+    k, backend = int(k), _pick(backend)  # faiss takes no integer of numpy's
     distances, candidates = _search(gallery, query, min(k + SPARE, len(gallery)), backend)
     close = np.diff(distances, axis=1) < _doubt(gallery, query)[:, None]
     rows = candidates[:, :k].astype(np.int64)
@@ -145,6 +147,15 @@ def nearest(
 
         rows[open_ones] = settled(gap, candidates[open_ones], close[open_ones], k, gallery.shape)
     return rows
+
+
+def others(values: np.ndarray, k: int, metric: str) -> np.ndarray:
+    """The k nearest other objects of each: itself is dropped by row, copies of it are not."""
+    found = nearest(values, values, k + 1, metric)
+    rows = np.arange(len(values))[:, None]
+    own = found == rows
+    own[~own.any(axis=1), -1] = True  # more copies than neighbours: drop the last one instead
+    return found[~own].reshape(len(values), k)
 
 
 def _checked(
@@ -174,6 +185,8 @@ def comparable(gallery: Rows, query: Rows, k: int) -> None:
     shapes = gallery.shape, query.shape
     if not all(len(shape) == 2 and shape[1] for shape in shapes) or shapes[0][1] != shapes[1][1]:
         raise ValueError(f"gallery {gallery.shape} and query {query.shape}: need (samples, dim)")
+    if not len(query):
+        raise ValueError("0 query samples: there is nothing to look up")
     if not isinstance(k, int | np.integer) or not 1 <= k <= len(gallery):
         raise ValueError(
             f"k={k!r} must be 1 to {len(gallery)}, the number of gallery samples, and whole"

@@ -13,8 +13,8 @@ import numpy as np
 from probe.dimension import GROUPS
 from probe.halves import angular, by_halves, in_part, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
+from probe.knn import others
 from probe.similarity import (
-    _others,
     canonical_variates,
     mean_correlation,
     procrustes_distance,
@@ -144,7 +144,7 @@ def alike(
     """
     k = max(1, min(k, len(x) // 3))
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
-    near = [_others(values, min(6 * k, len(x) - 2), "cosine") for values in (x, y)]
+    near = [others(values, min(6 * k, len(x) - 2), "cosine") for values in (x, y)]
 
     def turned(measure: Measure) -> np.ndarray:
         return in_turn(lambda keep: measure(x[keep], y[keep]), group)

@@ -5,7 +5,7 @@ All take the same objects in the same order, x (samples, x_dim) and y (samples, 
 
 import numpy as np
 
-from probe.knn import nearest
+from probe.knn import others
 
 
 def procrustes_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -71,12 +71,12 @@ def mutual_knn(x: np.ndarray, y: np.ndarray, k: int = 10, metric: str = "cosine"
     them. An object is not its own neighbour. Huh et al. 2024 (arXiv:2405.07987).
     """
     x, y = _finite(x, y)
-    if not 1 <= k <= len(x) - 2:
-        raise ValueError(f"k={k} must be 1 to {len(x) - 2}, for {len(x)} objects")
+    if not isinstance(k, int | np.integer) or not 1 <= k <= len(x) - 2:
+        raise ValueError(f"k={k!r} must be 1 to {len(x) - 2}, for {len(x)} objects, and whole")
     for name, values in (("x", x), ("y", y)):
         if (values == values[:1]).all():
             raise ValueError(f"{name} is constant: no object is the nearest")
-    near_x, near_y = (_others(values, k, metric) for values in (x, y))
+    near_x, near_y = (others(values, k, metric) for values in (x, y))
     shared = (near_x[:, :, None] == near_y[:, None]).any(axis=2)
     return float(shared.mean())
 
@@ -90,23 +90,18 @@ def rsa(x: np.ndarray, y: np.ndarray) -> float:
 
     pairs = np.triu_indices(len(x), 1)
     ranks = []
-    for values in _finite(x, y):
+    for name, values in zip("xy", _finite(x, y), strict=True):
+        largest = np.abs(values).max(axis=1)
         values = values - values.mean(axis=1, keepdims=True)
-        size = np.linalg.norm(values, axis=1, keepdims=True)
-        if not size.all():
-            raise ValueError(f"object {int((size == 0).argmax())} is constant: it has no r")
-        values = values / size
-        ranks.append(rankdata(-(values @ values.T)[pairs]))
+        size = np.linalg.norm(values, axis=1)
+        if (flat := size <= 1e-12 * largest).any():
+            raise ValueError(f"object {int(flat.argmax())} of {name} is constant: it has no r")
+        values = values / size[:, None]
+        alike = (values @ values.T)[pairs]
+        if np.ptp(alike) <= 1e-12:
+            raise ValueError(f"all objects of {name} are equally far apart: there is no order")
+        ranks.append(rankdata(-alike))
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _others(values: np.ndarray, k: int, metric: str) -> np.ndarray:
-    """The k nearest other objects of each: itself is dropped by row, copies of it are not."""
-    found = nearest(values, values, k + 1, metric)
-    rows = np.arange(len(values))[:, None]
-    own = found == rows
-    own[~own.any(axis=1), -1] = True  # more copies than neighbours: drop the last one instead
-    return found[~own].reshape(len(values), k)
 
 
 def _basis(values: np.ndarray, variance: float) -> np.ndarray:
@@ -119,7 +114,7 @@ def _basis(values: np.ndarray, variance: float) -> np.ndarray:
 
 def _finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 3:
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 3 or 0 in (*x.shape, *y.shape):
         raise ValueError(f"x {x.shape} and y {y.shape}: need (samples, dim), 3 samples or more")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("x or y holds NaN or infinity")

@@ -97,10 +97,10 @@ from probe.cka import cka, cka_difference, cka_interval, cka_null, over_layers
 from probe.dimension import GROUPS, SHARES, STATISTICS, Shape, _gaps_or_none, _local, shape
 from probe.geometry import r2, r2_interval
 from probe.halves import angular, by_halves, in_part, reach
+from probe.knn import others
 from probe.linear import linear_probe, online_code
 from probe.pairs import ALIKE, SHARED, _in_common, alike, cka_pairs, cka_pairs_null
 from probe.sheet_readouts import _hit_differences
-from probe.similarity import _others
 from probe.verdict import equivalence
 
 OBJECTS = 300
@@ -251,7 +251,7 @@ def _dimensions(x: np.ndarray, group: np.ndarray) -> Shape:
 
 def _in_common_with(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> Shape:
     """As `alike` has it."""
-    lists = [_others(states, 6 * SHARED, "cosine") for states in (x, y)]
+    lists = [others(states, 6 * SHARED, "cosine") for states in (x, y)]
     found = by_halves(lambda keep: _in_common(lists, keep, reach(keep, SHARED)), group, angular)
     return Shape(found[None, 0], found[None, 1:])
 

@@ -51,6 +51,8 @@ def test_anisotropy_is_the_mean_cosine_of_all_pairs():
         (lambda: two_nn(np.ones((50, 3))), "1 distinct objects"),
         (lambda: two_nn(np.stack(np.mgrid[:8, :8], -1).reshape(-1, 2)), "as in a lattice"),
         (lambda: effective_rank(np.ones((5, 3))), "x is constant"),
+        (lambda: effective_rank(np.ones((5, 0))), r"x has shape \(5, 0\)"),
+        (lambda: mle_dimension(np.eye(50), k=1), "k=1 must be 2 or more"),
         (lambda: anisotropy(np.full((5, 3), np.nan)), "holds NaN"),
     ],
 )

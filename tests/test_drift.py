@@ -81,6 +81,7 @@ def test_no_map_is_the_cosine_itself_and_a_projector_may_be_a_torch_module():
     x, _ = objects()
     assert cosine_drift(x, 2 * x, "none").max() < 1e-6
     np.testing.assert_allclose(cosine_drift(x, -x, "none"), 2, atol=1e-6)
+    np.testing.assert_allclose(cosine_drift(torch.from_numpy(x), -x, "none"), 2, atol=1e-6)
     layer = torch.nn.Linear(10, 6)
     target = layer(torch.from_numpy(x).float()).detach().numpy()
     assert cosine_drift(x, target, "alignment", projector=layer).max() < 1e-6
@@ -107,6 +108,8 @@ def test_fitting_on_some_tokens_takes_as_many_of_each_object(monkeypatch):
         ({"query": np.arange(55, 61)}, "names rows beyond the 60 objects"),
         ({"gallery": np.arange(3)}, "needs 5 gallery objects or more, there are 3"),
         ({"x": np.zeros((60, 4, 10))}, "all features are constant"),
+        ({"x": np.full((60, 4, 10), 0.1)}, "all features are constant"),
+        ({"x": np.full((60, 4, 10), 0.1), "map": "procrustes"}, "all features are constant"),
         ({"x": np.full((60, 4, 10), np.inf)}, "x sample 0 has values that are not finite"),
         ({"x": np.zeros((60, 5, 10))}, "samples and tokens the same"),
     ],

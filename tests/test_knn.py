@@ -145,7 +145,9 @@ def test_shuffled_labels_score_at_chance(digits):
         ({"gallery": np.ones((10, 4))}, "all features are constant over the gallery: no object"),
         ({"gallery": np.ones((10, 0)), "query": np.ones((3, 0))}, r"need \(samples, dim\)"),
         ({"query": np.ones((3, 5))}, r"gallery \(10, 4\) and query \(3, 5\)"),
-        ({"gallery_labels": np.arange(9)}, "9 gallery labels for 10 samples"),
+        ({"gallery_labels": np.arange(9)}, r"gallery labels \(9,\) for 10 samples"),
+        ({"gallery_labels": np.append(np.arange(9), np.nan)}, "gallery label 9 is NaN"),
+        ({"query": np.ones((0, 4))}, "0 query samples"),
         ({"gallery_labels": np.array([None, 1] * 5)}, "gallery labels are neither all numbers nor"),
         ({"gallery": np.full((10, 4), "a")}, "gallery holds <U1: need numbers"),
     ],
@@ -159,6 +161,14 @@ def test_what_cannot_be_compared_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         knn_predict(**(good | change))
+
+
+def test_labels_in_a_column_are_refused_and_k_may_be_an_integer_of_numpys(digits):
+    gallery, query, old, new = digits
+    with pytest.raises(ValueError, match=r"query labels \(597, 1\) for 597 queries"):
+        knn_accuracy(gallery, query, old, new[:, None])
+    few = knn_accuracy(gallery, query, old, new, k=5)
+    assert knn_accuracy(gallery, query, old, new, k=np.int32(5)) == few
 
 
 def test_text_is_as_good_a_label_as_a_number_but_not_beside_numbers(digits):

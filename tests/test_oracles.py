@@ -8,7 +8,7 @@ Procrustes, RSA, Wilson interval and skewness stand in the tests of those module
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 from scipy.stats import entropy
 
 from probe.cka import cka
@@ -63,6 +63,16 @@ def test_two_nn_is_that_of_scikit_dimension(surface):
     skdim = pytest.importorskip("skdim")
     theirs = skdim.id.TwoNN(discard_fraction=0.1).fit(surface).dimension_
     assert two_nn(surface) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_objects_that_all_but_coincide_are_neighbours_of_each_other_and_not_of_themselves(surface):
+    x = np.concatenate([surface, surface[:30] + 1e-8])  # too near for the search to tell apart
+    gaps = np.sort(cdist(x, x), axis=1)[:, 1:11]
+    ratios, empty = np.sort(np.log(gaps[:, 1] / gaps[:, 0])), -np.log(1 - np.arange(430) / 430)
+    slope = np.linalg.lstsq(ratios[:387, None], empty[1:388])[0]  # without the largest tenth
+    assert two_nn(x) == pytest.approx(slope[0], rel=1e-6)
+    likely = 9 * len(x) / np.log(gaps[:, -1:] / gaps).sum()
+    assert mle_dimension(x, 10) == pytest.approx(likely, rel=1e-6)
 
 
 @pytest.mark.parametrize("k", [5, 10])
