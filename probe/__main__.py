@@ -67,6 +67,10 @@ def main(config: ProbeConfig) -> None:
     from probe.splits import layers_of
     from store import open_run
 
+    if config.seed < 0:
+        raise ValueError(f"--seed {config.seed}: must be 0 or more")
+    if config.again == config.run:
+        raise ValueError(f"--again {config.run} is the run itself: it wants a second capture")
     run = open_run(config.run)
     some = None if config.layers == "all" else numbers(config.layers, "--layers")
     layers = layers_of(run, some)
@@ -101,9 +105,12 @@ def _with_a_model(run) -> None:
 
 def _asked(probes: str, run) -> list[str]:
     """The probes of a list; without a list those that the run has something for."""
-    from probe.sweep import lacking
+    from probe.sweep import ALL_PROBES, lacking
 
     asked = [name.strip() for name in probes.split(",")]
+    known = (*ALL_PROBES, *BESIDE)
+    if wrong := [name for name in asked if name not in known]:
+        raise ValueError(f"--probes: no probe {wrong[0]!r}: there are {', '.join(known)}")
     without = lacking(run) if probes == EVERY else {}
     for name, why in without.items():
         print(f"without {name}: {why}")
@@ -127,8 +134,10 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
             dask=config.dask,
             progress=show,
         )
-    run.write_probe("sweep", results)
-    print_table(results)
+    try:
+        run.write_probe("sweep", results)
+    finally:
+        print_table(results)  # also where the disk is full, or not to be written to
     if not {"knn_mean", "cka_mean"} & set(results) or not isinstance(run.path, Path):
         return  # the depth figure draws these, into a run on this machine's disk
     for save, name in ((save_depth_png, "depth.png"), (save_depth_html, "depth.html")):

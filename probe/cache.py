@@ -1,11 +1,13 @@
 """Results kept by the hash of what went in: only what changed is computed again."""
 
 import hashlib
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from zipfile import BadZipFile
 
 import numpy as np
 import xarray as xr
@@ -18,11 +20,13 @@ MEASURES = (
     *("hubness", "intervals", "knn", "linear", "orders", "outliers", "pairs", "reconstruction"),
     *("similarity", "tokens", "variants"),
 )
+UNREADABLE = (BadZipFile, EOFError, OSError, RuntimeError, ValueError)
+"""What numpy raises for a file that is not there, cut off, or of other bytes."""
 
 
 def folder_of(run: Run) -> Path | None:
     """Where results of a run are kept: in the run, where it lies on a disk of this machine."""
-    return run.path / "cache" / "probes" if isinstance(run.path, Path) else None
+    return run.path.absolute() / "cache" / "probes" if isinstance(run.path, Path) else None
 
 
 def kept(
@@ -31,19 +35,26 @@ def kept(
     """Named arrays from `folder`, or from `make()` and then into it; no folder, no keeping.
 
     The file is named by the probe and by `key`; it is written beside its place first, so that
-    what is found there is whole. Arrays only: nothing in it is executed.
+    what is found there is whole; one that a disk has damaged is made anew. Arrays only: nothing in
+    it is executed.
     """
     if folder is None:
         return make()
     path = folder / f"{probe}-{key}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as found:
-            return dict(found)
+    with (
+        suppress(*UNREADABLE),
+        path.open("rb") as file,
+        np.load(file, allow_pickle=False) as found,
+    ):
+        return dict(found)
     arrays = make()
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{path.name}.{os.getpid()}.npz"
-    np.savez(beside, allow_pickle=False, **arrays)
-    beside.replace(path)
+    beside = folder / f".{uuid4().hex}.npz"  # two layers may hold the same, at the same time
+    try:
+        np.savez(beside, allow_pickle=False, **arrays)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return arrays
 
 

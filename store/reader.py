@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from filelock import FileLock
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from store import schema
@@ -188,16 +190,26 @@ class Run:
                 place.clear()
                 place.adopt(Path(folder) / "new")
         else:
-            run = Path(self.path)
-            new, old = run / f".probe-{name}.new", run / f".probe-{name}.old"
+            self._replace(place.local, results)
+            return
+        seal(self._store)
+
+    def _replace(self, place: Path, results: xr.Dataset) -> None:
+        """Put results where `place` is, on a disk; of two commands that end at once, one waits."""
+        run = Path(self.path)
+        new, old = (run / f".probe-{place.name}.{end}" for end in ("new", "old"))
+        turn = run / ".probes.lock"
+        with FileLock(turn):
             for leftover in (new, old):
                 shutil.rmtree(leftover, ignore_errors=True)
             _write_results(new, results)
-            if place.local.exists():
-                place.local.rename(old)
-            new.rename(place.local)
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
             shutil.rmtree(old, ignore_errors=True)
-        seal(self._store)
+            seal(self._store)
+            with suppress(PermissionError):  # as in `store.lock`
+                turn.unlink(missing_ok=True)
 
     def _loaded(self, group: str, names: Sequence[str] = ()) -> xr.Dataset:
         """Variables of a group, all or some, in memory."""

@@ -1,5 +1,8 @@
 """Cells are made once: what did not change is not measured again, and what did is."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import zarr
@@ -61,6 +64,41 @@ def test_only_what_changed_is_measured_again(tmp_path, made, monkeypatch):
 
 def differ(first, changed, place):
     return not np.array_equal(first["drift"][place]["cka"], changed["drift"][place]["cka"])
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-30], lambda whole: b"", bytes.upper])
+def test_what_a_disk_has_damaged_is_measured_again(tmp_path, damage):
+    made = {"hits": np.eye(2)}
+    cache.kept(tmp_path, "knn", "key", lambda: made)
+    file = tmp_path / "knn-key.npz"
+    file.write_bytes(damage(file.read_bytes()))
+    for _ in range(2):  # and is whole afterwards
+        np.testing.assert_equal(cache.kept(tmp_path, "knn", "key", lambda: made), made)
+    np.testing.assert_equal(cache.kept(tmp_path, "knn", "key", lambda: pytest.fail("made")), made)
+
+
+def test_two_threads_may_keep_one_cell_at_a_time_and_a_full_disk_leaves_nothing(
+    tmp_path, monkeypatch
+):
+    both = threading.Barrier(2)
+
+    def make():
+        both.wait(10)  # neither has found the other's file
+        return {"hits": np.zeros(200_000)}
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(cache.kept, tmp_path, "knn", "key", make) for _ in range(2)]
+        assert [len(job.result()["hits"]) for job in jobs] == [200_000] * 2
+    assert [file.name for file in tmp_path.iterdir()] == ["knn-key.npz"]
+
+    def full(file, **_):
+        file.write_bytes(b"begun")
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        cache.kept(tmp_path, "knn", "other", lambda: {"hits": np.eye(2)})
+    assert [file.name for file in tmp_path.iterdir()] == ["knn-key.npz"]
 
 
 def test_what_is_kept_holds_no_code_and_is_whole_or_not_there(tmp_path):

@@ -451,6 +451,36 @@ def test_a_lock_whose_file_is_removed_is_held_by_one_process_at_a_time(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
+RESULTS = """
+import os, sys
+import numpy as np
+import xarray as xr
+import store
+
+run = store.open_run(sys.argv[1])
+children = []
+for value in range(3):
+    if child := os.fork():
+        children.append(child)
+        continue
+    found = xr.Dataset({f"score_{i}": ("layer", np.full(3, float(value))) for i in range(20)})
+    for _ in range(5):
+        run.write_probe("knn", found.assign_attrs(by=value))
+    os._exit(0)
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+"""
+
+
+def test_processes_that_write_results_at_once_leave_those_of_one(tmp_path):
+    path = tmp_path / "run"
+    fill(store.create_run(path, **plan(points=None)))
+    subprocess.run([sys.executable, "-c", RESULTS, str(path)], cwd=ROOT, check=True, timeout=120)
+    found = store.open_run(path).probes("knn")
+    assert len(found) == 20 and (found.to_array() == found.attrs["by"]).all()
+    assert store.verify_run(path) == []
+    assert [file.name for file in path.iterdir()] == ["activations.zarr"]
+
+
 def test_a_link_out_of_a_store_is_not_followed(tmp_path):
     path = tmp_path / "run"
     fill(store.create_run(path, **plan(points=None)))

@@ -357,6 +357,47 @@ def test_a_flawed_run_is_one_sentence_and_code_2(change, command, said, tmp_path
     assert said in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["--probes", "knn,umap"], "no probe 'umap': there are knn, drift, dimension, linear, geo"),
+        (["--probes", "map"], "similarity, alignment, maps, objects, reconstruction, steps"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--again", "RUN"], "is the run itself: it wants a second capture"),
+    ],
+)
+def test_a_call_that_makes_no_sense_is_one_sentence_before_anything_runs(
+    command, said, run, capsys
+):
+    words = [str(run.path) if word == "RUN" else word for word in [str(run.path), *command]]
+    assert exit_code(lambda: main(tyro.cli(ProbeConfig, args=words))) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and "\n" not in error
+
+
+def test_a_disk_that_takes_nothing_is_one_sentence_and_the_table_is_shown(
+    tmp_path, monkeypatch, capsys
+):
+    def full(*_):
+        raise OSError(28, "No space left on device", "sweep")
+
+    path = flawed_run(tmp_path / "run")
+    monkeypatch.setattr(store.reader.Run, "write_probe", full)
+    config = ProbeConfig(run=path, probes="knn", k="1")
+    assert exit_code(lambda: main(config)) == 1
+    said = capsys.readouterr()
+    assert said.err.strip().endswith("No space left on device (sweep)")
+    assert "Accuracy in %, K = 1" in said.out
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    assert exit_code(stopped) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on with what is left\n"
+
+
 def test_probes_that_a_run_has_nothing_for_are_named_and_left_out(tmp_path, capsys):
     path = flawed_run(tmp_path / "run", label=np.zeros(48, int))
     main(ProbeConfig(run=path, layers="4", k="1"))
