@@ -86,7 +86,9 @@ class Sheet:
         level = reference.mean(axis=-1)[..., 0]  # (variants, *extra)
         margin = verdict.margin_of(level.mean(axis=0), chance)
         gaps = scores - reference
-        found = verdict.falls(gaps, np.array(self.layers), margin, level=LEVEL, seed=self.seed)
+        found = verdict.falls(
+            gaps, np.array(self.layers), margin, hits=hits, level=LEVEL, seed=self.seed
+        )
         where = ("variant", *extra)
         about = f"layer where {name} falls below {against} by the margin"
         self.put_interval(f"{key}_fall", where, found[:3], about, DEPTH)
@@ -111,7 +113,7 @@ class Sheet:
         self.put(f"{key}_shift_censored", where, moved[3], text, "above 0: at least")
         paired = np.stack([scores[a] - scores[b] for a, b in self.pairs])
         where = (*where, "layer")
-        alike = verdict.equivalence(paired, margin[..., None])
+        alike = verdict.equivalence(paired, margin[..., None], hits=hits)
         text = f"p that {name} of the two models is further apart than the margin"
         self.put(f"{key}_alike_p", where, alike, text, "smaller: surely alike")
         least = verdict.detectable(paired, hits=hits, level=LEVEL, seed=self.seed)

@@ -56,6 +56,7 @@ def falls(
     layers: np.ndarray,
     margin: np.ndarray | float,
     *,
+    hits: bool = False,
     level: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -64,6 +65,8 @@ def falls(
 
     gaps   : (..., layers, samples), score less its reference, object by object
     layers : (layers,), ascending    margin : (...), above 0; nan gives nan
+    hits   : gaps of right and wrong, -1, 0 and 1: what holds is then told by Tango's score, as
+             few objects of which none differs prove little
 
     The interval is the percentile one of the depths of resampled objects. Where the curve stays
     near -margin over many layers it is wide, and its ends are captured layers or inf.
@@ -81,7 +84,7 @@ def falls(
     depths = crossing(means, layers, margin)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(depths, tails, axis=0, method="inverted_cdf")
-    p, held = _tests(gaps, mean, means, margin, 1 - level)
+    p, held = _tests(gaps, mean, means, margin, 1 - level, hits)
     below, none = p < 1 - level, np.isnan(margin)
     first = np.where(below.any(-1), layers[below.argmax(-1)], np.nan)
     last = np.where(held[..., 0], layers[held.sum(-1) - 1], np.nan)
@@ -114,15 +117,19 @@ def shift(found: Falls, later: int, earlier: int, deepest: float, level: float =
     )
 
 
-def equivalence(gaps: np.ndarray, margin: np.ndarray | float) -> np.ndarray:
+def equivalence(gaps: np.ndarray, margin: np.ndarray | float, *, hits: bool = False) -> np.ndarray:
     """p that means of paired gaps (..., samples) lie outside +-margin: small proves them alike.
 
-    Two one-sided t tests (Schuirmann 1987); the largest p over layers is that of "alike at all
-    of them" (Berger 1982), without further correction.
+    Two one-sided t tests (Schuirmann 1987), of gaps of right and wrong (hits) two of Tango's; the
+    largest p over layers is that of "alike at all of them" (Berger 1982), without further
+    correction.
     """
-    from scipy.special import stdtr
+    from scipy.special import ndtr, stdtr
 
     gaps = np.asarray(gaps, np.float64)
+    if hits:
+        least = -np.asarray(margin, np.float64)
+        return ndtr(-np.minimum(_above(gaps, least), _above(-gaps, least)))
     mean, error = _mean_and_error(gaps)
     room = np.asarray(margin) - np.abs(mean)  # to the nearer end
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -161,11 +168,32 @@ def margin_of(reference: np.ndarray | float, chance: np.ndarray | float) -> np.n
     return np.where(room > 0, SHARE * room, np.nan)
 
 
+def _above(gaps: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """z of the means of gaps of hits (..., samples) being above `least` (...), itself below 0.
+
+    Its variance is that of the likeliest shares whose difference is `least`, which is none of 0
+    where no object differs (Tango 1998, Statistics in Medicine 17, 891). At the margin itself 6
+    in 100 are called alike at most; by t of hits it was up to 12 with 200 objects, 60 with 10.
+    """
+    samples = gaps.shape[-1]
+    more, fewer = (gaps > 0).sum(axis=-1), (gaps < 0).sum(axis=-1)
+    slope = (2 * samples - more + fewer) * least - more - fewer
+    level = -fewer * least * (1 - least)
+    lost = (np.sqrt(slope**2 - 8 * samples * level) - slope) / (4 * samples)
+    variance = samples * (2 * lost + least * (1 - least))
+    return (more - fewer - samples * least) / np.sqrt(variance)
+
+
 def _tests(
-    gaps: np.ndarray, mean: np.ndarray, means: np.ndarray, margin: np.ndarray, alpha: float
+    gaps: np.ndarray,
+    mean: np.ndarray,
+    means: np.ndarray,
+    margin: np.ndarray,
+    alpha: float,
+    hits: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """p (..., layers) of being below, over all layers; and whether each layer so far holds."""
-    from scipy.special import stdtrit
+    from scipy.special import ndtri, stdtrit
 
     _, error = _mean_and_error(gaps)
     flat = error == 0
@@ -176,7 +204,10 @@ def _tests(
     inflate = np.sqrt(samples / (samples - 1))  # a resample's variance is too small by this
     lowest = ((means - mean) / size * inflate).min(axis=-1)  # (resamples, ...)
     p = (1 + (lowest[..., None] <= score).sum(axis=0)) / (1 + len(means))
-    holds = score > stdtrit(samples - 1, 1 - alpha)
+    if hits:
+        holds = _above(gaps, -margin[..., None]) > ndtri(1 - alpha)
+    else:
+        holds = score > stdtrit(samples - 1, 1 - alpha)
     return p, np.logical_and.accumulate(holds, axis=-1)
 
 

@@ -113,6 +113,57 @@ def test_equivalence_is_the_larger_of_two_t_tests():
     assert equivalence(gaps, 0.3) == pytest.approx(expected)
 
 
+def hits_of(more, fewer, samples):
+    return np.repeat([1, -1, 0], [more, fewer, samples - more - fewer])
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(0, 0), (3, 7), (0, 9)])
+def test_hits_are_alike_by_the_score_at_the_likeliest_shares_that_differ_by_the_margin(more, fewer):
+    from scipy.optimize import minimize_scalar
+    from scipy.special import xlogy
+    from scipy.stats import norm
+
+    samples, margin = 60, 0.1
+
+    def score(more, fewer):
+        def unlikely(lost):
+            same = samples - more - fewer
+            shares = (more, lost - margin), (fewer, lost), (same, 1 - 2 * lost + margin)
+            return -sum(xlogy(count, share) for count, share in shares)
+
+        ends = margin + 1e-12, (1 + margin) / 2 - 1e-12
+        lost = minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+        error = np.sqrt((2 * lost - margin - margin**2) / samples)
+        return ((more - fewer) / samples + margin) / error
+
+    p = equivalence(hits_of(more, fewer, samples), margin, hits=True)
+    expected = norm.sf(min(score(more, fewer), score(fewer, more)))
+    assert p == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("samples", [10, 30, 80])
+@pytest.mark.parametrize("differ", [0, 0.1])
+def test_hits_just_at_the_margin_are_hardly_ever_called_alike_or_held(samples, differ):
+    from scipy.stats import multinomial
+
+    counts = [(a, b) for a in range(samples + 1) for b in range(samples + 1 - a)]
+    shares = differ / 2, differ / 2 + 0.05, 1 - differ - 0.05
+    chance = multinomial.pmf([(a, b, samples - a - b) for a, b in counts], samples, shares)
+    gaps = np.array([hits_of(a, b, samples) for a, b in counts])
+    alike = equivalence(gaps, 0.05, hits=True) < 0.05
+    assert chance @ alike <= 0.06  # exactly; discreteness makes it 0 to 0.059
+    likely = chance > 1e-4
+    found = falls(gaps[likely][:, None], np.array([0]), 0.05, hits=True, resamples=2)
+    assert chance[likely] @ (found.held == 0) <= 0.06
+
+
+def test_a_few_objects_that_all_agree_prove_nothing_and_many_do():
+    assert equivalence(np.zeros((1, 6)), 0.03, hits=True)[0] > 0.3
+    assert np.isnan(falls(np.zeros((1, 6)), np.array([0]), 0.03, hits=True).held)
+    assert equivalence(np.zeros((1, 600)), 0.03, hits=True)[0] < 1e-4
+    assert falls(np.zeros((1, 600)), np.array([0]), 0.03, hits=True).held == 0
+
+
 def test_the_detectable_difference_is_detected_four_times_in_five():
     rng = np.random.default_rng(0)
     smallest = detectable(rng.normal(size=(1, 10_000)))[0] * 10  # of 100 objects
