@@ -12,7 +12,7 @@ from probe import cache, geometry, splits
 from probe.assemble import assemble
 from probe.cells import CELLS, ENCODER, TARGET, Cell, Objects, Settings
 from probe.tokens import Tokens
-from store import Run
+from store import Run, open_run
 
 PROBES = ("knn", "drift", "dimension")  # unless asked for more
 ALL_PROBES = tuple(CELLS)
@@ -201,21 +201,45 @@ def _spread(
         yield from ((place, measure(run, place, data, **rest)) for place in places)
         return
     try:
-        from dask.distributed import Client, as_completed
+        from dask.distributed import CancelledError, Client, KilledWorker, as_completed
     except ImportError:
         raise ValueError("--dask needs dask.distributed: pip install distributed") from None
     try:
         reached = Client(dask)
     except (OSError, ValueError) as error:
         raise ValueError(f"--dask {dask}: no scheduler answers there ({error})") from None
-    with reached as client:
-        shared = client.scatter(data, broadcast=True, hash=False)
-        waiting = {
-            client.submit(measure, run, place, shared, **rest, pure=False): place
-            for place in places
-        }
-        for future, cells in as_completed(waiting, with_results=True):
-            yield waiting[future], cells
+    small = {k: v for k, v in data._asdict().items() if k not in ("target", "encoder")}
+    if isinstance(run.path, Path):
+        run = open_run(run.path.absolute())  # a worker may have been started in another folder
+    try:
+        with reached as client:
+            shared = client.submit(_whole, run, small, pure=False)
+            waiting = {
+                client.submit(_measure_there, run, place, shared, **rest, pure=False): place
+                for place in places
+            }
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+    except (CancelledError, KilledWorker):
+        raise ConnectionError(
+            f"--dask {dask}: the cluster is gone, or its workers died of a layer (each thread "
+            "needs the memory of one); what was measured is kept, the same command goes on"
+        ) from None
+
+
+def _whole(run: Run, small: dict[str, Any]) -> Objects:
+    """The objects with what is large, read by a worker: it is read again where that one dies."""
+    target = Tokens(run.target()[: small["samples"]])
+    encoder = _encoder(run, small["samples"]) if run.attrs.get("encoder_dim") else None
+    return Objects(target=target, encoder=encoder, **small)
+
+
+def _measure_there(*args: Any, **rest: Any) -> dict[str, Cell]:
+    """`measure` in a thread of a worker, where another thread may have half of dask.array: scipy
+    looks at it once it begins to load."""
+    import dask.array  # noqa: F401  waits for the other
+
+    return measure(*args, **rest)
 
 
 def _with_noise(
@@ -260,8 +284,12 @@ def read_objects(run: Run, variants: Sequence[str]) -> Objects:
         raise ValueError(f"{run.path}: all {len(gallery)} gallery objects are copies of queries")
     target = Tokens(run.target()[:samples])
     copies = len(gallery) - len(kept), len(query) - len(asked)
-    encoder = run.encoder()[:samples].values.astype(np.float32) if len(front) > 1 else None
+    encoder = _encoder(run, samples) if len(front) > 1 else None
     return Objects(samples, table.label.values, kept, asked, copies, target, groups, encoder)
+
+
+def _encoder(run: Run, samples: int) -> np.ndarray:
+    return run.encoder()[:samples].values.astype(np.float32)
 
 
 def _properties(run: Run, data: Objects, given: xr.Dataset | None) -> xr.Dataset:
