@@ -41,7 +41,7 @@ POOLED = {  # poolings as a reader calls them
 
 
 def verdict_png(results: xr.Dataset) -> bytes:
-    """Depth at which each model falls, with its interval; an arrow where it surely holds."""
+    """Depth at which each model falls, with its interval; hollow where no fall is shown."""
     rows = judged(results)
     names = results.variant.values.astype(str)
     deepest = float(results.layer.values[-1])

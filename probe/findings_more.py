@@ -167,12 +167,14 @@ def outliers(results: xr.Dataset) -> str:
             f"{float(results.largest_norm.max()):.1f})"
         )
     else:
-        layers = results.layer.values[(massive > 0).any(("variant", "token")).values]
-        tokens = results.token.values[(massive > 0).any(("variant", "layer")).values]
+        at = (massive > 0).any(("variant", "token")).values
+        there = (massive > 0).any(("variant", "layer")).values
+        layers, tokens = results.layer.values[at], results.token.values[there]
         gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
         said = (
-            f"Massive tokens at layers {numbers(layers)}, positions {numbers(tokens)}; without "
-            f"them accuracy changes by at most {100 * float(abs(gap).max()):.1f} points"
+            f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
+            f"{numbers(tokens)}; without them accuracy changes by at most "
+            f"{100 * float(abs(gap).max()):.1f} points"
         )
     return (
         f"{said}; the dimension that varies most holds {100 * top:.0f} % of the variance at most."

@@ -84,8 +84,8 @@ def verdict_of_pair(results: xr.Dataset, score: str, where: dict[str, int]) -> s
     if alike.all():
         said = f"aligned and baseline are proven alike within {size} at every layer"
     elif alike.any():
-        layers = ", ".join(map(str, results.layer.values[alike]))
-        said = f"aligned and baseline are proven alike within {size} at layers {layers} only"
+        at = f"layer{plural(alike)} {numbers(results.layer.values[alike])}"
+        said = f"aligned and baseline are proven alike within {size} at {at} only"
     else:
         said = f"at no layer are aligned and baseline proven alike within {size}"
     return f"{capitalised(_name(score, where))}: {_moved(pair, score)}{said}; {power}"
@@ -141,6 +141,11 @@ def listed(names: list[str]) -> str:
 def capitalised(text: str) -> str:
     """With a capital at its beginning, the rest as it stands."""
     return text[:1].upper() + text[1:]
+
+
+def two_digits(value: float) -> str:
+    """A number for a table, without the sign of a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def numbers(layers: np.ndarray) -> str:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from probe import figures
 from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
-from probe.judged import own
+from probe.judged import own, two_digits
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES, causal_figure
@@ -41,7 +41,7 @@ LIKE = {
     "pwcca": ("PWCCA with the target, higher is closer", 1, 3),
 }
 CONTROLS = {"shuffled": "shuffled", "random": "unrelated"}
-LAID_OUT = {"umap": " UMAP lays out each model anew: compare maps along a row, not down a column."}
+LAID_OUT = {"umap": " UMAP lays out each model anew: compare layers of a model, not models."}
 NATS = "change in nats   (below 0: less likely)"
 KNOCKOUT = {"knockout": ("Points hidden from the text in some blocks", NATS)}
 TRANSPLANT = {
@@ -76,7 +76,7 @@ def verdicts(results: xr.Dataset) -> list[Part]:
     )
     caption = (
         "Depth at which each measure falls below its reference by its margin, with 95 % intervals "
-        "from resampled objects."
+        "from resampled objects. Where no fall is shown the table says whether it surely holds."
     )
     return [Picture("verdict", caption, figures.verdict_png(results)), table]
 
@@ -216,16 +216,20 @@ def _properties(results: xr.Dataset) -> Table:
     rows = []
     for key in results.property.values.astype(str):
         one = results.sel(property=key)
-        cells = [key, *(f"{float(one[f'geometry_{ending}_mean']):.2f}" for ending in known)]
+        cells = [key, *(two_digits(float(one[f"geometry_{e}_mean"])) for e in known)]
         for name in names:
-            start, end, low, high = (
-                float(one[f"geometry_{part}"].sel(variant=name, layer=at))
+            four = (
+                two_digits(float(one[f"geometry_{part}"].sel(variant=name, layer=at)))
                 for part, at in (("mean", ends[0]), *((p, ends[1]) for p in PARTS))
             )
             fall = verdict_cell(one, "geometry", name)
-            cells.append(f"{start:.2f} → {end:.2f} [{low:.2f}, {high:.2f}]; fall: {fall}")
+            word = "falls at " if fall[0].isdigit() else ""
+            cells.append("{} → {} [{}, {}];\n".format(*four) + word + fall)
         rows.append(cells)
-    title = f"R² of properties, layer {ends[0]} → {ends[1]}, higher is better, and where it falls"
+    title = (
+        f"R² of properties, layer {ends[0]} → {ends[1]}, higher is better, and where it falls "
+        "below the target's"
+    )
     return Table(title, ["property", *known.values(), *names], rows)
 
 

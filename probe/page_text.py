@@ -54,16 +54,20 @@ h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #ddd; brea
 nav { font-size: .9rem; line-height: 1.9; display: flex; flex-wrap: wrap; gap: 0 1rem; }
 a { color: #0061a8; text-decoration: none; } a:hover { text-decoration: underline; }
 p, li, figcaption { max-width: 62rem; } li { margin: .35rem 0; }
-table { border-collapse: collapse; font-size: .82rem; margin: .5rem 0 1.5rem; }
-th, td { border-bottom: 1px solid #e2e2e2; padding: .2rem .55rem; text-align: right; }
+table { border-collapse: collapse; font-size: .8rem; margin: .5rem 0 1.5rem; }
+th, td { border-bottom: 1px solid #e2e2e2; padding: .2rem .45rem; text-align: right; }
 td { white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { border-bottom: 1px solid #999; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 table.words td { white-space: normal; text-align: left; overflow-wrap: anywhere; }
+table.words td:first-child { overflow-wrap: normal; }
 table.words th { text-align: left; }
 caption { text-align: left; padding: .3rem 0; } b { font-weight: 600; }
 .wide { overflow-x: auto; } figure { margin: 1rem 0 1.8rem; } img { max-width: 100%; }
 figcaption { color: #444; font-size: .9rem; } .still { display: none; }
+@media screen and (max-width: 56rem) {  /* figures keep their size, and are moved sideways */
+  .seen { overflow-x: auto; } .seen > div > div, .seen > img { min-width: 56rem; }
+}
 pre { background: #f5f5f5; padding: .7rem; overflow-x: auto; font-size: .85rem; }
 @page { margin: 14mm; }
 @media print {
@@ -81,7 +85,7 @@ def as_html(name: str, sections: list[Section]) -> str:
 
     title = html.escape(f"Geometry by depth: {name}")
     links = "".join(f'<a href="#{s.anchor}">{html.escape(s.title)}</a>' for s in sections)
-    body = [f"<h1>{title}</h1>", f"<nav>{links}</nav>"]
+    body = [f"<h1>{title}</h1>", f'<nav aria-label="Sections">{links}</nav>']
     tables, figures = count(1), count(1)
     for section in sections:
         body.append(f'<h2 id="{section.anchor}">{html.escape(section.title)}</h2>')
@@ -111,10 +115,9 @@ def _html_table(table: Table, number: Iterator[int]) -> str:
     if not table.title:
         lines = "\n".join(html.escape(" ".join(row)) for row in table.rows)
         return f"<pre>{lines}</pre>"
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.head)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table.rows
+        "<tr>" + "".join(f"<td>{_lines(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
     )
     title = f"<caption><b>Table {next(number)}.</b> {html.escape(table.title)}</caption>"
     kind = ' class="words"' if len(table.head) == 2 else ""
@@ -122,6 +125,10 @@ def _html_table(table: Table, number: Iterator[int]) -> str:
         f'<div class="wide"><table{kind}>{title}<thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _lines(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def _html_picture(picture: Picture, number: int) -> str:
@@ -136,7 +143,8 @@ def _html_picture(picture: Picture, number: int) -> str:
             auto_play=False,
         )
         shown = f'<div class="live">{figure}</div><div class="still">{shown}</div>'
-    return f"<figure>{shown}<figcaption><b>Figure {number}.</b> {caption}</figcaption></figure>"
+    text = f"<figcaption><b>Figure {number}.</b> {caption}</figcaption>"
+    return f'<figure><div class="seen">{shown}</div>{text}</figure>'
 
 
 def as_markdown(name: str, sections: list[Section]) -> str:

@@ -18,6 +18,8 @@ WORDS = {
     "encoder's output": "what the frozen point encoder makes of a cloud, before any other part",
     "target": "the frozen Q-Former's tokens of the same object, which alignment pulls toward",
     "gallery, query": "objects that are looked up among, and that are asked about; never the same",
+    "falls, holds, unsure": "a measure is shown to be worse than its reference by a margin, and at "
+    "which depth; shown not to be, down to the layer named; or neither",
     "beyond noise": "p under 0.05 over all captured layers at once, paired by object; a thin bar "
     "is the 95 % band over all layers at once, a thick one the interval of its layer alone",
 }
@@ -50,7 +52,11 @@ METHODS = {  # by a variable that shows that it was measured
     "2019).",
     "geometry_mean": "Geometry read-out: measures of each cloud (extents, shape of its covariance, "
     "curvature, volumes, symmetries) and, where they are known, factors of its making, read "
-    "from the mean token by a ridge regression fitted on the gallery; R² on query objects.",
+    "from the mean token by a ridge regression fitted on the gallery; R² on query objects. "
+    "Occupancy 000 to 111: filled cells in an eighth of the cube around a cloud, 1 for the upper "
+    "half along z, y and x.",
+    "knn_ways_mean": "Other ways: metric (cosine, l2), states and pooling as in their figure. "
+    "Protocol test90_10: a random tenth of the query objects looked up among the rest, many times.",
     "procrustes_mean": "Other likenesses: Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "
     "2018). Intervals: delete-a-group jackknife, of SVCCA with objects left out in part; for "

@@ -19,7 +19,7 @@ from probe.findings import (
     verdict_cell,
     verdict_name,
 )
-from probe.judged import counted, own
+from probe.judged import counted, own, two_digits
 from probe.maps import quality
 
 __all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
@@ -73,6 +73,8 @@ def _verdict_table(results: xr.Dataset) -> Table:
         "which it surely holds",
         title_justify="left",
         title_style="bold",
+        caption="unsure: neither a fall nor that it holds is shown",
+        caption_justify="left",
         padding=(0, 1),
     )
     table.add_column("measure (margin, reference)")
@@ -127,7 +129,7 @@ def _geometry_table(results: xr.Dataset) -> Table:
         table.add_column(column, justify="right")
     for name in results.property.values.astype(str):
         row = results.sel(property=name)
-        cells = [_two_digits(float(row[f"geometry_{ending}_mean"])) for ending in known]
+        cells = [two_digits(float(row[f"geometry_{ending}_mean"])) for ending in known]
         cells += [_geometry_cell(row.sel(variant=variant)) for variant in row.variant.values]
         table.add_row(name, *cells)
     return table
@@ -138,12 +140,7 @@ def _geometry_cell(row: xr.Dataset) -> str:
     p = row.geometry_from_target_p_adjusted.values
     below = (row.geometry_from_target.values < 0) & (p < SIGNIFICANT)
     where = f"[{row.layer.values[below.argmax()]}]" if below.any() else "[–]"
-    return f"{_two_digits(mean[0])} → {_two_digits(mean[-1])} {where}"
-
-
-def _two_digits(value: float) -> str:
-    """A number for a table, without the sign of a zero."""
-    return f"{round(value, 2) + 0.0:.2f}"
+    return f"{two_digits(mean[0])} → {two_digits(mean[-1])} {where}"
 
 
 def _knn_table(results: xr.Dataset, k: int) -> Table:
@@ -256,6 +253,7 @@ def _maps_table(results: xr.Dataset, method: str) -> Table:
         title_justify="left",
         title_style="bold",
         padding=(0, 1),
+        pad_edge=False,  # four models fit
         min_width=len(title) // 2 + 20,
     )
     table.add_column("layer", justify="right")

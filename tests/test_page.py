@@ -2,7 +2,10 @@
 
 import html
 import io
+import os
 import re
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +14,19 @@ import xarray as xr
 from rich.console import Console
 
 import probe.__main__ as command
+import store
 from probe.cells import CELLS
 from probe.findings import findings
+from probe.judged import MAIN
 from probe.maps import maps
 from probe.page import as_html, as_markdown, write_report
+from probe.page_text import Section, Table
 from probe.page_words import words
 from probe.plots import save_depth_png
 from probe.reconstruction import reconstruction
 from probe.report import print_beside
 from probe.sweep import ALL_PROBES, sweep
+from tests.browser import NoBrowser, chromium, listen
 from tests.test_sweep import write_run
 
 EVIL = "<script>alert('1')</script> | `x` $y$"
@@ -85,6 +92,40 @@ def test_in_print_every_live_figure_is_its_picture(report):
     assert {f"report/{name}.png" for name in live} <= set(
         re.findall(r"\((report/\w+\.png)\)", text.read_text())
     )
+
+
+def test_on_a_phone_a_figure_keeps_its_size_and_is_moved_sideways(report, tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text(report[0])
+    try:
+        with chromium() as browser:
+            tab = browser.new_page(viewport={"width": 390, "height": 844})
+            said = listen(tab)
+            asked: list[str] = []
+            tab.on("request", lambda one: asked.append(one.url))
+            tab.goto(page.as_uri())
+            wide = tab.evaluate("document.documentElement.scrollWidth")
+            drawn = tab.eval_on_selector_all(
+                ".live .main-svg, .seen > img", "all => all.map(e => e.clientWidth)"
+            )
+    except NoBrowser as why:
+        pytest.skip(str(why))
+    assert min(drawn) > 800 and wide <= 390
+    assert said == [] and not [url for url in asked if url[:5] not in ("file:", "data:")]
+
+
+def test_a_cell_of_two_lines_is_two_on_the_page_and_one_in_markdown():
+    table = Table("A table", ["property", "a", "b"], [["extent", "0.9 <;\nholds", "0.8"]])
+    section = Section("Section", [], [table])
+    assert "<td>0.9 &lt;;<br>holds</td>" in as_html("run", [section])
+    assert "| extent | 0.9 &lt;; holds | 0.8 |" in as_markdown("run", [section])
+
+
+def test_where_two_models_are_alike_at_one_layer_it_is_one_layer(whole):
+    alike = whole.knn_alike_p.copy(deep=True)
+    alike.loc[{"comparison": MAIN}] = [0.01, 0.9]
+    said = " ".join(findings(whole.assign(knn_alike_p=alike)))
+    assert "proven alike within ± " in said and "points at layer 0 only" in said
 
 
 def test_other_likenesses_are_told_with_their_values_and_by_which_aligned_is_closer(whole):
@@ -284,6 +325,41 @@ def test_a_local_cluster_gives_the_same_numbers(run):
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as one:
         there = sweep(run, ["knn", "drift"], [0, 4], keep=False, dask=one.scheduler_address)
     assert there.equals(here)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_replaced_and_a_cluster_that_is_gone_is_named(
+    run, tmp_path, monkeypatch
+):
+    """Workers of two threads, started in another folder than the command."""
+    distributed = pytest.importorskip("distributed")
+    here = sweep(run, ["knn", "linear"], [0, 4], keep=False)
+    shutil.copytree(run.path, tmp_path / "run")
+    sizes = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None}
+    with distributed.LocalCluster(**sizes) as one:
+        monkeypatch.chdir(tmp_path)
+
+        def ask(at=None):
+            def kill(done, *_):
+                if done == at:
+                    os.kill(one.workers[0].pid, signal.SIGKILL)
+
+            found = store.open_run("run")
+            where = one.scheduler_address
+            return sweep(found, ["knn", "linear"], [0, 4], dask=where, progress=kill)
+
+        assert ask(at=2).equals(here.assign_attrs(run="run"))
+        assert list((tmp_path / "run" / "cache" / "probes").glob("linear-*.npz"))
+        shutil.rmtree(tmp_path / "run" / "cache")
+        monkeypatch.setattr("distributed.Future.result", _lost)
+        with pytest.raises(ConnectionError, match="the cluster is gone, or its workers died"):
+            ask()
+
+
+def _lost(_):
+    from distributed import CancelledError
+
+    raise CancelledError
 
 
 def test_without_dask_distributed_the_flag_says_what_to_install(run, monkeypatch):
