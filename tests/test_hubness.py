@@ -1,5 +1,7 @@
 """Hubness against scipy, against chance in closed form, and where one object is everybody's."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from probe.knn import nearest
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_the_skewness_is_scipys_and_of_the_counts_of_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     gallery, query = rng.normal(size=(40, 5)), rng.normal(size=(30, 5))
@@ -20,11 +22,18 @@ def test_the_skewness_is_scipys_and_of_the_counts_of_a_plain_loop(seed):
     counts = np.array([sum(row in ones for ones in found.tolist()) for row in range(40)])
     value, left_out = hubness(found, 40, groups=5, seed=seed)
     assert value == pytest.approx(stats.skew(counts), rel=1e-12)
-    assert left_out.shape == (5,)
     group = np.random.default_rng([seed, 5]).permutation(30) % 5
-    for at in range(5):
-        kept = np.bincount(found[group != at].ravel(), minlength=40)
-        assert left_out[at] == pytest.approx(stats.skew(kept), rel=1e-12)
+
+    def without(*gone):
+        return stats.skew(np.bincount(found[~np.isin(group, gone)].ravel(), minlength=40))
+
+    one = np.array([without(at) for at in range(5)])
+    pairs = [
+        5 * value - 4 * (one[a] + one[b]) + 3 * without(a, b) for a, b in combinations(range(5), 2)
+    ]
+    share = np.square(pairs).sum() / 25 / (4 * one.var())
+    expected = one.mean() + np.sqrt(max(1 - share / 4, 0.5)) * (one - one.mean())
+    assert left_out == pytest.approx(expected, rel=1e-9)
 
 
 def test_neighbours_drawn_at_random_have_the_skewness_of_the_binomial():
@@ -62,8 +71,8 @@ def test_wide_states_have_hubs_and_narrow_ones_few():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dim", "least", "most"), [(3, 0.97, 1), (20, 0.93, 0.97)])
-def test_intervals_hold_the_mean_over_queries(dim, least, most):
+@pytest.mark.parametrize("dim", [3, 20])
+def test_intervals_hold_the_mean_over_queries(dim):
     rng = np.random.default_rng(1)
     gallery = rng.normal(size=(300, dim))
     values = []
@@ -72,7 +81,7 @@ def test_intervals_hold_the_mean_over_queries(dim, least, most):
         values.append(group_jackknife(*hubness(found, 300, seed=seed)))
     truth = np.mean([one.mean for one in values])
     covered = np.mean([one.low <= truth <= one.high for one in values])
-    assert least <= covered <= most
+    assert 0.932 <= covered <= 0.968  # two standard errors of 0.9 points
 
 
 def test_rows_are_told_apart():
