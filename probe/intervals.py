@@ -145,16 +145,19 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray, *, exact: bool = False) -> f
     return as_many + (float(bdtr(fewer - 1, differ, 0.5)) if fewer else 0.0)
 
 
-def group_jackknife(value: np.ndarray, left_out: np.ndarray, level: float = 0.95) -> Interval:
+def group_jackknife(
+    value: np.ndarray, left_out: np.ndarray, level: float = 0.95, *, besides: float = 0.0
+) -> Interval:
     """Interval of a statistic from its values with one group of objects left out at a time.
 
     value : (...)    left_out : (..., groups), groups of one size. For what a bootstrap gets wrong,
     as it holds objects twice: neighbours, ranks, distances of pairs (Kott 2001).
+    besides : standard error of what leaving out does not show
     """
     from scipy.special import stdtrit
 
     groups = left_out.shape[-1]
-    half = stdtrit(groups - 1, (1 + level) / 2) * _group_error(left_out)
+    half = stdtrit(groups - 1, (1 + level) / 2) * np.hypot(_group_error(left_out), besides)
     return Interval(value, value - half, value + half)
 
 

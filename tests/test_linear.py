@@ -188,7 +188,8 @@ def test_the_interval_of_a_code_covers_whole_new_data_sets(dim, gap, least):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kinds", "dim", "gap", "objects"), [(4, 6, 0.8, 80), (5, 8, 0.6, 120), (6, 48, 0.5, 160)]
+    ("kinds", "dim", "gap", "objects"),
+    [(4, 6, 0.8, 80), (5, 8, 0.6, 120), (6, 48, 0.5, 160), (4, 12, 3.0, 80)],
 )
 def test_codes_are_covered_and_told_apart_at_the_level(kinds, dim, gap, objects):
     """Two models that see the classes through noise that is theirs by half."""
@@ -207,7 +208,8 @@ def test_codes_are_covered_and_told_apart_at_the_level(kinds, dim, gap, objects)
         alarms += group_difference(*(np.array(part)[None] for part in parts)).p[0] < 0.05
     value, low, high = np.transpose(found)
     covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
-    # two standard errors of 0.8 and 1 points; in 48 dimensions 2 or 3 alarms in 100
+    # two standard errors of 0.8 and 1 points; in 48 dimensions 2 or 3 alarms in 100, and next to
+    # none where the classes are told apart all but surely, as they are in the last case
     assert 0.932 <= covered <= 0.968 and alarms / 500 <= 0.07
 
 
