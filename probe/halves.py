@@ -15,6 +15,9 @@ half is twice it. There are as many uncorrelated halvings as groups, less one: b
 sets share, whose share in part is another wherever they lie; but a half is not the whole: its
 neighbours are farther.
 
+What jumps, as SVCCA where its directions change in number, errs in part too widely and by halves
+too narrowly: the mean of both has about the right variance.
+
 group : (objects,) numbers from 0 throughout; where all are 0, the value alone is given.
 """
 

@@ -87,9 +87,9 @@ LIMITS = (
     "The drift of the aligned model is close to what it was trained to make small; accuracy, "
     "geometry and reconstruction are not.",
     "Simulated, 95 % intervals of intrinsic dimension hold in 94 to 96 % of runs of 600 objects, "
-    "those of common neighbours in 94 to 97 %; less exact are those of the likelihood on a bent "
-    "surface (91 % with 120 objects, 93 % with 300), of SVCCA where the number of directions "
-    "changes with the objects (91 to 97 %), and of PWCCA of fewer than 6 objects to a dimension.",
+    "those of common neighbours in 94 to 97 %; less exact are those of SVCCA where the number of "
+    "directions changes with the objects or tails are heavy (93 to 97 %), and of PWCCA of fewer "
+    "than 6 objects to a dimension.",
 )
 OF_MAPS = (
     "Maps are for looking: their neighbours are those of the states only as far as "

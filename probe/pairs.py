@@ -30,6 +30,7 @@ SHARED = 10  # neighbours of mutual_knn
 Measure = Callable[[np.ndarray, np.ndarray], float]
 SHARE = 0.6  # of `halves.in_part`, for the directions of SVCCA, which two objects turn together
 PLENTY = 6  # objects to a dimension: with fewer, halves are much more alike than the whole is
+ENOUGH = 4  # objects to a direction of SVCCA: with fewer, a half has hardly more than directions
 
 
 class PairCka(NamedTuple):
@@ -139,22 +140,18 @@ def alike(
     What is left out of mutual_knn, and of PWCCA where there are 6 objects to a dimension or more,
     is reckoned from halves (`probe.halves`). With fewer objects the interval of PWCCA is too wide.
     Of SVCCA objects are left out in part: of its correlations in the directions of all objects, and
-    of these. Where the number of directions changes with the objects, as it does where variance
-    falls off slowly, no interval of it is exact.
+    of these. Where variance falls off slowly the number of directions changes with the objects, and
+    SVCCA jumps: leaving out in part has two to three times the variance then, halves three quarters
+    of it. It is the mean of both, where there are 4 objects to a direction or more.
     """
     k = max(1, min(k, len(x) // 3))
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
     near = [others(values, min(6 * k, len(x) - 2), "cosine") for values in (x, y)]
 
-    def turned(measure: Measure) -> np.ndarray:
+    narrow_x, narrow_y = _narrow(x), _narrow(y)
+
+    def turned(measure: Measure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return in_turn(lambda keep: measure(x[keep], y[keep]), group)
-
-    variates = canonical_variates(x, y)
-
-    def correlated(keep: np.ndarray, among: np.ndarray) -> float:
-        if not among.all():
-            return svcca(x[keep], y[keep])
-        return mean_correlation(*(part[keep] for part in variates))
 
     enough = len(x) >= groups  # else each is a group, of which there may be no halves
     if enough:
@@ -167,10 +164,32 @@ def alike(
     elif enough and len(x) >= PLENTY * wide:
         weighted = by_halves(lambda keep: pwcca(x[keep], y[keep]), group, angular)
     else:
-        weighted = turned(pwcca)
-    straight = in_part(correlated, group, SHARE)
-    values = np.stack([turned(procrustes_distance), turned(rsa), common, straight, weighted])
+        weighted = turned(pwcca, x, y)
+    rotated = turned(procrustes_distance, narrow_x, narrow_y)
+    straight = _straight(narrow_x, narrow_y, group, enough)
+    values = np.stack([rotated, turned(rsa, x, y), common, straight, weighted])
     return Alike(values[:, 0], values[:, 1:])
+
+
+def _straight(x: np.ndarray, y: np.ndarray, group: np.ndarray, enough: bool) -> np.ndarray:
+    """SVCCA, whole and with each group left out, (1 + groups,). enough : for halves, of groups."""
+    variates = canonical_variates(x, y)
+
+    def correlated(keep: np.ndarray, among: np.ndarray) -> float:
+        if not among.all():
+            return svcca(x[keep], y[keep])
+        return mean_correlation(*(part[keep] for part in variates))
+
+    parts = in_part(correlated, group, SHARE)
+    if not enough or len(x) < ENOUGH * variates[0].shape[1]:
+        return parts
+    halves = by_halves(lambda keep: svcca(x[keep], y[keep]), group, angular)
+    return (parts + halves) / 2
+
+
+def _narrow(x: np.ndarray) -> np.ndarray:
+    """x, turned so that it has no more columns than objects: the same directions, found sooner."""
+    return x if x.shape[1] <= len(x) else np.asarray(np.linalg.qr(x.T, mode="r")).T
 
 
 def _in_common(near: list[np.ndarray], keep: np.ndarray, k: int) -> float:

@@ -20,7 +20,7 @@ CKA against shuffled objects                              0.042
 largest CKA of all pairs, the same                        0.046
 procrustes                                     0.948      0.046
 rsa                                            0.940      0.052
-svcca                                          0.960      0.039
+svcca                                          0.958      0.043
 groups left out, over layers (Holm)                       0.047
 linear accuracy (Wilson)                       0.960
 linear selectivity                             0.951
@@ -30,35 +30,42 @@ participation_ratio                            0.954      0.041   likewise, 0.96
 anisotropy                                     0.951      0.040   where there is no mean, 0.972
 
 Intrinsic dimensions, of which objects are left out in part (`probe.halves`), wherever the objects
-lie (2000 runs of 120 objects, 1500 of 300 and 600; 600 of 1200, give or take 0.009):
+lie (two_nn: 2000 runs of 120 objects, 1500 of 300 and 600, 600 of 1200; mle_dimension: 3000 runs,
+2000, 1500 and 800; of 1200 objects give or take 0.009):
                         two_nn                        mle_dimension
                         120           600             120           600
-cloud                   0.950 0.050   0.947 0.055     0.954 0.041   0.954 0.037
-cloud of 3 dimensions   0.943 0.051   0.950 0.049     0.955 0.049   0.963 0.040
-cloud of 20             0.947 0.046   0.951 0.043     0.961 0.039   0.955 0.037
-bent surface            0.945 0.051   0.942 0.047     0.913 0.046   0.939 0.053
-Swiss roll              0.945 0.052   0.948 0.047     0.945 0.049   0.940 0.049
-heavy tails             0.944 0.048   0.952 0.045     0.945 0.054   0.949 0.049
-six classes             0.948 0.043   0.956 0.051     0.913 0.052   0.943 0.061
-classes of 20           0.953 0.043   0.954 0.044     0.938 0.047   0.960 0.036
+cloud                   0.950 0.050   0.947 0.055     0.951 0.047   0.947 0.050
+cloud of 3 dimensions   0.943 0.051   0.950 0.049     0.951 0.035   0.954 0.055
+cloud of 20             0.947 0.046   0.951 0.043     0.961 0.043   0.958 0.037
+bent surface            0.945 0.051   0.942 0.047     0.944 0.056   0.945 0.050
+Swiss roll              0.945 0.052   0.948 0.047     0.948 0.053   0.945 0.047
+heavy tails             0.944 0.048   0.952 0.045     0.953 0.049   0.949 0.055
+six classes             0.948 0.043   0.956 0.051     0.939 0.052   0.945 0.045
+classes of 20           0.953 0.043   0.954 0.044     0.956 0.038   0.959 0.046
                         300           1200            300           1200
-cloud                   0.952 0.053   0.939 0.050     0.956 0.047   0.951 0.058
-cloud of 3 dimensions   0.950 0.045                   0.957 0.042
-bent surface            0.943 0.053   0.952 0.038     0.929 0.049   0.940 0.055
-six classes             0.952 0.053   0.948 0.065     0.926 0.069   0.958 0.043
-classes of 20           0.949 0.047   0.955 0.050     0.948 0.050   0.952 0.048
+cloud                   0.952 0.053   0.939 0.050     0.952 0.043   0.936 0.049
+cloud of 3 dimensions   0.950 0.045                   0.948 0.043   0.945 0.045
+cloud of 20                                           0.961 0.040   0.963 0.045
+bent surface            0.943 0.053   0.952 0.038     0.941 0.053   0.958 0.054
+Swiss roll                                            0.953 0.046   0.953 0.043
+heavy tails                                           0.949 0.050   0.949 0.043
+six classes             0.952 0.053   0.948 0.065     0.957 0.045   0.968 0.037
+classes of 20           0.949 0.047   0.955 0.050     0.956 0.045   0.955 0.040
 
-Short is the interval of the mle_dimension of few objects, 120 and less so 300, where they lie on a
-surface or in classes each of a noise of its own: ten neighbours are then a good part of all there
-is, and what an object is to others is no longer a matter of those that lie together.
+Of ten neighbours in the place of four, with a share of 0.39, the interval of the mle_dimension of
+120 objects held 0.913 on a bent surface and in classes each of a noise of its own: ten are then a
+good part of all there is, and what an object is to others is no longer a matter of those that lie
+together. Of five it held 0.937. Made of the logarithm or of the inverse it holds as often.
 
-SVCCA, of which objects are left out in part as well, is exact only while the number of directions
-that hold 99 % of the variance stays the same (700 to 1000 runs; the same with them left out whole):
-bent surface, 120 and 300 objects   0.966 0.022   0.952 0.029   (0.978 0.010   0.957 0.023)
-cloud of 600                        0.951 0.044                 (0.954 0.043)
-heavy tails, 120                    0.940 0.065                 (0.949 0.057)
-classes of 20, 120                  0.970 0.014                 (0.987 0.001)
-27 to 29 directions, 300 and 600    0.950 0.031   0.911 0.043   (0.981 0.006   0.958 0.007)
+SVCCA, whose number of directions changes with the objects, is by the mean of objects left out in
+part and of halves (700 to 2000 runs; by the first alone):
+bent surface, 120 and 300 objects   0.945 0.045   0.949 0.045   (0.958 0.024   0.957 0.037)
+cloud of 600; of 20, 120            0.957 0.052   0.971 0.031   (0.957 0.051   0.977 0.026)
+classes of 20, 120 and 300          0.946 0.046   0.958 0.040   (0.969 0.010   0.949 0.054)
+six classes, 120                    0.947 0.026                 (0.943 0.032)
+heavy tails, 120                    0.930 0.064                 (0.940 0.053)
+slow fall, 120 and 300              0.957 0.034   0.940 0.049   (0.991 0.003   0.976 0.005)
+slow fall, 600                      0.934 0.036                 (0.949 0.003)
 
 Of common neighbours and PWCCA, whose errors are from halves of the objects (those of mutual_knn
 where the objects lie otherwise from 350 to 800 runs: give or take 0.01):
@@ -119,7 +126,7 @@ from probe.geometry import r2, r2_interval
 from probe.halves import angular, by_halves, in_part, reach
 from probe.knn import others
 from probe.linear import linear_probe, online_code
-from probe.pairs import ALIKE, SHARED, _in_common, alike, cka_pairs, cka_pairs_null
+from probe.pairs import ALIKE, SHARED, _in_common, _straight, alike, cka_pairs, cka_pairs_null
 from probe.sheet_readouts import _hit_differences
 from probe.verdict import equivalence
 
@@ -263,6 +270,21 @@ def neighbours(rng):
             yield from _grouped([f"mutual_knn, {name}, {objects}"], one, two)
 
 
+def directions(rng):
+    """SVCCA, whose directions are as many as hold 99 % of the variance, another number each time
+    where that falls off slowly.
+    """
+    few = {name: LYING[name] for name in ("bent surface", "heavy tails", "classes of 20")}
+    where = [(name, FEW, draw) for name, draw in few.items()]
+    where += [("slow fall", objects, _slow) for objects in (FEW, OBJECTS)]
+    for name, objects, draw in where:
+        x, other, y = draw(rng, objects)
+        group = rng.permutation(objects) % GROUPS
+        one, two = (_straight(states, y, group, True) for states in (x, other))
+        found = (Shape(each[None, 0], each[None, 1:]) for each in (one, two))
+        yield from _grouped([f"svcca, {name}, {objects}"], *found)
+
+
 def _dimensions(x: np.ndarray, group: np.ndarray) -> Shape:
     """As `shape` has them, which takes longer as it has more."""
     found = in_part(partial(_local, _gaps_or_none(x)), group, SHARES).T
@@ -398,6 +420,14 @@ def _twenties(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, other, y
 
 
+def _slow(rng, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of sixty dimensions, each smaller than the one before it."""
+    size = 1 / np.arange(1, 61)
+    y = rng.normal(size=(objects, 60)) * size
+    x, other = y + 0.7 * size * rng.normal(size=(2, *y.shape))
+    return x, other, y
+
+
 BENT = np.random.default_rng(96).normal(size=(2, 3, 20))
 CLASSES = (
     2 * np.random.default_rng(95).normal(size=(6, 12)),
@@ -499,6 +529,7 @@ SIMULATED = {  # runs, each
     shapes: 2000,
     dimensions: 1200,
     neighbours: 2000,
+    directions: 600,
     groups_over_layers: 4000,
     linear: 2000,
     geometry: 4000,
@@ -507,14 +538,8 @@ SIMULATED = {  # runs, each
 }
 
 
-# more than 96 % and fewer than 4 %, or fewer than 94 %, are known of these, and said above
-WIDE = {"McNemar, exact"}
-WIDE |= {f"mutual_knn, six classes, {FEW}"}
-SHORT = {
-    f"mle_dimension, {where}, {objects}"
-    for where in ("bent surface", "six classes")
-    for objects in (FEW, OBJECTS)
-}
+# more than 96 % and fewer than 4 % are known of these, and said above
+WIDE = {"McNemar, exact", f"mutual_knn, six classes, {FEW}"}
 
 
 @pytest.mark.slow
@@ -526,8 +551,7 @@ def test_intervals_and_tests_keep_their_level(simulate):
     each = rates(simulate, runs)
     slack = max(0.02, (3 if len(each) < 30 else 4) * np.sqrt(0.05 * 0.95 / runs))
     for name, found in each.items():
-        wide, short = name in WIDE, name in SHORT
-        least, most = 0.95 - slack - 0.04 * short, 1 if wide else 0.95 + slack
+        least, most = 0.95 - slack, 1 if name in WIDE else 0.95 + slack
         assert np.isnan(found.covered) or least <= found.covered <= most, name
         assert np.isnan(found.alarms) or 1 - most <= found.alarms <= 1 - least, name
 

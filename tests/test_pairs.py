@@ -7,7 +7,7 @@ from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
 from probe.cka import cka, cka_interval, cka_null
-from probe.halves import halvings
+from probe.halves import as_left_out, halvings
 from probe.intervals import group_jackknife
 from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null
 from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
@@ -61,11 +61,11 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     keep = group != 4
     for name, part in (("procrustes", procrustes_distance), ("rsa", rsa)):
         assert found.left_out[ALIKE.index(name), 4] == pytest.approx(part(x[keep], y[keep]))
-    held = [PCA(0.99, svd_solver="full").fit_transform(states) for states in (x, y)]
-    both = CCA(min(len(part.T) for part in held), max_iter=5000, tol=1e-10)
-    pairs = zip(*(part[keep].T for part in both.fit_transform(*held)), strict=True)
-    own = np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])  # directions of all, objects kept
-    expected = own + SHARE * (svcca(x[keep], y[keep]) - own)
+    halves = [[svcca(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
+    first, second = np.arcsin(np.sqrt(halves)).T
+    share = svcca(x, y)
+    halved = as_left_out(share, 2 * np.sqrt(share * (1 - share)) * (first - second))
+    expected = (_svcca_in_part(x, y, keep) + halved[4]) / 2
     assert found.left_out[ALIKE.index("svcca"), 4] == pytest.approx(expected, abs=1e-6)
     for row, part in ((2, lambda a, b: mutual_knn(a, b, 4)), (4, pwcca)):
         halves = [[part(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
@@ -78,8 +78,23 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     group = np.random.default_rng([3, 5]).permutation(60) % 16
     keep = group != 4
     assert few.left_out[4, 4] == pytest.approx(pwcca(x[:60][keep], y[:60][keep]))
+    fewer = alike(x[:24], y[:24], k=5, seed=3)  # 3 objects to a direction: no halves of SVCCA
+    keep = np.random.default_rng([3, 5]).permutation(24) % 16 != 4
+    expected = _svcca_in_part(x[:24], y[:24], keep)
+    assert fewer.left_out[ALIKE.index("svcca"), 4] == pytest.approx(expected, abs=1e-6)
     wide = alike(x, states[2], k=5)  # 200 dims of 90 objects: no canonical correlations to weigh
+    for name, part in (("procrustes", procrustes_distance), ("rsa", rsa), ("svcca", svcca)):
+        assert wide.values[ALIKE.index(name)] == pytest.approx(part(x, states[2]))
     assert np.isnan(wide.values[-1]) and np.isfinite(wide.values[:-1]).all()
+
+
+def _svcca_in_part(x, y, keep):
+    """Of the objects kept, in the directions of all objects and, in part, in their own."""
+    held = [PCA(0.99, svd_solver="full").fit_transform(states) for states in (x, y)]
+    both = CCA(min(len(part.T) for part in held), max_iter=5000, tol=1e-10)
+    pairs = zip(*(part[keep].T for part in both.fit_transform(*held)), strict=True)
+    own = np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])
+    return own + SHARE * (svcca(x[keep], y[keep]) - own)
 
 
 @pytest.mark.parametrize("count", [6, 14])
