@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probe import hubness, intervals, variants
+from probe import hubness, intervals, variants, verdict
 from probe.cells import ENCODER, LEVEL, TARGET, Cell
 from probe.sheet import HIGHER, Sheet
 
+NORMAL = 1.96  # errors on either side of a 95 % interval
 FITTED = "says how the read-out was fitted, no score"
 UNEVEN = "0 = shared out evenly, above it a few are neighbours of many"
 
@@ -38,7 +39,7 @@ def put_knn(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     where = ("variant", "k", "layer")
     sheet.put_differences("knn_from_target", where, gaps, f"{name} less the target's")
     if sheet.pairs:
-        gaps = [_layerwise(by_k[a], by_k[b], sheet.seed, exact=True) for a, b in sheet.pairs]
+        gaps = [_layerwise(by_k[a], by_k[b], sheet.seed) for a, b in sheet.pairs]
         where = ("comparison", "k", "layer")
         sheet.put_differences("knn_difference", where, gaps, f"difference in {name}")
     chance = shuffled.mean(axis=(0, 1, -1))
@@ -95,26 +96,29 @@ def _put_classes(sheet: Sheet, named: np.ndarray, table: xr.Dataset) -> None:
     sheet.results["knn_confusion"] = sheet.results["knn_confusion"].astype(np.int32)
 
 
-def _layerwise(
-    a: np.ndarray, b: np.ndarray, seed: int, *, exact: bool = False
-) -> intervals.Difference:
-    """Paired differences (k, layer) of hits (k, layer, queries), adjusted over the layers.
-
-    exact : with McNemar's p, mid-p.
-    """
-    b = np.broadcast_to(b, a.shape)
-    if exact:
-        each = [_hit_differences(*pair, seed) for pair in zip(a, b, strict=True)]
-    else:
-        each = [intervals.paired_difference(*pair, seed=seed) for pair in zip(a, b, strict=True)]
+def _layerwise(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
+    """Paired differences (k, layer) of hits (k, layer, queries), adjusted over the layers."""
+    each = [
+        _hit_differences(*pair, seed) for pair in zip(a, np.broadcast_to(b, a.shape), strict=True)
+    ]
     return intervals.Difference(*(np.stack(part) for part in zip(*each, strict=True)))
 
 
 def _hit_differences(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
-    """Paired differences of hits (layers, queries): McNemar's p, adjusted over the layers."""
+    """Paired differences of hits (..., queries): McNemar's p, adjusted over all rows at once, and
+    intervals that have a width where no object differs.
+    """
     gap = intervals.paired_difference(a, b, seed=seed)
-    p = np.array([intervals.mcnemar(*pair) for pair in zip(a, b, strict=True)])
-    return gap._replace(p=p, p_adjusted=np.maximum(p, gap.p_adjusted))
+    gaps = a.astype(np.float64) - b
+    pairs = zip(*(one.reshape(-1, one.shape[-1]) for one in (a, b)), strict=True)
+    p = np.reshape([intervals.mcnemar(*pair) for pair in pairs], gap.mean.shape)
+    middle, error = verdict.hit_error(gaps)
+    together = verdict.critical(gaps.reshape(-1, gaps.shape[-1]), LEVEL, seed)
+    low, high, below, above = (
+        np.clip(middle + width * error, -1, 1) for width in (-NORMAL, NORMAL, -together, together)
+    )
+    p_adjusted = np.maximum(p, gap.p_adjusted)
+    return intervals.Difference(gap.mean, low, high, p, p_adjusted, below, above)
 
 
 def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
@@ -223,9 +227,7 @@ def put_variants(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
     shape = flat.shape[1:-1]
     if sheet.pairs:
         # one family: p over all layers and all ways of asking at once
-        gaps = [
-            intervals.paired_difference(rows[a], rows[b], seed=sheet.seed) for a, b in sheet.pairs
-        ]
+        gaps = [_hit_differences(rows[a], rows[b], sheet.seed) for a, b in sheet.pairs]
         gaps = [intervals.Difference(*(part.reshape(shape) for part in gap)) for gap in gaps]
         where = ("comparison", *ways, "layer")
         sheet.put_differences("knn_ways_difference", where, gaps, f"difference in {name}")
@@ -252,7 +254,7 @@ def _put_protocols(sheet: Sheet, cells: dict[Any, Cell], name: str) -> None:
     )
     by_k = loo.swapaxes(1, 2).astype(np.float64)
     if sheet.pairs:
-        gaps = [_layerwise(by_k[a], by_k[b], sheet.seed, exact=True) for a, b in sheet.pairs]
+        gaps = [_layerwise(by_k[a], by_k[b], sheet.seed) for a, b in sheet.pairs]
         where = ("comparison", "k", "layer")
         sheet.put_differences("knn_loo_difference", where, gaps, f"difference in {name}, loo")
     splits = sheet.stacked(cells, "test90_10")

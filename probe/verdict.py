@@ -147,19 +147,29 @@ def detectable(
 ) -> np.ndarray:
     """Smallest paired difference that a test over all layers would have found, (..., layers).
 
-    gaps : (..., layers, samples)    hits : gaps of right and wrong, -1, 0 and 1; their error then
-    counts one object more either way, as none that differs is no proof that none would (Agresti &
-    Min 2005).
+    gaps : (..., layers, samples)    hits : gaps of right and wrong, see `hit_error`
     """
     from scipy.special import ndtri
 
     gaps = np.asarray(gaps, np.float64)
-    mean, error = _mean_and_error(gaps)
-    samples = gaps.shape[-1]
-    if hits:
-        differ = np.abs(gaps).sum(axis=-1) + 1
-        error = np.sqrt(differ - (mean * samples) ** 2 / (samples + 2)) / (samples + 2)
-    return (_critical(gaps, level, seed)[..., None] + ndtri(power)) * error
+    _, error = hit_error(gaps) if hits else _mean_and_error(gaps)
+    return (critical(gaps, level, seed)[..., None] + ndtri(power)) * error
+
+
+def hit_error(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width over z of the interval of a mean of gaps of right and wrong.
+
+    gaps : (..., samples), -1, 0 and 1
+
+    Half an object more is counted either way and two in all, as none that differs is no proof that
+    none would (Agresti & Min 2005, doi:10.1002/sim.1781). Where 0.1 to 40 % differ, either way,
+    95 % intervals of 100 and 600 objects hold 97 and 96 % on average (exactly; 90 and 94 at worst,
+    where few differ and all one way); normal ones without it hold 69 and 90 (10 and 53).
+    """
+    samples, total = gaps.shape[-1], gaps.sum(axis=-1)
+    differ = np.abs(gaps).sum(axis=-1) + 1
+    error = np.sqrt(differ - total**2 / (samples + 2)) / (samples + 2)
+    return total / (samples + 2), error
 
 
 def margin_of(reference: np.ndarray | float, chance: np.ndarray | float) -> np.ndarray:
@@ -211,7 +221,7 @@ def _tests(
     return p, np.logical_and.accumulate(holds, axis=-1)
 
 
-def _critical(gaps: np.ndarray, level: float, seed: int) -> np.ndarray:
+def critical(gaps: np.ndarray, level: float, seed: int) -> np.ndarray:
     """Two-sided critical value of the largest |t| over the layers."""
     mean, error = _mean_and_error(gaps)
     spread = np.where(error > 0, error, np.inf)

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from probe.verdict import crossing, detectable, equivalence, falls, margin_of, shift
+from probe.verdict import (
+    crossing,
+    detectable,
+    equivalence,
+    falls,
+    hit_error,
+    margin_of,
+    shift,
+)
 
 LAYERS = np.arange(33)
 MARGIN = 0.05
@@ -155,6 +163,27 @@ def test_hits_just_at_the_margin_are_hardly_ever_called_alike_or_held(samples, d
     likely = chance > 1e-4
     found = falls(gaps[likely][:, None], np.array([0]), 0.05, hits=True, resamples=2)
     assert chance[likely] @ (found.held == 0) <= 0.06
+
+
+@pytest.mark.parametrize("samples", [40, 100, 600])
+@pytest.mark.parametrize("shares", [(0.002, 0.0), (0.005, 0.001), (0.02, 0.02), (0.15, 0.05)])
+def test_intervals_of_differences_of_hits_hold_them_however_few_objects_differ(samples, shares):
+    from scipy.stats import multinomial
+
+    most = int(samples * sum(shares) + 8 * np.sqrt(samples * sum(shares)) + 8)
+    counts = [(a, b) for a in range(most + 1) for b in range(min(most, samples - a) + 1)]
+    counts = [(a, b) for a, b in counts if a + b <= samples]
+    more, fewer = shares
+    chance = multinomial.pmf(
+        [(a, b, samples - a - b) for a, b in counts], samples, (more, fewer, 1 - more - fewer)
+    )
+    likely = chance > 1e-7
+    gaps = np.array(
+        [hits_of(*each, samples) for each, kept in zip(counts, likely, strict=True) if kept]
+    )
+    middle, error = hit_error(gaps)
+    holds = np.abs(middle - (more - fewer)) <= 1.96 * error
+    assert chance[likely] @ holds >= 0.93  # exactly; a bootstrap holds 37 % where few differ
 
 
 def test_a_few_objects_that_all_agree_prove_nothing_and_many_do():
