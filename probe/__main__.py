@@ -33,7 +33,7 @@ class ProbeConfig:
     """Runs of the same recipe under other seeds: intervals then cover seeds as well as objects,
     and are kept in the first run."""
     layers: str = "all"
-    """Captured layers to probe: all, or a list as 0,8,16."""
+    """Captured layers to probe: all, or a list as 0,8,16 or 4,8,...,32."""
     probes: str = EVERY
     """What to measure, a list; the first three are the quick ones. Beside them there are maps,
     reconstruction, steps (CKA and drift during training), alignment (drift through the trained
@@ -66,13 +66,15 @@ def main(config: ProbeConfig) -> None:
     from probe.page import write_report
     from probe.splits import layers_of
     from store import open_run
+    from store.layers import parse_layers
 
     if config.seed < 0:
         raise ValueError(f"--seed {config.seed}: must be 0 or more")
     if config.again == config.run:
         raise ValueError(f"--again {config.run} is the run itself: it wants a second capture")
     run = open_run(config.run)
-    some = None if config.layers == "all" else numbers(config.layers, "--layers")
+    all_layers = config.layers == "all"  # that were captured
+    some = None if all_layers else parse_layers(config.layers, run.layers[-1])
     layers = layers_of(run, some)
     asked = _asked(config.probes, run)
     swept = [name for name in asked if name not in BESIDE]

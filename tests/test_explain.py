@@ -147,7 +147,7 @@ def test_the_command_writes_both_probes_and_says_what_they_show(made, capsys):
     [
         (("--probes", "lens,cause"), "--probes 'cause': a list of lens and causal"),
         (("--variants", "later"), "--variants 'later'"),
-        (("--layers", "9"), "this model has layers 0"),
+        (("--layers", "9"), "there are layers 0"),
         (("--objects", "3"), "--objects 3"),
     ],
 )

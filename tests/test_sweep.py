@@ -317,7 +317,8 @@ def test_the_command_line_leaves_results_and_pictures_in_the_run(run, tmp_path):
 
 
 def test_the_command_takes_the_probes_it_is_asked_for(run, capsys):
-    main(ProbeConfig(run=run.path, layers="4,8", probes="linear, geometry"))
+    main(ProbeConfig(run=run.path, layers="0,4,...,8", probes="linear, geometry"))
+    assert list(run.probes("sweep").layer) == [0, 4, 8]
     assert "extent_z" in capsys.readouterr().out
     assert {"linear_mean", "geometry_mean"} < set(run.probes("sweep"))
 
@@ -338,12 +339,12 @@ ONE_ZERO = np.arange(2 * 48 * 3 * 8.0).reshape(2, 48, 3, 8) * (np.arange(48) > 0
     ("change", "command", "said"),
     [
         ({}, ["--k", "1,1000"], "must be 1 to 32, the gallery's objects"),
-        ({}, ["--layers", "0,99"], "has no layer 99: it has 0, 4"),
+        ({}, ["--layers", "0,99"], "no layer 99; there are layers 0"),
         ({"split": ["gallery"] * 47 + ["query"]}, [], "1 query object: an interval needs 2"),
         ({"split": ["gallery"] * 48}, [], "48 gallery and 0 query samples: need both"),
         ({"hidden": np.ones((2, 48, 3, 8))}, ["--probes", "drift"], "layer 0: x is constant"),
         ({"hidden": np.ones((2, 48, 3, 8))}, [], "layer 0: all features are constant over the"),
-        ({}, ["--layers", "0,99", "--probes", "objects"], "has no layer 99: it has 0, 4"),
+        ({}, ["--layers", "0,99", "--probes", "objects"], "no layer 99; there are layers 0"),
         ({"hidden": ONE_ZERO}, [], "gallery sample 0 is zero: it has no cosine"),
         ({"nan": (1, 5, 0, 0)}, [], "layer 4: gallery sample 5 has values that are not finite"),
         ({"label": np.zeros(48, int)}, ["--probes", "linear"], "all gallery labels are 0"),
