@@ -1,5 +1,7 @@
 """A run's results in sentences: what the numbers show; differences within noise are called that."""
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 
@@ -21,6 +23,7 @@ from probe.judged import (
     FINE,
     JUDGED,
     MAIN,
+    SECOND,
     SIGNIFICANT,
     capitalised,
     judged,
@@ -64,7 +67,7 @@ def over_depth(results: xr.Dataset) -> list[str]:
             said.append(_course(results, score, *about))
         if score == "knn" and "knn_from_target" in results:
             said.append(_first_fall(results, int(results.k.values[-1])))
-    said += [verdict(results, *place) for place in judged(results)]
+    said += _told(results, verdict)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_mean" in results}:
         said.append(likenesses(results, present))
     if "effective_rank_mean" in results:
@@ -76,6 +79,13 @@ def over_depth(results: xr.Dataset) -> list[str]:
     return said
 
 
+def _told(results: xr.Dataset, sentence: Callable) -> list[str]:
+    """A sentence of each verdict, those of second opinions in one paragraph."""
+    said = {place[0]: sentence(results, *place) for place in judged(results)}
+    second = " ".join(said.pop(score) for score in SECOND if score in said)
+    return [*said.values(), *([second] if second else [])]
+
+
 def by_alignment(results: xr.Dataset) -> list[str]:
     """How the aligned model differs from the baseline; nothing where one of them is missing."""
     if MAIN not in results.get("comparison", xr.DataArray([])).values:
@@ -85,7 +95,7 @@ def by_alignment(results: xr.Dataset) -> list[str]:
         for score, (name, *_) in COURSES.items()
         if f"{score}_difference" in results
     ]
-    said += [verdict_of_pair(results, *place) for place in judged(results)]
+    said += _told(results, verdict_of_pair)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_difference" in results}:
         said.append(compare_likenesses(results, present))
     if "knn_ways_mean" in results:

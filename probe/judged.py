@@ -13,7 +13,15 @@ JUDGED = {  # measures with a verdict: name, and whether they are shares
     "encoder_cka": ("CKA to the encoder's output", False),
     "drift_centred": ("drift", False),
     "chamfer": ("Chamfer distance of rebuilt clouds", False),
+    "linear_bits": ("bits that a class costs, coded online", False),
+    "drift_procrustes": ("drift through an orthogonal map", False),
+    "procrustes": ("Procrustes distance to the target", False),
+    "rsa": ("RSA with the target", False),
+    "mutual_knn": ("neighbours in common with the target", True),
+    "svcca": ("SVCCA with the target", False),
+    "pwcca": ("PWCCA with the target", False),
 }
+SECOND = tuple(JUDGED)[-7:]  # opinions, told together
 
 
 def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
@@ -99,8 +107,8 @@ def _moved(pair: xr.Dataset, score: str) -> str:
     if censored > 1 - float(pair.attrs["level"]):
         fell = (pair[f"{score}_fall_p"].values < SIGNIFICANT).any()
         return "how far alignment moves the fall is not known; " if fell else ""
-    if low <= 0 <= high:
-        numbers = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    if round(low, 1) <= 0 <= round(high, 1):
+        numbers = "{:.1f} [{:.1f}, {:.1f}]".format(*(round(x, 1) + 0.0 for x in (mean, low, high)))
         return f"alignment does not surely move the fall ({numbers} layers); "
     verb = "delays" if mean > 0 else "hastens"
     mean, low, high = (mean, low, high) if mean > 0 else (-mean, -high, -low)

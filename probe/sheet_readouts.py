@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probe import hubness, intervals, variants, verdict
+from probe import cka, hubness, intervals, variants, verdict
 from probe.cells import ENCODER, LEVEL, TARGET, Cell
 from probe.sheet import HIGHER, Sheet
 
@@ -161,8 +161,19 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         ]
         text = "difference in bits that the class of a gallery object costs, online code"
         sheet.put_differences("linear_bits_difference", where, gaps, text)
+    _put_code_verdict(sheet, cells)
     chance = control.mean()
     sheet.put_verdict("linear", (), hits, own, chance, name, against="the target", hits=True)
+
+
+def _put_code_verdict(sheet: Sheet, cells: dict[Any, Cell]) -> None:
+    name = "bits that the class of a gallery object costs, online code"
+    own = cka.own_parts(*(sheet.stacked(cells, part) for part in ("bits", "bits_left_out")))
+    target = cka.own_parts(*(cells[TARGET][part] for part in ("bits", "bits_left_out")))
+    classes = len(np.unique(sheet.data.labels[sheet.data.gallery]))
+    sheet.put_verdict(
+        "linear_bits", (), -own, -target, -np.log2(classes), name, against="the target"
+    )
 
 
 def put_geometry(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:

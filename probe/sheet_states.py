@@ -152,22 +152,30 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
 
 def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     _put_jackknifed(sheet, cells, pairs.ALIKE)
+    first = f"layer {sheet.layers[0]}"
     shuffled = sheet.stacked(cells, "shuffled")
     for at, key in enumerate(pairs.ALIKE):
         text, direction = f"{NAMES[key]}, its objects shuffled", MORE[key]
         where = ("variant", "layer")
         sheet.put_control(f"{key}_shuffled", where, shuffled[..., at], text, direction)
+        own = cka.own_parts(
+            *(sheet.stacked(cells, part)[:, :, at] for part in ("values", "left_out"))
+        )
+        sign = -1 if direction == LOWER else 1
+        chance = sign * shuffled[:, 0, ..., at].mean()
+        sheet.put_verdict(key, (), sign * own, sign * own[:, :1], chance, NAMES[key], against=first)
     queries = len(sheet.data.query)
     floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
     sheet.put("mutual_knn_floor", (), floor, f"{NAMES['mutual_knn']}, unrelated objects", "")
     dims: tuple[str, ...] = ("variant", "layer")
     rbf = np.moveaxis(sheet.stacked(cells, "rbf"), -1, 0)
     sheet.put_interval("cka_rbf", dims, rbf, "debiased CKA with the target, RBF", CLOSER)
-    turned = intervals.bootstrap(
-        sheet.stacked(cells, "drift_procrustes"), level=LEVEL, seed=sheet.seed
-    )
+    turned = sheet.stacked(cells, "drift_procrustes")  # (variants, layers, queries)
+    estimate = intervals.bootstrap(turned, level=LEVEL, seed=sheet.seed)
     text = "drift from the target, less what all objects share, through an orthogonal map"
-    sheet.put_interval("drift_procrustes", dims, turned, text, LOWER)
+    sheet.put_interval("drift_procrustes", dims, estimate, text, LOWER)
+    # centred states of unrelated objects have a cosine of 0 on average
+    sheet.put_verdict("drift_procrustes", (), -turned, -turned[:, :1], -1.0, text, against=first)
     for key, part, text in (
         ("cka_biased", "biased", "biased CKA with the target, to be read against its floor"),
         ("cka_biased_floor", "floor", "biased CKA of unrelated states of these sizes"),

@@ -63,7 +63,8 @@ def falls(
 ) -> Falls:
     """Where means of `gaps` first fall below -margin.
 
-    gaps   : (..., layers, samples), score less its reference, object by object
+    gaps   : (..., layers, samples), score less its reference, object by object; of what is no mean
+             over objects, `probe.cka.own_parts` of each or of groups of them
     layers : (layers,), ascending    margin : (...), above 0; nan gives nan
     hits   : gaps of right and wrong, -1, 0 and 1: what holds is then told by Tango's score, as
              few objects of which none differs prove little
@@ -79,8 +80,8 @@ def falls(
     margin = np.broadcast_to(np.asarray(margin, np.float64), gaps.shape[:-2])
     if (margin <= 0).any():
         raise ValueError("a margin must be above 0: any noise falls below a reference itself")
-    means = resampled_means(gaps, resamples, seed)  # (resamples, ..., layers)
     mean = gaps.mean(axis=-1)
+    means = _as_t(resampled_means(gaps, resamples, seed), mean, gaps.shape[-1], seed)
     depths = crossing(means, layers, margin)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(depths, tails, axis=0, method="inverted_cdf")
@@ -149,11 +150,13 @@ def detectable(
 
     gaps : (..., layers, samples)    hits : gaps of right and wrong, see `hit_error`
     """
-    from scipy.special import ndtri
+    from scipy.special import ndtri, stdtrit
 
     gaps = np.asarray(gaps, np.float64)
     _, error = hit_error(gaps) if hits else _mean_and_error(gaps)
-    return (critical(gaps, level, seed)[..., None] + ndtri(power)) * error
+    samples, tail = gaps.shape[-1], (1 + level) / 2
+    wider = np.sqrt(samples / (samples - 1)) * stdtrit(samples - 1, tail) / ndtri(tail)  # if few
+    return (wider * critical(gaps, level, seed)[..., None] + ndtri(power)) * error
 
 
 def hit_error(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,14 +214,25 @@ def _tests(
     samples = gaps.shape[-1]
     room = mean + margin[..., None]
     score = np.where(flat, np.where(room < 0, -np.inf, np.inf), room / size)
-    inflate = np.sqrt(samples / (samples - 1))  # a resample's variance is too small by this
-    lowest = ((means - mean) / size * inflate).min(axis=-1)  # (resamples, ...)
+    lowest = ((means - mean) / size).min(axis=-1)  # (resamples, ...)
     p = (1 + (lowest[..., None] <= score).sum(axis=0)) / (1 + len(means))
     if hits:
         holds = _above(gaps, -margin[..., None]) > ndtri(1 - alpha)
     else:
         holds = score > stdtrit(samples - 1, 1 - alpha)
     return p, np.logical_and.accumulate(holds, axis=-1)
+
+
+def _as_t(means: np.ndarray, mean: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Resampled means (resamples, ...) as far from the mean as Student's t has it.
+
+    Their variance is too small by one sample of all, and few samples, as groups of objects are,
+    tell it badly.
+    """
+    freedom = samples - 1
+    drawn = np.random.default_rng([seed, 15]).chisquare(freedom, len(means)) / freedom
+    wider = np.sqrt(samples / freedom / drawn).reshape(-1, *(1,) * mean.ndim)
+    return mean + wider * (means - mean)
 
 
 def critical(gaps: np.ndarray, level: float, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import probe.__main__ as command
 import store
 from probe.cells import CELLS
 from probe.findings import findings
-from probe.judged import MAIN
+from probe.judged import MAIN, SECOND
 from probe.maps import maps
 from probe.page import as_html, as_markdown, write_report
 from probe.page_text import Section, Table
@@ -203,6 +203,20 @@ def test_the_planted_loss_is_a_verdict(run):
     assert (pair.knn_detectable > 0).all()
     said = " ".join(findings(found))
     assert re.search(r"Verdict on accuracy, K = 10.*baseline .*falls? at layer [0-8]\.\d", said)
+
+
+def test_second_opinions_have_a_verdict_on_the_planted_loss_too(run):
+    found = sweep(run, ["linear", "similarity"], variants=["baseline", "aligned"])
+    pair = found.sel(comparison="aligned - baseline")
+    for score in SECOND:
+        own, kept = (found[f"{score}_fall_p"].sel(variant=v) for v in ("baseline", "aligned"))
+        assert own < 0.05 and not kept < 0.05, score
+        if score != "linear_bits":  # which 240 gallery objects tell only roughly
+            low, high = (float(found[f"{score}_fall_{end}"][0]) for end in ("low", "high"))
+            assert 4 <= low < high <= 9 and float(pair[f"{score}_shift_low"]) > 0, score
+        assert (pair[f"{score}_detectable"] > 0).all()
+    [said] = (each for each in findings(found) if each.startswith("Verdict on bits"))
+    assert "Verdict on RSA with the target (lost where" in said and "SVCCA" in said
 
 
 def test_text_of_the_data_is_escaped(run, whole):
