@@ -95,6 +95,9 @@ def space(results: xr.Dataset) -> str:
             one = results.sel(variant=name)
             start = float(one[f"{key}_mean"].sel(layer=first))
             ends = [float(one[f"{key}_{part}"].sel(layer=last)) for part in PARTS]
+            if not np.isfinite([start, *ends]).all():  # of few objects, or of a lattice
+                said.append(f"{words} not measured")
+                continue
             form = "{} {:.{d}f} to {:.{d}f} [{:.{d}f}, {:.{d}f}]"
             said.append(form.format(words, start, *ends, d=digits))
     return f"Space of {name}, layer {first} to {last}: {'; '.join(said)}."

@@ -40,8 +40,9 @@ METHODS = {  # by a variable that shows that it was measured
     "target, less the mean token of each position. Intervals: percentile bootstrap over objects; "
     "differences: sign flips. Control: targets of other objects.",
     "knn_fall_mean": "Depth of fall: where a mean, on a straight line between captured layers, "
-    "falls below its reference by 5 % of the way from there to chance. Interval: bootstrap; held: "
-    "tested layer by layer (Maurer et al. 1995); alike: two one-sided tests (Schuirmann 1987).",
+    "falls below its reference by 5 % of the way from there to chance. Interval: bootstrap, where "
+    "there is no mean over objects of what 16 groups of them add (jackknife); held: tested layer "
+    "by layer (Maurer et al. 1995); alike: two one-sided tests (Schuirmann 1987).",
     "two_nn_mean": "Intrinsic dimension: TwoNN (Facco et al. 2017) and likelihood (Levina & "
     "Bickel 2004). Effective rank: Roy & Vetterli 2007. Anisotropy: Ethayarajh 2019. Intervals: "
     "delete-a-group jackknife, of intrinsic dimension with objects left out in part, as the whole "
@@ -87,9 +88,9 @@ LIMITS = (
     "The drift of the aligned model is close to what it was trained to make small; accuracy, "
     "geometry and reconstruction are not.",
     "Simulated, 95 % intervals of intrinsic dimension hold in 94 to 96 % of runs of 600 objects, "
-    "those of common neighbours in 94 to 97 %; less exact are those of SVCCA where the number of "
-    "directions changes with the objects or tails are heavy (93 to 97 %), and of PWCCA of fewer "
-    "than 6 objects to a dimension.",
+    "those of common neighbours in 94 to 97 %, in up to all where a class has few objects; less "
+    "exact are those of SVCCA where the number of directions changes with the objects or tails are "
+    "heavy (93 to 97 %), and of PWCCA of fewer than 6 objects to a dimension.",
 )
 OF_MAPS = (
     "Maps are for looking: their neighbours are those of the states only as far as "

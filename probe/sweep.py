@@ -68,7 +68,7 @@ def sweep(
     the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
     layers at once, `_p_adjusted` and the band `_wide_low`, `_wide_high` (comparison, layer).
     Each variable names its direction.
-    Verdicts (`probe.verdict`), of the target as reference or, for cka and drift, of the
+    Verdicts (`probe.verdict`), of the target as reference or, for what compares with it, of the
     shallowest layer: `*_fall_mean`, `_low`, `_high`, `_p`, `*_fallen`, `*_held`, `*_margin` by
     variant; `*_shift_*`, `*_alike_p` and `*_detectable` by comparison.
     "linear" adds `linear_*` as for knn, without k, `linear_selectivity_*` (accuracy less that of
@@ -127,6 +127,9 @@ def cells_of(
     progress: Progress | None = None,
 ) -> Found:
     """What `sweep` is assembled from: scores object by object. Arguments as there."""
+    for name, asked in (("probes", probes), ("layers", layers), ("variants", variants), ("k", k)):
+        if asked is not None and not len(asked):
+            raise ValueError(f"no {name}: name one or more")
     variants, layers = _wanted(run, probes, layers, variants)
     data = read_objects(run, variants)
     if len(data.query) < 2:

@@ -209,6 +209,7 @@ def test_the_read_outs_are_kept_tabled_and_put_in_words(run, read_out):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"layers": []}, "no layers: name one or more"),
         ({"layers": [5]}, "has no layer 5: it has 0, 4, 8, 12"),
         ({"variants": ["stage9"]}, "has no variant 'stage9'"),
         ({"probes": ["cca"]}, "no probe 'cca'"),
