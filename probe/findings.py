@@ -25,6 +25,7 @@ from probe.judged import (
     MAIN,
     SECOND,
     SIGNIFICANT,
+    briefly,
     capitalised,
     judged,
     numbers,
@@ -67,7 +68,7 @@ def over_depth(results: xr.Dataset) -> list[str]:
             said.append(_course(results, score, *about))
         if score == "knn" and "knn_from_target" in results:
             said.append(_first_fall(results, int(results.k.values[-1])))
-    said += _told(results, verdict)
+    said += _told(results, verdict, briefly)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_mean" in results}:
         said.append(likenesses(results, present))
     if "effective_rank_mean" in results:
@@ -79,11 +80,12 @@ def over_depth(results: xr.Dataset) -> list[str]:
     return said
 
 
-def _told(results: xr.Dataset, sentence: Callable) -> list[str]:
+def _told(results: xr.Dataset, sentence: Callable, brief: Callable) -> list[str]:
     """A sentence of each verdict, those of second opinions in one paragraph."""
-    said = {place[0]: sentence(results, *place) for place in judged(results)}
-    second = " ".join(said.pop(score) for score in SECOND if score in said)
-    return [*said.values(), *([second] if second else [])]
+    places = judged(results)
+    said = [sentence(results, *place) for place in places if place[0] not in SECOND]
+    second = [brief(results, *place) for place in places if place[0] in SECOND]
+    return said + ([" ".join(["Second opinions.", *second])] if second else [])
 
 
 def by_alignment(results: xr.Dataset) -> list[str]:
@@ -95,7 +97,7 @@ def by_alignment(results: xr.Dataset) -> list[str]:
         for score, (name, *_) in COURSES.items()
         if f"{score}_difference" in results
     ]
-    said += _told(results, verdict_of_pair)
+    said += _told(results, verdict_of_pair, verdict_of_pair)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_difference" in results}:
         said.append(compare_likenesses(results, present))
     if "knn_ways_mean" in results:

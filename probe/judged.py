@@ -66,17 +66,26 @@ def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
 
 def verdict(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
     """Where the models fall, in a sentence that says what counts as a fall."""
-    row, margin = own(results, score).sel(where), results[f"{score}_margin"].sel(where)
+    margin = results[f"{score}_margin"].sel(where)
     if np.isnan(margin):
         return (
             f"No verdict on {_name(score, where)}: {margin.attrs['against']} is itself at chance."
         )
     size = _amount(float(margin), JUDGED[score][1])
-    said = [f"{models} {words}" for models, words in _grouped(row, score)]
     return (
         f"Verdict on {_name(score, where)} (lost where it is {size} worse than "
-        f"{margin.attrs['against']}): {'; '.join(said)}."
+        f"{margin.attrs['against']}): {_of_models(results, score, where)}."
     )
+
+
+def briefly(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
+    """Where the models fall; what counts as a fall stands in the table."""
+    return f"{capitalised(_name(score, where))}: {_of_models(results, score, where)}."
+
+
+def _of_models(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
+    row = own(results, score).sel(where)
+    return "; ".join(f"{models} {words}" for models, words in _grouped(row, score))
 
 
 def verdict_of_pair(results: xr.Dataset, score: str, where: dict[str, int]) -> str:

@@ -215,8 +215,9 @@ def test_second_opinions_have_a_verdict_on_the_planted_loss_too(run):
             low, high = (float(found[f"{score}_fall_{end}"][0]) for end in ("low", "high"))
             assert 4 <= low < high <= 9 and float(pair[f"{score}_shift_low"]) > 0, score
         assert (pair[f"{score}_detectable"] > 0).all()
-    [said] = (each for each in findings(found) if each.startswith("Verdict on bits"))
-    assert "Verdict on RSA with the target (lost where" in said and "SVCCA" in said
+    [depth, alignment] = (each for each in findings(found) if each.startswith("Second opinions"))
+    assert "RSA with the target: baseline falls at layer" in depth
+    assert "RSA with the target: how far alignment moves the fall is not known" in alignment
 
 
 def test_text_of_the_data_is_escaped(run, whole):
