@@ -1,7 +1,7 @@
 """Cut the run of the demo from a whole one: python dashboards/demo/cut.py RUN
 
 Some objects of ten classes, baseline and aligned, all layers. States are rounded to five bits of
-mantissa and clouds cut to 400 points, so that the archive is small; scores by depth and by step are
+mantissa and clouds cut to 360 points, so that the archive is small; scores by depth and by step are
 those of the whole run, of all its models. Neighbours and maps are computed from what is left, the
 rest is copied for these objects.
 
@@ -31,7 +31,7 @@ GALLERY, QUERY = 4, 4  # objects of each class
 VARIANTS = ["baseline", "aligned"]
 COPIED = ("sweep", "steps", "lens", "causal", "reconstruction", "alignment")
 MANTISSA = 5  # bits kept, of 10
-POINTS = 400
+POINTS = 360
 
 
 def main(source: Path, out: Path) -> None:
