@@ -182,8 +182,9 @@ def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
     `drift_procrustes` (queries,), centred, through an orthogonal map fitted on the gallery;
     `shuffled` (shuffles, likenesses), the same with the target's objects shuffled (SVCCA and PWCCA
-    of a few objects are high by chance); `rbf` (mean, low, high), `biased` with its `floor`, and
-    `null`, what the CKA of shuffled objects reaches.
+    of a few objects are high by chance); `cka_rbf` (mean, low, high), its `_left_out` (queries,)
+    and `_shuffled` (shuffles,); `biased` with its `floor`, and `null`, what CKA of shuffled objects
+    reaches.
     """
     from probe.pairs import alike
 
@@ -203,7 +204,9 @@ def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         "values": found.values,
         "left_out": found.left_out,
         "shuffled": np.array(dealt),
-        "rbf": np.array([rbf.mean, rbf.low, rbf.high]),
+        "cka_rbf": np.array([rbf.mean, rbf.low, rbf.high]),
+        "cka_rbf_left_out": rbf.left_out,
+        "cka_rbf_shuffled": np.array([cka.cka(pooled, target[one], "rbf") for one in orders]),
         "biased": np.array(cka.cka(pooled, target, unbiased=False)),
         "floor": np.array(cka.biased_floor(len(pooled), pooled.shape[1], target.shape[1])),
         "null": np.array(np.quantile(null, LEVEL)),

@@ -69,7 +69,7 @@ def over_depth(results: xr.Dataset) -> list[str]:
         if score == "knn" and "knn_from_target" in results:
             said.append(_first_fall(results, int(results.k.values[-1])))
     said += _told(results, verdict, briefly)
-    if present := {key: name for key, name in ALIKE.items() if f"{key}_mean" in results}:
+    if present := {key: name for key, name in ALIKE.items() if f"{key}_shuffled" in results}:
         said.append(likenesses(results, present))
     if "effective_rank_mean" in results:
         said.append(space(results))

@@ -6,6 +6,7 @@ import xarray as xr
 from probe.judged import FINE, MAIN, SIGNIFICANT, listed, numbers, plural
 
 ALIKE = {  # other likenesses to the target, each blind to something else
+    "cka_rbf": "RBF CKA",
     "procrustes": "Procrustes distance",
     "rsa": "RSA",
     "mutual_knn": "share of common neighbours",

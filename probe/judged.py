@@ -15,13 +15,14 @@ JUDGED = {  # measures with a verdict: name, and whether they are shares
     "chamfer": ("Chamfer distance of rebuilt clouds", False),
     "linear_bits": ("bits that a class costs, coded online", False),
     "drift_procrustes": ("drift through an orthogonal map", False),
+    "cka_rbf": ("CKA to the target, RBF kernel", False),
     "procrustes": ("Procrustes distance to the target", False),
     "rsa": ("RSA with the target", False),
     "mutual_knn": ("neighbours in common with the target", True),
     "svcca": ("SVCCA with the target", False),
     "pwcca": ("PWCCA with the target", False),
 }
-SECOND = tuple(JUDGED)[-7:]  # opinions, told together
+SECOND = tuple(JUDGED)[-8:]  # opinions, told together
 
 
 def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:

@@ -34,6 +34,7 @@ SPACE = {
     "token_diversity": ("Diversity of an object's tokens, 0 is oversmoothed", 1, 3),
 }
 LIKE = {
+    "cka_rbf": ("Debiased CKA with the target, RBF kernel, higher is closer", 1, 3),
     "procrustes": ("Procrustes distance to the target, lower is closer", 1, 3),
     "rsa": ("RSA with the target, higher is closer", 1, 3),
     "mutual_knn": ("Neighbours in common with the target, share, higher is closer", 1, 3),

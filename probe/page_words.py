@@ -58,7 +58,8 @@ METHODS = {  # by a variable that shows that it was measured
     "half along z, y and x.",
     "knn_ways_mean": "Other ways: metric (cosine, l2), states and pooling as in their figure. "
     "Protocol test90_10: a random tenth of the query objects looked up among the rest, many times.",
-    "procrustes_mean": "Other likenesses: Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
+    "procrustes_mean": "Other likenesses: CKA with an RBF kernel as wide as the median distance "
+    "(debiased, intervals as for CKA), Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "
     "2018). Intervals: delete-a-group jackknife, of SVCCA with objects left out in part; for "
     "common neighbours, and for PWCCA of 6 objects to a dimension or more, halves of the objects "

@@ -31,6 +31,7 @@ REBUILT: About = {
 }
 ALIKE: About = {
     "encoder_cka": ("CKA with the encoder's output", "debiased CKA   (higher is closer)"),
+    "cka_rbf": ("CKA with the target, RBF kernel", "debiased CKA   (higher is closer)"),
     "procrustes": ("Procrustes distance to the target", "distance   (lower is closer)"),
     "rsa": ("RSA with the target", "rank correlation   (higher is closer)"),
     "mutual_knn": ("Neighbours in common with the target", "share   (higher is closer)"),

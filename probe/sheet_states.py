@@ -168,8 +168,10 @@ def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> N
     floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
     sheet.put("mutual_knn_floor", (), floor, f"{NAMES['mutual_knn']}, unrelated objects", "")
     dims: tuple[str, ...] = ("variant", "layer")
-    rbf = np.moveaxis(sheet.stacked(cells, "rbf"), -1, 0)
-    sheet.put_interval("cka_rbf", dims, rbf, "debiased CKA with the target, RBF", CLOSER)
+    text = "debiased CKA with the target, RBF"
+    _put_cka(sheet, cells, "cka_rbf", text)
+    dealt = sheet.stacked(cells, "cka_rbf_shuffled")
+    sheet.put_control("cka_rbf_shuffled", dims, dealt, f"{text}, its objects shuffled", CLOSER)
     turned = sheet.stacked(cells, "drift_procrustes")  # (variants, layers, queries)
     estimate = intervals.bootstrap(turned, level=LEVEL, seed=sheet.seed)
     text = "drift from the target, less what all objects share, through an orthogonal map"
