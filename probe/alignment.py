@@ -21,6 +21,7 @@ from probe.judged import listed
 from probe.splits import layers_of
 from probe.sweep import read_objects
 from probe.tokens import Tokens
+from probe.whose import errors_of
 from store import Run
 
 PARTS = ("mean", "low", "high")
@@ -67,9 +68,10 @@ def alignment(
         if progress:
             progress(done, len(places), f"{name}, layer {layer}")
         states = Tokens(run.final(name).sel(layer=layer)[: data.samples])
-        parts = drift_parts(
-            states, target, "alignment", projector=found[name][at], seed=seed, **rows
-        )
+        with errors_of(f"{name}, layer {layer}", run, states):
+            parts = drift_parts(
+                states, target, "alignment", projector=found[name][at], seed=seed, **rows
+            )
         where = list(found).index(name), trained.index(at), depth.index(layer)
         scores = np.stack([parts.plain, parts.centred])
         estimate = intervals.bootstrap(scores, level=LEVEL, seed=seed)

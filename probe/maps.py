@@ -12,10 +12,12 @@ import numpy as np
 import xarray as xr
 
 from probe.halves import by_halves
+from probe.hsic import finite
 from probe.intervals import Interval, group_jackknife
 from probe.knn import unit_rows
 from probe.splits import groups_of, layers_of, one_each
 from probe.tokens import Tokens
+from probe.whose import errors_of
 from store import Run
 
 METHODS = ("pca", "umap")
@@ -68,7 +70,7 @@ def maps(
     trusted = np.empty((2, 3, *grid))  # mean, low, high
     draws = list(np.ndindex(len(methods), seeds))
     for v, name in enumerate(names):
-        states = [Tokens(run.final(name).sel(layer=at)).pooled[objects] for at in depth]
+        states = [_mean_tokens(run, name, at, objects) for at in depth]
         for step, (m, d) in enumerate(draws, v * len(draws)):
             if progress:
                 progress(step, len(names) * len(draws), f"{methods[m]} of {name}")
@@ -103,6 +105,13 @@ def maps(
         },
         {"neighbours": NEIGHBOURS, "seed": seed, "run": run.path.name, "metric": "cosine"},
     )
+
+
+def _mean_tokens(run: Run, name: str, layer: int, objects: np.ndarray) -> np.ndarray:
+    """(objects, dim), all of them finite."""
+    tokens = Tokens(run.final(name).sel(layer=layer))
+    with errors_of(f"{name}, layer {layer}", run, tokens):
+        return finite(tokens.pooled[objects], "x")
 
 
 def chained(positions: np.ndarray, onto: np.ndarray | None = None) -> np.ndarray:

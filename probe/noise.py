@@ -10,6 +10,7 @@ import xarray as xr
 from probe import cka, intervals, knn
 from probe.cells import LEVEL, Objects, Settings
 from probe.tokens import Tokens
+from probe.whose import errors_of
 from store import Run
 
 
@@ -44,11 +45,11 @@ def noise_floor(
     for v, at in np.ndindex(same.shape):
         if variants[v] not in both:
             continue
-        here, there = (
-            Tokens(one.final(variants[v]).sel(layer=layers[at])).pooled for one in (run, again)
-        )
+        tokens = [Tokens(one.final(variants[v]).sel(layer=layers[at])) for one in (run, again)]
+        here, there = (one.pooled for one in tokens)
         once, twice = here[data.query], there[rows]
-        likeness[:, v, at] = cka.cka_interval(once, twice, level=LEVEL)[:3]
+        with errors_of(f"{again.path.name}: {variants[v]}, layer {layers[at]}", again, tokens[1]):
+            likeness[:, v, at] = cka.cka_interval(once, twice, level=LEVEL)[:3]
         named = [
             knn.knn_predict(here[data.gallery], data.labels[data.gallery], states, max(ask.k))
             for states in (once, twice)

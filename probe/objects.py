@@ -16,6 +16,7 @@ from probe.knn import nearest, unit_rows, vote
 from probe.maps import chained
 from probe.splits import gallery_query, groups_of, layers_of, without_copies
 from probe.tokens import Tokens
+from probe.whose import errors_of
 from store import Run
 
 SHOWN = 6  # neighbours that are kept by row
@@ -77,10 +78,8 @@ def objects(
                 progress(m * len(depth) + at, len(names) * len(depth), f"{name}, layer {layer}")
             hidden = Tokens(states(run, name, layer)[:samples])
             pooled = hidden.pooled
-            try:
+            with errors_of(f"{name}, layer {layer}", run, hidden):
                 found = others(pooled, gallery, groups, k)
-            except ValueError as error:
-                raise ValueError(f"{name}, layer {layer}: {error}") from None
             near[m, at] = found[:, : near.shape[-1]]
             named[m, at] = vote(labels[found])
             support[m, at] = (labels[found] == labels[:, None]).mean(axis=1)

@@ -17,6 +17,7 @@ from probe.sheet import Sheet
 from probe.splits import gallery_query, groups_of, layers_of, one_each, without_copies
 from probe.sweep import REFERENCE
 from probe.tokens import Tokens, blocks
+from probe.whose import errors_of
 from store import Run
 
 POINTS = 128  # of a rebuilt cloud, and of the true one that it is fitted to
@@ -94,10 +95,9 @@ def reconstruction(
     for step, (name, layer) in enumerate(places):
         if progress:
             progress(step, len(places), f"rebuilding from {name}, layer {layer}")
-        try:
-            cells[name, layer] = fitted(Tokens(run.final(name).sel(layer=layer)[:samples]), asked)
-        except ValueError as error:
-            raise ValueError(f"{name}, layer {layer}: {error}") from None
+        tokens = Tokens(run.final(name).sel(layer=layer)[:samples])
+        with errors_of(f"{name}, layer {layer}", run, tokens):
+            cells[name, layer] = fitted(tokens, asked)
     target = Tokens(run.target()[:samples])
     if progress:
         progress(len(places), len(places), "rebuilding from the target, and from nothing")

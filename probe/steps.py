@@ -11,6 +11,7 @@ from probe.cells import LEVEL, Cell, Settings, drift_cell
 from probe.splits import layers_of
 from probe.sweep import REFERENCE, read_objects
 from probe.tokens import Tokens
+from probe.whose import errors_of
 from store import Run
 
 DIMS = ("variant", "step", "layer")
@@ -65,10 +66,8 @@ def steps(
             progress(at, len(places), f"{name}, step {step}, layer {layer}")
         tokens = Tokens(run.hidden(name).sel(step=step, layer=layer)[: data.samples])
         key = cache.digest(tokens, known, seed)
-        try:
+        with errors_of(f"{name}, step {step}, layer {layer}", run, tokens):
             cell = cache.kept(folder, "steps", key, partial(drift_cell, data, tokens, ask))
-        except ValueError as error:
-            raise ValueError(f"{name}, step {step}, layer {layer}: {error}") from None
         place = names.index(name), every.index(step), depth.index(layer)
         found[(slice(None), slice(None), *place)] = _scores(cell, seed)
         cells[name, step, layer] = cell

@@ -12,6 +12,7 @@ from probe import cache, geometry, splits
 from probe.assemble import assemble
 from probe.cells import CELLS, ENCODER, TARGET, Cell, Objects, Settings
 from probe.tokens import Tokens
+from probe.whose import errors_of
 from store import Run, open_run
 
 PROBES = ("knn", "drift", "dimension")  # unless asked for more
@@ -186,14 +187,12 @@ def measure(
     key = cache.digest(tokens, known, ask.seed) if folder else ""
     own = {**dict.fromkeys(VOTES, ask.k), "geometry": data.properties}  # what no other hangs on
     keys = {probe: cache.digest(key, own[probe]) if probe in own else key for probe in probes}
-    try:
+    where = variant if place in (TARGET, ENCODER) else f"{variant}, layer {layer}"
+    with errors_of(where, run, tokens):
         return {
             probe: cache.kept(folder, probe, keys[probe], partial(CELLS[probe], data, tokens, ask))
             for probe in probes
         }
-    except ValueError as error:
-        where = variant if place in (TARGET, ENCODER) else f"{variant}, layer {layer}"
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _spread(

@@ -48,7 +48,8 @@ class Tokens:
     @cached_property
     def pooled(self) -> np.ndarray:
         """Mean token of each object, (samples, dim) in float64."""
-        return np.concatenate([block.mean(axis=1, dtype=np.float64) for block in self._all()])
+        with np.errstate(invalid="ignore"):  # of both infinities, which who reads them refuses
+            return np.concatenate([block.mean(axis=1, dtype=np.float64) for block in self._all()])
 
     @cached_property
     def norms(self) -> np.ndarray:

@@ -347,7 +347,13 @@ ONE_ZERO = np.arange(2 * 48 * 3 * 8.0).reshape(2, 48, 3, 8) * (np.arange(48) > 0
         ({"hidden": np.ones((2, 48, 3, 8))}, [], "layer 0: all features are constant over the"),
         ({}, ["--layers", "0,99", "--probes", "objects"], "no layer 99; there are layers 0"),
         ({"hidden": ONE_ZERO}, [], "gallery sample 0 is zero: it has no cosine"),
-        ({"nan": (1, 5, 0, 0)}, [], "layer 4: gallery sample 5 has values that are not finite"),
+        ({"infinite": (1, 5)}, [], "layer 4: object-5 has values that are not finite (1 of 48"),
+        ({"infinite": (1, 5)}, ["--probes", "objects"], "baseline, layer 4: object-5 has values"),
+        (
+            {"infinite": (1, 40), "split": ["gallery"] * 16 + ["query"] * 32},
+            ["--probes", "maps"],
+            "baseline, layer 4: object-40 has values",
+        ),
         ({"label": np.zeros(48, int)}, ["--probes", "linear"], "all gallery labels are 0"),
     ],
 )
@@ -427,13 +433,13 @@ def test_a_class_that_cannot_be_told_is_counted_and_named(tmp_path):
     assert text.getvalue().count(said) == text.getvalue().count("too few") == 1
 
 
-def flawed_run(path, *, label=None, split=None, hidden=None, nan=None):
+def flawed_run(path, *, label=None, split=None, hidden=None, infinite=None):
     rng = np.random.default_rng(0)
     label = np.arange(48) % 4 if label is None else label
     target = rng.normal(size=(48, 3, 6)) + label[:, None, None]
     states = rng.normal(size=(2, 48, 3, 8)) if hidden is None else hidden
-    if nan:
-        states[nan] = np.nan
+    if infinite:
+        states[infinite][:, 0] = np.inf, -np.inf, 1  # whose mean is no number
     samples = {
         "id": [f"object-{i}" for i in range(48)],
         "label": label,
