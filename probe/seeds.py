@@ -239,11 +239,12 @@ def _put(
     a, b = (list(side) for side in zip(*models, strict=True))
     gaps = [one[a].astype(float) - one[b] for one in values]
     gap = over_seeds(gaps, shared=shared)
-    where, text = ("comparison", *dims), f"difference in {name}"
-    _add(results, f"{key}_difference", where, gap, text, "0 = no difference")
+    where, text, none = ("comparison", *dims), f"difference in {name}", "0 = no difference"
+    _add(results, f"{key}_difference", where, gap, text, none)
     band = over_seeds(gaps, shared=shared, level=1 - (1 - LEVEL) / gap.mean.shape[-1])
     for end, bound in (("low", band.low), ("high", band.high)):
-        about = {"long_name": f"{text}, {end} end of the band over all layers, over seeds"}
+        name = f"{text}, {end} end of the band over all layers, over seeds"
+        about = {"long_name": name, "direction": none}
         results[f"{key}_difference_wide_{end}"] = (where, bound, about)
 
 

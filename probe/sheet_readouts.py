@@ -229,10 +229,9 @@ def put_variants(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
     target = cells[TARGET]["hits"]
     share = intervals.wilson(target.sum(axis=-1), queries, LEVEL)
     sheet.put_interval("knn_ways_target", ways, share, f"{name} of the target", HIGHER)
-    text = "dimensions that whitening keeps"
-    sheet.put(
-        "whitened_rank", ("variant", "layer", "pooling"), sheet.stacked(cells, "rank"), text, ""
-    )
+    rank, text = sheet.stacked(cells, "rank"), "dimensions that whitening keeps"
+    direction = "higher fills more directions"
+    sheet.put("whitened_rank", ("variant", "layer", "pooling"), rank, text, direction)
     flat = np.moveaxis(hits, 1, -2).astype(np.float64)  # (variants, *ways, layers, queries)
     rows = flat.reshape(len(flat), -1, *flat.shape[-2:])
     shape = flat.shape[1:-1]

@@ -117,9 +117,10 @@ def _put_diversity(sheet: Sheet, cells: dict[Any, Cell]) -> None:
         sheet.stacked(cells, "diversity"),
     )
     estimate = intervals.bootstrap(values, level=LEVEL, seed=sheet.seed)
-    sheet.put_interval("token_diversity", dims, estimate, name, "0 = oversmoothed")
+    direction = "0 = oversmoothed"
+    sheet.put_interval("token_diversity", dims, estimate, name, direction)
     target = intervals.bootstrap(cells[TARGET]["diversity"], level=LEVEL, seed=sheet.seed)
-    sheet.put_interval("token_diversity_target", (), target, f"{name}, target", "")
+    sheet.put_interval("token_diversity_target", (), target, f"{name}, target", direction)
     gaps = [
         intervals.paired_difference(values[a], values[b], seed=sheet.seed) for a, b in sheet.pairs
     ]
@@ -166,7 +167,8 @@ def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> N
         sheet.put_verdict(key, (), sign * own, sign * own[:, :1], chance, NAMES[key], against=first)
     queries = len(sheet.data.query)
     floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
-    sheet.put("mutual_knn_floor", (), floor, f"{NAMES['mutual_knn']}, unrelated objects", "")
+    text = f"{NAMES['mutual_knn']}, unrelated objects"
+    sheet.put("mutual_knn_floor", (), floor, text, CLOSER)
     dims: tuple[str, ...] = ("variant", "layer")
     text = "debiased CKA with the target, RBF"
     _put_cka(sheet, cells, "cka_rbf", text)

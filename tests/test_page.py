@@ -189,6 +189,11 @@ def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):
     assert "Noise floor: not measured" in said
 
 
+def test_every_number_says_what_it_is_and_which_direction_is_good(whole):
+    for name, values in whole.data_vars.items():
+        assert values.attrs["long_name"] and values.attrs["direction"], name
+
+
 def test_the_planted_loss_is_a_verdict(run):
     found = sweep(run, ["knn", "drift"], k=(10,))
     place = {"variant": "baseline", "k": 10}

@@ -132,6 +132,7 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
             rest[0].probes("sweep")[f"{score}_mean"],
             atol=1e-3,
         )
+    assert all(values.attrs["direction"] for values in kept.data_vars.values())
     pair = kept.sel(comparison="aligned - baseline", layer=4)
     assert float(pair.cka_difference_low) > 0 and float(pair.cka_difference_p_adjusted) < 0.05
     assert float(pair.cka_difference_wide_low) < float(pair.cka_difference_low)
