@@ -200,16 +200,19 @@ class Run:
         new, old = (run / f".probe-{place.name}.{end}" for end in ("new", "old"))
         turn = run / ".probes.lock"
         with FileLock(turn):
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            _write_results(new, results)
-            if place.exists():
-                place.rename(old)
-            new.rename(place)
-            shutil.rmtree(old, ignore_errors=True)
-            seal(self._store)
-            with suppress(PermissionError):  # as in `store.lock`
-                turn.unlink(missing_ok=True)
+            try:
+                for leftover in (new, old):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                _write_results(new, results)
+                if place.exists():
+                    place.rename(old)
+                new.rename(place)
+                shutil.rmtree(old, ignore_errors=True)
+                seal(self._store)
+            finally:  # also where the disk is full
+                shutil.rmtree(new, ignore_errors=True)
+                with suppress(PermissionError):  # as in `store.lock`
+                    turn.unlink(missing_ok=True)
 
     def _loaded(self, group: str, names: Sequence[str] = ()) -> xr.Dataset:
         """Variables of a group, all or some, in memory."""

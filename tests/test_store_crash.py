@@ -481,6 +481,24 @@ def test_processes_that_write_results_at_once_leave_those_of_one(tmp_path):
     assert [file.name for file in path.iterdir()] == ["activations.zarr"]
 
 
+def test_a_disk_that_fills_leaves_the_older_results_and_nothing_beside(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    fill(store.create_run(path, **plan(points=None)))
+    run, found = store.open_run(path), xr.Dataset({"mean": ("layer", np.ones(3))})
+    run.write_probe("knn", found)
+    plain = store.reader._write_results
+
+    def full(folder, results):
+        plain(folder, results)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.reader, "_write_results", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_probe("knn", found + 1)
+    assert run.probes("knn").equals(found) and store.verify_run(path) == []
+    assert [file.name for file in path.iterdir()] == ["activations.zarr"]
+
+
 def test_a_link_out_of_a_store_is_not_followed(tmp_path):
     path = tmp_path / "run"
     fill(store.create_run(path, **plan(points=None)))
