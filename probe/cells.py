@@ -65,12 +65,8 @@ def knn_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         "named": named[-1],
         "hits_without": (np.stack(named) == asked)[-1],
     }
-    massive = outliers.massive_tokens(tokens.norms)
-    if massive.any():
-        rest = tokens.pooled.copy()
-        few = np.flatnonzero(massive.any(axis=1))
-        rest[few] = outliers.mean_without(tokens[few], massive[few])
-        found = _neighbours(data, rest, max(ask.k))
+    if outliers.massive_tokens(tokens.norms).any():
+        found = _neighbours(data, _without_massive(tokens), max(ask.k))
         cell["hits_without"] = knn.vote(data.labels[data.gallery][found]) == asked
     return cell
 
@@ -78,10 +74,13 @@ def knn_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,).
 
-    `encoder_cka` and its `_left_out` the same with the encoder's output, where that is there.
+    `encoder_cka` and its `_left_out` the same with the encoder's output, where that is there;
+    `cka_without` (mean, low, high) leaves massive tokens out of the mean.
     """
     pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
-    alike = cka.cka_interval(pooled, target)
+    alike = without = cka.cka_interval(pooled, target)
+    if outliers.massive_tokens(tokens.norms)[data.query].any():
+        without = cka.cka_interval(_without_massive(tokens)[data.query], target)
     parts = drift_parts(
         tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
     )
@@ -91,6 +90,7 @@ def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     return {
         **{key: np.array([one.mean, one.low, one.high]) for key, one in likeness.items()},
         **{f"{key}_left_out": one.left_out for key, one in likeness.items()},
+        "cka_without": np.array([without.mean, without.low, without.high]),
         **{name: part for name, part in zip(Drift._fields, parts, strict=True)},
     }
 
@@ -175,7 +175,7 @@ def variants_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         k=ask.k,
         seed=ask.seed,
     )
-    return {"hits": found.hits, "rank": found.rank, **protocols._asdict()}
+    return found._asdict() | protocols._asdict()
 
 
 def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
@@ -229,6 +229,14 @@ def _diversity(tokens: Tokens, rows: np.ndarray) -> np.ndarray:
         dimension.token_diversity(tokens[rows[some]]) for some in blocks(len(rows), tokens.shape)
     ]
     return np.concatenate(parts)
+
+
+def _without_massive(tokens: Tokens) -> np.ndarray:
+    """The mean token of each object but for its massive ones, (samples, dim)."""
+    massive, mean = outliers.massive_tokens(tokens.norms), tokens.pooled.copy()
+    few = np.flatnonzero(massive.any(axis=1))
+    mean[few] = outliers.mean_without(tokens[few], massive[few])
+    return mean
 
 
 def _neighbours(data: Objects, pooled: np.ndarray, k: int) -> np.ndarray:

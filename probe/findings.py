@@ -18,6 +18,7 @@ from probe.findings_more import (
     of_encoder,
     outliers,
     space,
+    ways_apart,
 )
 from probe.judged import (
     FINE,
@@ -77,6 +78,8 @@ def over_depth(results: xr.Dataset) -> list[str]:
         said.append(outliers(results))
     if "cka_layers_mean" in results:
         said.append(blocks(results))
+    if "knn_token_mean" in results:
+        said += ways_apart(results)
     return said
 
 
@@ -100,7 +103,7 @@ def by_alignment(results: xr.Dataset) -> list[str]:
     said += _told(results, verdict_of_pair, verdict_of_pair)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_difference" in results}:
         said.append(compare_likenesses(results, present))
-    if "knn_ways_mean" in results:
+    if "knn_ways_difference" in results:
         said += compare_ways(results)
     if "geometry_difference" in results:
         said.append(compare_geometry(results))

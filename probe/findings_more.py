@@ -21,6 +21,7 @@ SPACE = {
     "token_diversity": ("diversity of an object's tokens", 3),
 }
 PARTS = ("mean", "low", "high")
+WAYS = ("preparation", "pooling", "metric")
 AGREE = 0.02  # of accuracy: ways of asking that are closer give the same picture
 
 
@@ -104,12 +105,11 @@ def space(results: xr.Dataset) -> str:
     return f"Space of {name}, layer {first} to {last}: {'; '.join(said)}."
 
 
-def compare_ways(results: xr.Dataset) -> list[str]:
-    """Whether other ways of asking for neighbours change the picture."""
+def ways_apart(results: xr.Dataset) -> list[str]:
+    """Whether other ways of asking for neighbours, or one token alone, change the picture."""
     k = int(results.k.values[-1])
-    ways = ("preparation", "pooling", "metric")
     at_k = results.sel(k=k)
-    mean = at_k.knn_ways_mean.stack(way=ways)
+    mean = at_k.knn_ways_mean.stack(way=WAYS)
     usual = at_k.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
     gap = (mean - usual).mean(("variant", "layer")).to_series()
     best, worst = gap.idxmax(), gap.idxmin()
@@ -119,26 +119,51 @@ def compare_ways(results: xr.Dataset) -> list[str]:
         f"{', '.join(best)} ({100 * gap[best]:+.1f}), down {', '.join(worst)} "
         f"({100 * gap[worst]:+.1f})."
     ]
-    if "knn_ways_difference" in results and MAIN in results.comparison.values:
-        pair = at_k.sel(comparison=MAIN)
-        sure = pair.knn_ways_difference_p_adjusted < SIGNIFICANT
-        up = (sure & (pair.knn_ways_difference > 0)).any("layer").stack(way=ways)
-        down = (sure & (pair.knn_ways_difference < 0)).any("layer").stack(way=ways)
-        agree = "They agree" if not (up.any() and down.any()) else "They disagree"
-        neither = int((~up & ~down).sum())
-        said.append(
-            f"{agree} on aligned against baseline: {int(up.sum())} find it more accurate at some "
-            f"layer, {int(down.sum())} less, {neither} find no difference beyond noise."
-        )
-        splits = at_k.knn_test90_10
-        spread = 100 * float(splits.std("split").mean())
-        one = splits.sel(variant="aligned") - splits.sel(variant="baseline")
-        said.append(
-            f"Protocol test90_10: one split differs from another by {spread:.1f} points (standard "
-            f"deviation); aligned is ahead in {100 * float((one > 0).mean()):.0f} % of splits and "
-            f"layers, behind in {100 * float((one < 0).mean()):.0f} %."
-        )
+    if results.knn_token_mean.sizes["token"] > 1:
+        said.append(_token_alone(results, k))
     return said
+
+
+def _token_alone(results: xr.Dataset, k: int) -> str:
+    """One model's tokens at its deepest layer, and whether any tells more than the mean of all."""
+    name = "baseline" if "baseline" in results.variant.values else str(results.variant.values[0])
+    one, last = results.sel(variant=name), results.layer.values[-1]
+    each = 100 * one.knn_token_mean.sel(layer=last)
+    usual = one.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
+    more = one.knn_token_from_mean.where(one.knn_token_from_mean_p_adjusted < SIGNIFICANT, 0) > 0
+    tokens, layers = more.any("layer").values, more.any("token").values
+    told = (
+        f"token{plural(tokens)} {numbers(results.token.values[tokens])} tell more than the mean of "
+        f"all at layer{plural(layers)} {numbers(results.layer.values[layers])}"
+        if tokens.any()
+        else "none tells more than the mean of all at any layer, beyond noise"
+    )
+    return (
+        f"One token alone (K = {k}) of {name}: {float(each.min()):.1f} to {float(each.max()):.1f} "
+        f"% at layer {last}, the mean of all {100 * float(usual.sel(layer=last, k=k)):.1f}; "
+        f"{told}."
+    )
+
+
+def compare_ways(results: xr.Dataset) -> list[str]:
+    """Whether other ways of asking for neighbours see another difference between two models."""
+    at_k = results.isel(k=-1)
+    pair = at_k.sel(comparison=MAIN)
+    sure = pair.knn_ways_difference_p_adjusted < SIGNIFICANT
+    up = (sure & (pair.knn_ways_difference > 0)).any("layer").stack(way=WAYS)
+    down = (sure & (pair.knn_ways_difference < 0)).any("layer").stack(way=WAYS)
+    agree = "They agree" if not (up.any() and down.any()) else "They disagree"
+    neither = int((~up & ~down).sum())
+    splits = at_k.knn_test90_10
+    spread = 100 * float(splits.std("split").mean())
+    one = splits.sel(variant="aligned") - splits.sel(variant="baseline")
+    return [
+        f"{agree} on aligned against baseline: {int(up.sum())} find it more accurate at some "
+        f"layer, {int(down.sum())} less, {neither} find no difference beyond noise.",
+        f"Protocol test90_10: one split differs from another by {spread:.1f} points (standard "
+        f"deviation); aligned is ahead in {100 * float((one > 0).mean()):.0f} % of splits and "
+        f"layers, behind in {100 * float((one < 0).mean()):.0f} %.",
+    ]
 
 
 def compare_geometry(results: xr.Dataset) -> str:
@@ -174,12 +199,18 @@ def outliers(results: xr.Dataset) -> str:
         at = (massive > 0).any(("variant", "token")).values
         there = (massive > 0).any(("variant", "layer")).values
         layers, tokens = results.layer.values[at], results.token.values[there]
-        gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
+        moved = []
+        if "knn_mean" in results:
+            gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
+            moved.append(f"accuracy changes by at most {100 * float(abs(gap).max()):.1f} points")
+        if "cka_mean" in results:
+            gap = results.cka_without_massive_mean - results.cka_mean
+            change = float(abs(gap).max())
+            moved.append(f"CKA to the target changes by at most {change:.{FINE}f}")
         said = (
             f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
-            f"{numbers(tokens)}; without them accuracy changes by at most "
-            f"{100 * float(abs(gap).max()):.1f} points"
-        )
+            f"{numbers(tokens)}"
+        ) + (f"; without them {listed(moved)}" if moved else "")
     return (
         f"{said}; the dimension that varies most holds {100 * top:.0f} % of the variance at most."
     )

@@ -241,6 +241,7 @@ def put_variants(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
         gaps = [intervals.Difference(*(part.reshape(shape) for part in gap)) for gap in gaps]
         where = ("comparison", *ways, "layer")
         sheet.put_differences("knn_ways_difference", where, gaps, f"difference in {name}")
+    _put_tokens(sheet, sheet.stacked(cells, "by_token"), flat[:, 0, 0, 0, -1])
     chance = 1 / len(np.unique(sheet.data.labels))
     sheet.put_verdict(
         "knn_ways",
@@ -253,6 +254,24 @@ def put_variants(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
         hits=True,
     )
     _put_protocols(sheet, cells, name)
+
+
+def _put_tokens(sheet: Sheet, hits: np.ndarray, usual: np.ndarray) -> None:
+    """One token alone, and whether it tells more than the mean of all, which may hide it.
+
+    hits : (variants, layers, tokens, queries)    usual : (variants, layers, queries)
+    """
+    sheet.results = sheet.results.assign_coords(token=np.arange(hits.shape[2]))
+    name = "k-nearest-neighbour accuracy of one token alone, at the largest k"
+    share = intervals.wilson(hits.sum(axis=-1), hits.shape[-1], LEVEL)
+    sheet.put_interval("knn_token", ("variant", "layer", "token"), share, name, HIGHER)
+    by_token = hits.swapaxes(1, 2).astype(np.float64)
+    pairs = zip(by_token, usual, strict=True)
+    gaps = [
+        _hit_differences(one, np.broadcast_to(mean, one.shape), sheet.seed) for one, mean in pairs
+    ]
+    where = ("variant", "token", "layer")
+    sheet.put_differences("knn_token_from_mean", where, gaps, f"{name}, less the mean token's")
 
 
 def _put_protocols(sheet: Sheet, cells: dict[Any, Cell], name: str) -> None:

@@ -13,7 +13,11 @@ CLOSER = "higher is closer"
 
 
 def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
-    _put_cka(sheet, cells, "cka", "debiased linear CKA with the target")
+    name = "debiased linear CKA with the target"
+    _put_cka(sheet, cells, "cka", name)
+    without = np.moveaxis(sheet.stacked(cells, "cka_without"), -1, 0)
+    text = f"{name}, massive tokens left out"
+    sheet.put_interval("cka_without_massive", ("variant", "layer"), without, text, CLOSER)
     if sheet.data.encoder is not None:
         text = "debiased linear CKA with the encoder's output"
         _put_cka(sheet, cells, "encoder_cka", text)

@@ -25,10 +25,14 @@ SHARE = 0.1  # of the test objects that are asked about in test90_10
 
 
 class Variants(NamedTuple):
-    """hits (preparation, pooling, metric, k, queries) of bool; rank (pooling,) whitened to."""
+    """hits (preparation, pooling, metric, k, queries) of bool; rank (pooling,) whitened to.
+
+    by_token (tokens, queries) : the largest k, of one token alone, as it stands and by cosine
+    """
 
     hits: np.ndarray
     rank: np.ndarray
+    by_token: np.ndarray
 
 
 class Protocols(NamedTuple):
@@ -79,7 +83,10 @@ def knn_variants(
             for at, count in enumerate(k):
                 named = vote(near_labels[i, m, ..., :count].reshape(len(query), -1))
                 hits[i, j, m, at] = named == labels[query]
-    return Variants(hits, rank)
+        if pooling == "vote":
+            alone = near_labels[0, 0].swapaxes(0, 1)  # (places, queries, k)
+            by_token = np.stack([vote(one) == labels[query] for one in alone])
+    return Variants(hits, rank, by_token)
 
 
 def knn_protocols(

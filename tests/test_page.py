@@ -182,10 +182,17 @@ def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):
     np.testing.assert_allclose(np.diag(same.sel(layer=[0, 12], other_layer=[0, 12])), 1)
     assert float(whole.massive_tokens.max()) == 0
     assert (whole.knn_without_massive_mean == whole.knn_mean.sel(k=5)).all()
+    assert (whole.cka_without_massive_mean == whole.cka_mean).all()
+    assert whole.knn_token_mean.dims == ("variant", "layer", "token")
+    gap = whole.knn_token_mean - whole.knn_mean.sel(k=5)
+    np.testing.assert_allclose(
+        gap.transpose(*whole.knn_token_from_mean.dims), whole.knn_token_from_mean
+    )
     run.write_probe("sweep", whole)
     assert run.probes("sweep").equals(whole)
     said = " ".join(findings(whole))
     assert "Of 24 ways to ask" in said and "Protocol test90_10" in said
+    assert "One token alone" in said
     assert "Noise floor: not measured" in said
 
 

@@ -6,6 +6,8 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from probe import variants
+from probe.cells import Objects, Settings, drift_cell
+from probe.cka import cka
 from probe.knn import knn_hits
 from probe.outliers import largest_norm, massive_tokens, mean_without, top_variance
 from probe.tokens import Tokens
@@ -111,6 +113,22 @@ def test_information_in_one_token_is_lost_in_the_mean_and_kept_end_to_end():
     assert at(found, "raw", "concatenated", "l2").mean() > 0.95
 
 
+def test_each_token_alone_is_asked_as_scikit_learn_would():
+    gallery, known = objects(150, 0)
+    query, labels = objects(60, 1)
+    gallery[:, 1:], query[:, 1:] = (  # the class is in the first token alone
+        np.random.default_rng(seed).normal(size=x[:, 1:].shape)
+        for seed, x in enumerate((gallery, query))
+    )
+    found = asked(gallery, known, query, labels)
+    for token, hits in enumerate(found.by_token):
+        model = KNeighborsClassifier(5, metric="cosine", algorithm="brute")
+        named = model.fit(gallery[:, token], known).predict(query[:, token])
+        np.testing.assert_array_equal(hits, named == labels)
+    alone, pooled = found.by_token.mean(axis=1), at(found, "raw", "mean", "cosine").mean()
+    assert alone[0] > pooled + 0.15 and (alone[1:] < pooled).all()
+
+
 def test_leaving_one_out_drops_copies_by_group_and_not_by_distance():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 3))
@@ -155,6 +173,21 @@ def test_a_tenth_is_rounded_up_as_the_published_fractions_need():
     share = knn_protocols(x, labels, np.arange(2468), k=(1,), splits=4).test90_10
     np.testing.assert_allclose(share * 247, (share * 247).round(), atol=1e-9)
     assert (share > 0.9).all() and len(set(share[0])) > 1
+
+
+def test_cka_is_told_without_massive_tokens_too():
+    tokens, labels = objects(120, 0)
+    target = tokens @ np.random.default_rng(1).normal(size=(DIM, DIM))
+    usual, changed = tokens.copy(), tokens.copy()
+    changed[110, 2] *= 100
+    rows = np.arange(120)
+    data = Objects(120, labels, rows[:60], rows[60:], (0, 0), Tokens(target), rows)
+    found, before = (drift_cell(data, Tokens(x), Settings((1,), 0)) for x in (changed, usual))
+    np.testing.assert_array_equal(before["cka_without"], before["cka"])
+    assert found["cka"][0] < before["cka"][0] / 2
+    usual[110] = np.delete(usual[110], 2, axis=0).mean(axis=0)
+    expected = cka(usual[60:].mean(axis=1), target[60:].mean(axis=1))
+    assert found["cka_without"][0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_massive_tokens_are_found_at_their_place_and_left_out_of_the_mean():
