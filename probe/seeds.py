@@ -7,6 +7,7 @@ same objects, what these have in common is added, as no seed averages it away.
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def over_runs(
     about the same objects.
 
     Each run's own sweep is kept in it. Raises ValueError for runs that lack a model, a layer or a
-    class of the first, or of which one is given twice.
+    class of the first, or of which one is given twice or is a copy of another.
     """
     _check(runs)
     layers = list(runs[0].layers if layers is None else layers)
@@ -301,6 +302,12 @@ def _check(runs: Sequence[Run]) -> None:
         classes = [set(one.samples()["class_name"].values.astype(str)) for one in (first, run)]
         if lost := sorted(classes[0] ^ classes[1]):
             raise ValueError(f"{first.path} and {run.path} have other classes: {lost[0]} is in one")
+    for one, other in combinations(runs, 2):
+        if all(_same_states(one, other, variant, first.layers[-1]) for variant in first.variants):
+            raise ValueError(
+                f"{one.path} and {other.path} hold the same states: a copy of a run is no other "
+                "seed, name it once"
+            )
 
 
 def _same_objects(runs: Sequence[Run]) -> bool:
@@ -313,6 +320,12 @@ def _same_objects(runs: Sequence[Run]) -> bool:
     some = slice(0, len(ids), max(1, len(ids) // 16))
     mine, *others = ((run.points() if known else run.target())[some].values for run in runs)
     return all(np.array_equal(mine, theirs) for theirs in others)
+
+
+def _same_states(one: Run, other: Run, variant: str, layer: int) -> bool:
+    """Of the first few objects; two trainings end in none alike."""
+    mine, theirs = (run.final(variant).sel(layer=layer)[:4].values for run in (one, other))
+    return np.array_equal(mine, theirs, equal_nan=True)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -1,5 +1,7 @@
 """Intervals over seeds, held against closed forms and simulation; several runs by the command."""
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -152,9 +154,12 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
 def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
     other = make(tmp_path / "other", 4, variants=("baseline",))
     fewer = make(tmp_path / "fewer", 4, classes=2)
+    shutil.copytree(runs[1].path, tmp_path / "copy")
+    copy = store.open_run(tmp_path / "copy")
     for wrong, message in (
         ([runs[0]], "need 2 or more runs, each once"),
         ([runs[0], runs[0]], "each once"),
+        ([*runs, copy], r"seed1 and \S*copy hold the same states: a copy of a run is no other"),
         ([runs[0], other], "has no variant aligned"),
         ([runs[0], fewer], "other classes: class 2 is in one"),
     ):
