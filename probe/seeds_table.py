@@ -4,9 +4,7 @@ import xarray as xr
 from rich.console import Console
 
 from probe.report import _layer_table, _show
-from probe.seeds import SCORES, findings
-
-SHARES = ("knn", "linear")  # shown in %
+from probe.seeds import SCORES, SHARES, findings
 
 
 def print_seeds(results: xr.Dataset, console: Console | None = None) -> None:
