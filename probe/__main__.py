@@ -70,7 +70,7 @@ def main(config: ProbeConfig) -> None:
 
     if config.seed < 0:
         raise ValueError(f"--seed {config.seed}: must be 0 or more")
-    if config.again == config.run:
+    if config.again and Path(config.again).resolve() == Path(config.run).resolve():
         raise ValueError(f"--again {config.run} is the run itself: it wants a second capture")
     run = open_run(config.run)
     all_layers = config.layers == "all"  # that were captured

@@ -24,7 +24,7 @@ def noise_floor(
     first capture, name the same class in both; k the largest of the sweep
 
     Models that were not captured again have nan. Raises ValueError where that is so of all, or the
-    second run has other objects or lacks a layer.
+    second run has other objects, by id or by what is known of them, or lacks a layer.
     """
     variants, layers = results["variant"].values.astype(str).tolist(), results["layer"].values
     if not (both := [name for name in variants if name in again.variants]):
@@ -39,7 +39,9 @@ def noise_floor(
     place = {name: at for at, name in enumerate(theirs)}
     if lacking := [name for name in ids if name not in place]:
         raise ValueError(f"{again.path} lacks {len(lacking)} objects of {run.path}: {lacking[0]}")
-    rows = np.array([place[name] for name in ids])[data.query]
+    every = np.array([place[name] for name in ids])
+    _check_same(run, again, every)
+    rows = every[data.query]
     likeness = np.full((3, len(variants), len(layers)), np.nan)
     same = np.full((len(variants), len(layers)), np.nan)
     for v, at in np.ndindex(same.shape):
@@ -66,3 +68,18 @@ def noise_floor(
             results[f"{key}_{part}"] = (dims, numbers, attrs)
     said = f"second capture {again.path.name}, of {', '.join(both)}"
     return results.assign_attrs(noise_floor=said)
+
+
+def _check_same(run: Run, again: Run, rows: np.ndarray) -> None:
+    """ValueError where ids name other objects there, as those of a run of another seed do."""
+    mine, theirs = run.samples().isel(sample=slice(len(rows))), again.samples().isel(sample=rows)
+    for name in mine.data_vars:
+        if name == "split" or name not in theirs:
+            continue
+        a, b = mine[name].values, theirs[name].values
+        other = (a != b) & ~((a != a) & (b != b))  # both unknown, nan, are the same
+        if other.any():
+            first = mine["sample"].values[other.argmax()]
+            raise ValueError(
+                f"{again.path} is no second capture of {run.path}: {first} has another {name} in it"
+            )

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -372,15 +373,26 @@ def test_a_flawed_run_is_one_sentence_and_code_2(change, command, said, tmp_path
         (["--probes", "map"], "similarity, alignment, maps, objects, reconstruction, steps"),
         (["--seed", "-1"], "--seed -1: must be 0 or more"),
         (["--again", "RUN"], "is the run itself: it wants a second capture"),
+        (["--again", "RUN/../planted/"], "is the run itself: it wants a second capture"),
     ],
 )
 def test_a_call_that_makes_no_sense_is_one_sentence_before_anything_runs(
     command, said, run, capsys
 ):
-    words = [str(run.path) if word == "RUN" else word for word in [str(run.path), *command]]
+    words = [word.replace("RUN", str(run.path)) for word in ["RUN", *command]]
     assert exit_code(lambda: main(tyro.cli(ProbeConfig, args=words))) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and "\n" not in error
+
+
+def test_a_run_of_another_seed_is_no_second_capture_though_its_objects_have_the_same_ids(run):
+    other = SimpleNamespace(path=Path("other"), variants=run.variants, layers=run.layers)
+    known = run.samples()
+    said = known.caption.values.astype(object)
+    said[0] = "Another shape."
+    other.samples = lambda: known.assign(caption=("sample", said))
+    with pytest.raises(ValueError, match=r"no second capture of .*: \S+ has another caption in it"):
+        sweep(run, ["knn"], [0], ["aligned"], again=other)
 
 
 def test_a_disk_that_takes_nothing_is_one_sentence_and_the_table_is_shown(
