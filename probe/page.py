@@ -30,7 +30,7 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
     out : the folder to write to; the run's own by default, which must be on a disk. The record
     run.json is that of the run's folder, or of `out` where states and record lie apart.
 
-    Raises ValueError for a run that was not probed.
+    Raises ValueError for a run that was not probed, or by a version that measured less.
     """
     if out is None and not isinstance(run.path, Path):
         raise ValueError(f"{run.name} is no folder of this machine: name one with --out")
@@ -41,7 +41,15 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
         raise ValueError(
             f"{run.name} has no sweep to report: python -m probe {run.name} makes it"
         ) from None
-    sections = _sections(run, results, _record(run, folder))
+    try:
+        sections = _sections(run, results, _record(run, folder))
+    except (KeyError, AttributeError) as error:  # so xarray says that a variable is not there
+        what = str(error.args[0]).partition(". ")[0]
+        raise ValueError(
+            f"{run.name}: what is kept of it lacks what the report shows, as another version kept "
+            f"it ({what}): python -m probe {run.name} makes the sweep anew, with --probes NAME "
+            "what lies beside it"
+        ) from error
     folder.mkdir(parents=True, exist_ok=True)
     page, text = folder / "report.html", folder / "report.md"
     page.write_text(as_html(results.attrs["run"], sections), encoding="utf-8")

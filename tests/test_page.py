@@ -269,6 +269,22 @@ def test_a_run_that_was_not_probed_says_so(tmp_path):
         write_report(bare)
 
 
+def test_a_sweep_that_lacks_variables_is_one_sentence(run, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run.path, tmp_path / "run")
+    older = store.open_run(tmp_path / "run")
+    older.write_probe("sweep", whole.drop_vars([n for n in whole if "_fall_" in str(n)]))
+    monkeypatch.setattr("sys.argv", ["probe", "report", str(older.path)])
+    assert command.cli() == 2
+    said = capsys.readouterr().err.strip()
+    assert re.search(r"another version kept it \(No variable named '\w+_fall_\w+'\): ", said)
+    assert "\n" not in said
+    assert f"python -m probe {older.path} makes the sweep anew" in said
+    older.write_probe("sweep", whole.drop_vars("knn_from_target_p_adjusted"))
+    with pytest.raises(ValueError, match="knn_from_target_p_adjusted"):
+        write_report(older)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
 def test_the_first_word_report_writes_the_report(run, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["probe", "report", str(run.path), "--out", str(tmp_path)])
     assert command.cli() == 0
