@@ -241,8 +241,11 @@ def steps_png(results: xr.Dataset, score: str) -> bytes:
     return png(figure)
 
 
-def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
-    """A map a model, with a slider over the layers; under each how far it can be trusted."""
+def maps_figure(results: xr.Dataset, method: str, draw: int = 0) -> go.Figure:
+    """A map a model, with a slider over the layers; under each how far it can be trusted.
+
+    draw : which of the maps of several seeds, from 0
+    """
     names = results.variant.values.astype(str)
     layers = results.layer.values
     figure = make_subplots(1, len(names), subplot_titles=list(names), horizontal_spacing=0.02)
@@ -250,7 +253,7 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
     results = results.isel(
         object=np.isin(results.label.values, list(styles)).argsort(kind="stable")
     )
-    shown = results.sel({"method": method}).isel(draw=0)  # the coloured last: on top
+    shown = results.sel({"method": method}).isel(draw=draw)  # the coloured last: on top
     classes = np.array([_literal_html(str(name)) for name in results.class_name.values])
     rest = (f"{len(np.unique(classes)) - len(styles)} other classes", REST, "circle")
     own = [styles.get(label, rest) for label in results.label.values.tolist()]
@@ -279,12 +282,12 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
             )
         return found
 
-    def note(at: int) -> str:
-        said = []
-        for name in names:
-            one = shown.sel(variant=name).isel(layer=at)
-            said.append(f"{name} {quality(one)}")
-        return "trustworthiness / continuity: " + ", ".join(said)
+    def words(at: int) -> dict[str, Any]:
+        said = {"title": {"text": f"{method.upper()}, layer {layers[at]}", "font": {"size": 13}}}
+        for column, name in enumerate(names, 1):
+            one = quality(shown.sel(variant=name).isel(layer=at))
+            said[f"xaxis{column if column > 1 else ''}"] = {"title": {"text": one}}
+        return said
 
     for column, trace in enumerate(traces(0), 1):
         figure.add_trace(trace, row=1, col=column)
@@ -293,9 +296,8 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
         figure.add_scatter(
             x=[None], y=[None], mode="markers", name=_literal_html(name), marker=style
         )
-    titles = [f"{method.upper()}, layer {layer}   ({note(at)})" for at, layer in enumerate(layers)]
     figure.frames = [
-        go.Frame(data=traces(at), name=str(layer), layout={"title": titles[at]})
+        go.Frame(data=traces(at), name=str(layer), layout=words(at))
         for at, layer in enumerate(layers)
     ]
     steps = [
@@ -313,10 +315,10 @@ def maps_figure(results: xr.Dataset, method: str) -> go.Figure:
         figure.update_yaxes(scaleanchor=one, row=1, col=column + 1)
     return figure.update_layout(
         template="plotly_white",
-        title={"text": titles[0], "font": {"size": 13}},
-        height=470,
-        legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0},
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "layer "}, "pad": {"t": 50}}],
+        **words(0),
+        height=490,
+        legend={"orientation": "h", "y": -0.1, "yanchor": "top", "x": 0},
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "layer "}, "pad": {"t": 70}}],
         margin={"t": 80, "b": 20, "l": 20, "r": 20},
         font={"color": INK},
     )
@@ -331,13 +333,13 @@ def _class_styles(results: xr.Dataset) -> dict[int, tuple[str, str, str]]:
     return {int(labels[at]): (str(names[rows[at]]), ink, shape) for at, ink, shape in chosen}
 
 
-def maps_png(results: xr.Dataset, method: str) -> bytes:
+def maps_png(results: xr.Dataset, method: str, draw: int = 0) -> bytes:
     """Maps of some layers, a row a model, with trustworthiness and continuity under each."""
     layers = results.layer.values
     some = np.unique(np.linspace(0, len(layers) - 1, 5).round().astype(int))
     names = results.variant.values.astype(str)
     figure, axes = canvas(len(names), len(some), 2.3, 2.45)
-    shown = results.sel({"method": method}).isel(draw=0)
+    shown = results.sel({"method": method}).isel(draw=draw)
     reach = 1.05 * float(np.abs(shown.position).max())
     styles, labels = _class_styles(results), results.label.values
     rest = ~np.isin(labels, list(styles))

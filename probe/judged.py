@@ -36,8 +36,12 @@ def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
 
 
 def own(results: xr.Dataset, score: str) -> xr.Dataset:
-    """The variables of one measure: a selection of a whole sweep selects in all its hundreds."""
-    return results[[name for name in results if str(name).startswith(f"{score}_")]]
+    """The variables of one measure: a selection of a whole sweep selects in all its hundreds.
+
+    The layers stay with them: of one model alone a verdict may have none of its own.
+    """
+    found = results[[name for name in results if str(name).startswith(f"{score}_")]]
+    return found.assign_coords(layer=results.layer)
 
 
 def verdict_name(results: xr.Dataset, score: str, where: dict[str, int]) -> str:

@@ -251,6 +251,7 @@ def _aligned_umap(states: list[np.ndarray], seed: int) -> np.ndarray:
         if len(states) == 1:
             return UMAP(**settings, n_jobs=1).fit_transform(distances[0])[None]
         same = {at: at for at in range(len(states[0]))}
-        model = AlignedUMAP(**settings, alignment_window_size=WINDOW)
+        # its layout is drawn by the seed of transforms, 42 by default, not by `random_state`
+        model = AlignedUMAP(**settings, transform_seed=42 + seed, alignment_window_size=WINDOW)
         model.fit(distances, relations=[same] * (len(states) - 1))
     return np.stack(list(model.embeddings_))

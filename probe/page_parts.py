@@ -332,6 +332,16 @@ def maps(results: xr.Dataset) -> Section:
         )
         for method in results.method.values.astype(str)
     ]
+    if "umap" in results.method.values and results.sizes["draw"] > 1:
+        parts.append(
+            Picture(
+                "maps_umap_again",
+                "UMAP drawn anew with another seed: what is in one of the two alone is of the "
+                "drawing, not of the states.",
+                figures.maps_png(results, "umap", 1),
+                figures.maps_figure(results, "umap", 1),
+            )
+        )
     return Section("Maps", [], parts)
 
 

@@ -84,6 +84,9 @@ def test_umap_is_seeded_and_its_points_do_not_jump(run):
     again = maps(run, variants=["baseline", "aligned"], methods=["umap"])
     np.testing.assert_array_equal(once.position, again.position)
     assert float(once.jump.sel(variant="aligned", layer=[4, 8]).max()) < 0.3
+    two = maps(run, variants=["baseline"], methods=["umap"], seeds=2)
+    np.testing.assert_array_equal(two.position[:, :1], once.position.sel(variant=["baseline"]))
+    assert float(abs(two.position.diff("draw")).mean()) > 0.01  # another seed is another map
 
 
 def test_trust_is_that_of_scikit_learn_and_its_error_that_of_halves():

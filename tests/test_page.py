@@ -24,7 +24,7 @@ from probe.page_text import Section, Table
 from probe.page_words import words
 from probe.plots import save_depth_png
 from probe.reconstruction import reconstruction
-from probe.report import print_beside
+from probe.report import print_beside, print_table
 from probe.sweep import ALL_PROBES, sweep
 from tests.browser import NoBrowser, chromium, listen
 from tests.test_sweep import write_run
@@ -332,6 +332,14 @@ def test_two_captures_of_the_same_objects_give_the_noise_floor(run, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             sweep(run, ["knn"], [0], both, again=_Again(run, variants, layers))
+
+
+def test_one_model_alone_has_its_table_and_its_verdicts(run):
+    found = sweep(run, ["linear", "similarity"], [0, 12], ["aligned"])
+    assert "linear_bits_fall_mean" in found and "comparison" not in found.coords
+    said = io.StringIO()
+    print_table(found, Console(file=said, width=200))
+    assert "bits that a class costs, coded online" in said.getvalue()
 
 
 class _Again:
