@@ -38,7 +38,8 @@ class ProbeConfig:
     """What to measure, a list; the first three are the quick ones. Beside them there are maps,
     reconstruction, steps (CKA and drift during training), alignment (drift through the trained
     projector: circular for the aligned model, undefined for the others) and objects (neighbours
-    and drift of every object, for the dashboard)."""
+    and drift of every object, for the dashboard). What a sweep of the same layers, k and seed
+    found before stays beside what is asked for now."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -122,15 +123,19 @@ def _asked(probes: str, run) -> list[str]:
 def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
     from probe.plots import save_depth_html, save_depth_png
     from probe.report import print_table, progress_bar
-    from probe.sweep import sweep
+    from probe.sweep import sweep, with_kept
     from store import open_run
 
+    k = numbers(config.k, "--k")
+    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed)
+    if said:
+        print(said)
     with progress_bar() as show:
         results = sweep(
             run,
             probes,
             layers,
-            k=numbers(config.k, "--k"),
+            k=k,
             again=open_run(config.again) if config.again else None,
             seed=config.seed,
             dask=config.dask,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probe import controls
+from probe import cache, controls
 from probe.cells import LEVEL, Cell, Objects, Settings
 from probe.sheet import Sheet
 from probe.sheet_readouts import put_geometry, put_knn, put_linear, put_variants
@@ -45,6 +45,7 @@ def assemble(
             "classes": len(names),
             **_rare(data, table),
             "probes": list(cells),
+            "code": cache.code(),
         },
     )
     results.layer.attrs["long_name"] = "layer (0 = what enters block 1)"

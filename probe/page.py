@@ -136,13 +136,13 @@ def _reproduce(
     k = ",".join(map(str, results.k.values))
     layers = results.layer.values.tolist()
     some = "" if layers == run.layers else f" --layers {','.join(map(str, layers))}"
-    probes = ",".join(np.atleast_1d(results.attrs["probes"])) if "probes" in results.attrs else ""
-    asked = f" --probes {probes}" if probes else ""
+    asked = _by_name(results)
     commands.append(f"python -m probe {name}{some}{asked} --k {k} --seed {results.attrs['seed']}")
     for key, found in others.items():
         if key == "seeds":
             beside = [shlex.quote(str(where.parent / one)) for one in found.run.values.astype(str)]
-            commands.append(f"python -m probe {' '.join(beside)}{some}{asked} --k {k}")
+            own = _by_name(found) or asked
+            commands.append(f"python -m probe {' '.join(beside)}{some}{own} --k {k}")
         elif key in ("causal", "lens"):
             commands.append(f"python -m train.explain {name} --probes {key}")
         else:
@@ -153,6 +153,12 @@ def _reproduce(
         ["These make the run, its results and this report again."],
         [Table("", ["command"], [[command] for command in commands])],
     )
+
+
+def _by_name(results: xr.Dataset) -> str:
+    """The flag that asks for the probes of these results."""
+    probes = ",".join(np.atleast_1d(results.attrs.get("probes", [])))
+    return f" --probes {probes}" if probes else ""
 
 
 def _record(run: Run, folder: Path) -> dict[str, Any]:

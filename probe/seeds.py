@@ -147,20 +147,23 @@ def over_runs(
     and high over seeds where all runs have one. The attribute `shared` says whether all runs ask
     about the same objects.
 
-    Each run's own sweep is kept in it. Raises ValueError for runs that lack a model, a layer or a
-    class of the first, or of which one is given twice or is a copy of another.
+    Each run's own sweep is kept in it, and what it kept before of the same settings with it. Raises
+    ValueError for runs that lack a model, a layer or a class of the first, or of which one is given
+    twice or is a copy of another.
     """
     _check(runs)
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
     own, scores = [], []
     for run in runs:
+        more, _ = sweep.with_kept(run, probes, layers, k=k, seed=seed)
         found = sweep.cells_of(
-            run, probes, layers, variants, k=k, seed=seed, dask=dask, progress=progress
+            run, more, layers, variants, k=k, seed=seed, dask=dask, progress=progress
         )
         own.append(assemble(run, *found, sweep.REFERENCE))
         run.write_probe("sweep", own[-1])
-        scores.append(_scores(found))
+        asked = {name: found.cells[name] for name in probes}
+        scores.append(_scores(found._replace(cells=asked)))
     shared = _same_objects(runs)
     results = xr.Dataset(
         coords={**own[0][["variant", "layer", "k"]].coords, "run": _names(runs)},
@@ -169,6 +172,7 @@ def over_runs(
             "seed": seed,
             "seeds": len(runs),
             "shared": int(shared),
+            "probes": list(probes),
             "query_objects": [one.attrs["query_objects"] for one in own],
         },
     )

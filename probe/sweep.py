@@ -13,7 +13,7 @@ from probe.assemble import assemble
 from probe.cells import CELLS, ENCODER, TARGET, Cell, Objects, Settings
 from probe.tokens import Tokens
 from probe.whose import errors_of
-from store import Run, open_run
+from store import Run, StoreError, open_run
 
 PROBES = ("knn", "drift", "dimension")  # unless asked for more
 ALL_PROBES = tuple(CELLS)
@@ -102,6 +102,42 @@ def lacking(run: Run) -> dict[str, str]:
     if run.attrs["points"] is None and not geometry.factors(samples).data_vars:
         lacks["geometry"] = "the run was captured without its clouds, and has no factors"
     return lacks
+
+
+def with_kept(
+    run: Run, probes: Sequence[str], layers: Sequence[int], *, k: Sequence[int], seed: int
+) -> tuple[list[str], str]:
+    """Probes to sweep so that the run keeps what it has of others, and a sentence on these.
+
+    Those of a kept sweep of the same settings are assembled anew with the ones that are asked for,
+    of cells that the cache has where what went in is the same. Other settings replace it.
+    """
+    try:
+        kept = run.probes("sweep")
+    except StoreError:  # there is none, or it is damaged
+        return list(probes), ""
+    there = np.atleast_1d(kept.attrs.get("probes", [])).tolist()
+    if not (more := [name for name in there if name not in probes]):
+        return list(probes), ""
+    if why := _not_of(kept, run, layers, k, seed):
+        return list(probes), f"the kept sweep is replaced, without {', '.join(more)}: {why}"
+    said = f"with {', '.join(more)}, of the sweep that was kept"
+    return [name for name in ALL_PROBES if name in (*probes, *more)], said
+
+
+def _not_of(kept: xr.Dataset, run: Run, layers: Sequence[int], k: Sequence[int], seed: int) -> str:
+    """Why a kept sweep can't be assembled from the cache by these settings; empty where it can."""
+    if kept.attrs.get("code") != cache.code():
+        return "another version measured it"
+    if cache.folder_of(run) is None:
+        return "behind a URL there is no cache to assemble them from"
+    then = [kept[dim].values.tolist() for dim in ("variant", "layer", "k")]
+    now = [run.variants, list(layers), list(k)]
+    each = zip(
+        ("models", "layers", "k", "seed"), [*then, kept.attrs["seed"]], [*now, seed], strict=True
+    )
+    other = [what for what, old, new in each if old != new]
+    return f"it is of other {' and '.join(other)}" if other else ""
 
 
 class Found(NamedTuple):

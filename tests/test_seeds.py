@@ -132,10 +132,13 @@ def test_seeds_with_the_same_objects_are_covered_at_the_level(seeds, of_seed, of
 
 def test_runs_are_put_together_with_their_number_said(runs, capsys):
     first, *rest = runs
+    main(ProbeConfig(run=first.path, probes="linear", k="5"))
     main(
         ProbeConfig(run=first.path, more=tuple(run.path for run in rest), probes="knn,drift", k="5")
     )
+    assert first.probes("sweep").attrs["probes"] == ["knn", "drift", "linear"]  # it stays
     kept = first.probes("seeds")
+    assert "linear_mean" not in kept  # the others were not asked for it
     by_run = kept.knn_by_run.sel(variant="aligned", k=5, layer=4).values
     own = [float(run.probes("sweep").knn_mean.sel(variant="aligned", k=5, layer=4)) for run in runs]
     np.testing.assert_allclose(by_run, own)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tyro
+import zarr
 from rich.console import Console
 
 import store
@@ -408,6 +409,29 @@ def test_a_disk_that_takes_nothing_is_one_sentence_and_the_table_is_shown(
     said = capsys.readouterr()
     assert said.err.strip().endswith("No space left on device (sweep)")
     assert "Accuracy in %, K = 1" in said.out
+
+
+def test_a_probe_that_is_added_leaves_the_others_and_other_settings_replace_them(tmp_path, capsys):
+    path = flawed_run(tmp_path / "run")
+    main(ProbeConfig(run=path, probes="drift,dimension", k="1,5"))
+    states = zarr.open_group(path / "activations.zarr", mode="r+")["baseline/hidden"]
+    states[1, 40:] = states[1, 40:] + np.float16(1)  # what was found of these is not found again
+    capsys.readouterr()
+    main(ProbeConfig(run=path, probes="knn", k="1,5"))
+    assert "with drift, dimension, of the sweep that was kept" in capsys.readouterr().out
+    run = store.open_run(path)
+    whole = sweep(run, ["knn", "drift", "dimension"], k=(1, 5), keep=False)
+    assert run.probes("sweep").equals(whole) and run.probes("sweep").attrs == whole.attrs
+    for more, why in (({"seed": 1}, "seed"), ({"layers": "4", "seed": 1}, "layers")):
+        main(ProbeConfig(run=path, probes="knn,drift", k="1,5", **more))
+        said = capsys.readouterr().out.splitlines()[0]
+        assert said == f"the kept sweep is replaced, without dimension: it is of other {why}"
+        main(ProbeConfig(run=path, probes="dimension", k="1,5", **more))
+        capsys.readouterr()
+    assert run.probes("sweep").attrs["probes"] == ["knn", "drift", "dimension"]
+    run.write_probe("sweep", run.probes("sweep").assign_attrs(code="of a version before"))
+    main(ProbeConfig(run=path, probes="knn,drift", k="1,5", **more))
+    assert "without dimension: another version measured it" in capsys.readouterr().out
 
 
 def test_a_command_that_is_stopped_says_how_to_go_on(capsys):
