@@ -73,13 +73,13 @@ def ratio(hits: np.ndarray, asked: np.ndarray, level: float = 0.95) -> Interval:
 def bootstrap(
     values: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean over objects with its percentile interval. values : (..., samples).
+    """Mean over objects with its percentile interval, as wide as t. values : (..., samples).
 
     For means only: a statistic of pairs of objects (CKA) wants the jackknife, since a resample
     holds some objects twice. All leading rows share the resamples.
     """
     values = _checked(values)
-    means = resampled_means(values, resamples, seed)  # (resamples, ...)
+    means = _as_far_as_t(values, resampled_means(values, resamples, seed), level)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Interval(values.mean(axis=-1), low, high)
 
@@ -109,7 +109,7 @@ def paired_difference(
     gaps = _checked(a - b)
     mean = gaps.mean(axis=-1)
     p, p_adjusted = _sign_flips(gaps, permutations, seed)
-    means = resampled_means(gaps, resamples, seed)
+    means = _as_far_as_t(gaps, resampled_means(gaps, resamples, seed), level)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     below, above = _simultaneous_bounds(mean, means, level)
     wide = np.minimum(low, below), np.maximum(high, above)  # of one row they are the same thing
@@ -234,6 +234,21 @@ def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray
         counts = rng.multinomial(samples, np.full(samples, 1 / samples), size=size)
         means[start : start + size] = counts @ rows.T / samples
     return means.reshape(resamples, *values.shape[:-1])
+
+
+def _as_far_as_t(values: np.ndarray, means: np.ndarray, level: float) -> np.ndarray:
+    """Resampled means (resamples, ...) as far from the mean as Student's t has it at a level.
+
+    Those of few objects lie too near it (Hesterberg 2015, doi:10.1080/00031305.2015.1089789, who
+    takes quantiles farther out instead): of 20 objects the plain percentiles hold 92 to 93 % of
+    means where these hold 94 to 95, of 10 objects 89 and 94. None is beyond the values themselves.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    samples, mean = values.shape[-1], values.mean(axis=-1)
+    wider = stdtrit(samples - 1, (1 + level) / 2) / ndtri((1 + level) / 2)
+    far = mean + wider * np.sqrt(samples / (samples - 1)) * (means - mean)
+    return far.clip(values.min(axis=-1), values.max(axis=-1))
 
 
 def percentile_band(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

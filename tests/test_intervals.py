@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binom, binomtest
 
 from probe.intervals import (
@@ -52,12 +53,23 @@ def test_mcnemar_of_one_object_that_differs_and_of_as_many_either_way():
     assert mcnemar(one, one[::-1]) == 1 == mcnemar(one, one[::-1], exact=True)
 
 
-def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says():
-    values = np.random.default_rng(0).normal(size=(3, 400))
-    found = bootstrap(values, seed=1)
-    expected = 1.96 * values.std(axis=1) / 20
-    np.testing.assert_allclose((found.high - found.low) / 2, expected, rtol=0.08)
+@pytest.mark.parametrize("objects", [12, 30, 400])
+def test_the_bootstrap_of_a_mean_is_as_wide_as_theory_says(objects):
+    values = np.random.default_rng(0).normal(size=(3, objects))
+    theirs = stats.t.interval(0.95, objects - 1, values.mean(axis=1), stats.sem(values, axis=1))
+    found, gap = bootstrap(values, seed=1), paired_difference(values, 0 * values, seed=1)
+    for low, high in (found[1:], gap[1:3]):
+        np.testing.assert_allclose(high - low, theirs[1] - theirs[0], rtol=0.08)
     np.testing.assert_array_equal(found.low, bootstrap(values, seed=1).low)
+
+
+def test_a_mean_of_few_objects_is_held_and_stays_among_them():
+    rng = np.random.default_rng(0)
+    found = [bootstrap(rng.normal(size=15), resamples=500, seed=run) for run in range(1000)]
+    held = np.mean([one.low <= 0 <= one.high for one in found])
+    assert 0.93 <= held <= 0.97  # three standard errors; plain percentiles hold 0.91
+    shares = bootstrap(np.arange(30) < 1)
+    assert shares.low == 0 < shares.high < 1
 
 
 def test_false_alarms_over_layers_are_held_at_the_level():
