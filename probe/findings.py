@@ -28,6 +28,7 @@ from probe.judged import (
     SIGNIFICANT,
     briefly,
     capitalised,
+    decimals,
     judged,
     numbers,
     plural,
@@ -197,6 +198,7 @@ def _compare(results: xr.Dataset, score: str, name: str) -> str:
     layers = results.layer.values
     at = int(np.abs(mean).argmax())
     low, high = (float(gap[part].values[at]) * scale for part in ("_low", "_high"))
+    digits = digits if unit else decimals((mean[at], low, high), digits)
     largest = (
         f"{mean[at]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] {unit}".rstrip()
         + f" at layer {layers[at]}"

@@ -1,5 +1,7 @@
 """Verdicts in words: where a measure falls, how sure that is, and what alignment does to it."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 
@@ -152,7 +154,17 @@ def _name(score: str, where: dict[str, int]) -> str:
 
 
 def _amount(value: float, share: bool) -> str:
-    return f"{100 * value:.1f} points" if share else f"{value:.{FINE if value < 0.01 else 3}f}"
+    digits = decimals([value], FINE if value < 0.01 else 3)
+    return f"{100 * value:.1f} points" if share else f"{value:.{digits}f}"
+
+
+def decimals(values: Iterable[float], least: int) -> int:
+    """Decimals that show a digit of the largest value, so that what differs is not told as 0.
+
+    Under a billionth it is rounding.
+    """
+    largest = max((abs(value) for value in values if np.isfinite(value)), default=0)
+    return max(least, -int(np.floor(np.log10(largest)))) if largest > 1e-9 else least
 
 
 def listed(names: list[str]) -> str:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from probe import figures
 from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
-from probe.judged import own, two_digits
+from probe.judged import decimals, own, two_digits
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES, causal_figure
@@ -143,11 +143,12 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
         if compared:
             pair = at.sel(comparison=MAIN)
             three = [scale * float(pair[f"{key}_difference{p}"]) for p in ("", "_low", "_high")]
-            cells.append("{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*three, d=digits))
+            fine = decimals(three, digits) if scale == 1 else digits
+            cells.append("{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*three, d=fine))
             cells.append(f"{float(pair[f'{key}_difference_p_adjusted']):.2g}")
             if band:
                 ends = [scale * float(pair[f"{key}_difference_wide_{end}"]) for end in PARTS[1:]]
-                cells.append("[{:+.{d}f}, {:+.{d}f}]".format(*ends, d=digits))
+                cells.append("[{:+.{d}f}, {:+.{d}f}]".format(*ends, d=fine))
         rows.append(cells)
     return Table(title, head, rows)
 

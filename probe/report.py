@@ -13,6 +13,7 @@ from probe.findings import (
     FINE,
     MAIN,
     SIGNIFICANT,
+    decimals,
     findings,
     first_fall,
     judged,
@@ -188,7 +189,7 @@ def _layer_table(
 def _difference_cell(row: xr.Dataset, score: str, scale: float, digits: int) -> str:
     key = f"{score}_difference"
     mean, low, high = (scale * float(row[f"{key}{part}"]) for part in ("", "_low", "_high"))
-    digits = FINE if digits == 3 else digits
+    digits = decimals((mean, low, high), FINE) if digits == 3 else digits
     numbers = (_number(value, digits, sign=True) for value in (mean, low, high))
     text = "{} [{}, {}]".format(*numbers)
     return text + (" *" if float(row[f"{key}_p_adjusted"]) < SIGNIFICANT else "  ")

@@ -17,7 +17,7 @@ import probe.__main__ as command
 import store
 from probe.cells import CELLS
 from probe.findings import findings
-from probe.judged import MAIN, SECOND
+from probe.judged import MAIN, SECOND, decimals
 from probe.maps import maps
 from probe.page import as_html, as_markdown, write_report
 from probe.page_text import Section, Table
@@ -419,3 +419,17 @@ def test_without_dask_distributed_the_flag_says_what_to_install(run, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "dask.distributed", None)
     with pytest.raises(ValueError, match="pip install distributed"):
         sweep(run, ["knn"], [0], ["aligned"], dask="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "values, digits", [([0.12, -0.3], 4), ([0.0004], 4), ([3e-5, -6e-6], 5), ([0, 4e-17], 4)]
+)
+def test_as_many_decimals_as_show_a_digit_of_the_largest(values, digits):
+    assert decimals(values, 4) == digits
+
+
+def test_a_small_difference_is_not_told_as_none(whole):
+    parts = [f"cka_difference{part}" for part in ("", "_low", "_high")]
+    said = findings(whole.assign({part: whole[part] * 1e-4 for part in parts}))
+    [one] = (each for each in said if "baseline in CKA" in each)
+    assert re.search(r"at most [+-]0\.0000[1-9]", one) and "0.0000 " not in one
