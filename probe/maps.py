@@ -7,10 +7,12 @@ seed shows what is chance. Claims are computed in the original space, by the oth
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
 
+from probe import cache
 from probe.halves import by_halves
 from probe.hsic import finite
 from probe.intervals import Interval, group_jackknife
@@ -65,6 +67,7 @@ def maps(
         raise ValueError(
             f"{len(objects)} query objects: a map of {NEIGHBOURS} neighbours needs {least}"
         )
+    folder = cache.folder_of(run)
     grid = (len(methods), seeds, len(names), len(depth))
     position = np.empty((*grid, len(objects), 2))
     trusted = np.empty((2, 3, *grid))  # mean, low, high
@@ -74,12 +77,12 @@ def maps(
         for step, (m, d) in enumerate(draws, v * len(draws)):
             if progress:
                 progress(step, len(names) * len(draws), f"{methods[m]} of {name}")
-            draw = _pca if methods[m] == "pca" else _aligned_umap
+            key = cache.digest(methods[m], seed, d, *states)
+            draw = partial(_drawn, methods[m], states, seed, seed + d)
+            found = cache.kept(folder, "maps", key, draw)
             onto = position[m, 0, 0, 0] if v or d else None
-            position[m, d, v] = chained(draw(states, seed + d), onto)
-            for at, (one, shown) in enumerate(zip(states, position[m, d, v], strict=True)):
-                bounds = faithful_interval(one, shown, seed=seed)
-                trusted[..., m, d, v, at] = np.stack(bounds, axis=1)
+            position[m, d, v] = chained(found["shown"], onto)
+            trusted[..., m, d, v, :] = found["trusted"]
     jump = np.full(grid, np.nan)
     jump[..., 1:] = np.linalg.norm(np.diff(position, axis=3), axis=-1).mean(axis=-1)
     dims = ("method", "draw", "variant", "layer")
@@ -105,6 +108,15 @@ def maps(
         },
         {"neighbours": NEIGHBOURS, "seed": seed, "run": run.path.name, "metric": "cosine"},
     )
+
+
+def _drawn(
+    method: str, states: list[np.ndarray], seed: int, drawn_by: int
+) -> dict[str, np.ndarray]:
+    """`shown` (layers, objects, 2), and how far each is `trusted`: (names, bounds, layers)."""
+    shown = (_pca if method == "pca" else _aligned_umap)(states, drawn_by)
+    bounds = [faithful_interval(*each, seed=seed) for each in zip(states, shown, strict=True)]
+    return {"shown": shown, "trusted": np.stack([np.stack(one, axis=1) for one in bounds], -1)}
 
 
 def _mean_tokens(run: Run, name: str, layer: int, objects: np.ndarray) -> np.ndarray:

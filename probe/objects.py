@@ -5,11 +5,13 @@ looks things up. A probe with intervals says what holds of them all; this says w
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from probe import cache
 from probe.drift import apply_map, fit_map
 from probe.geometry import descriptors
 from probe.knn import nearest, unit_rows, vote
@@ -70,24 +72,20 @@ def objects(
     position = np.empty((*grid, 2))
     named, support = np.empty(grid, np.int64), np.empty(grid, np.float32)
     near, drift = np.empty((*grid, min(SHOWN, k)), np.int32), np.empty((*grid, tokens), np.float32)
-    labels = table["label"].values
+    asked = _Asked(goal, table["label"].values, groups, gallery, fit, k, seed)
+    folder, known = cache.folder_of(run), cache.digest(*asked)
     for m, name in enumerate(names):
         maps = []
         for at, layer in enumerate(depth):
             if progress:
                 progress(m * len(depth) + at, len(names) * len(depth), f"{name}, layer {layer}")
             hidden = Tokens(states(run, name, layer)[:samples])
-            pooled = hidden.pooled
             with errors_of(f"{name}, layer {layer}", run, hidden):
-                found = others(pooled, gallery, groups, k)
-            near[m, at] = found[:, : near.shape[-1]]
-            named[m, at] = vote(labels[found])
-            support[m, at] = (labels[found] == labels[:, None]).mean(axis=1)
-            maps.append(principal(pooled))
-            fitted = fit_map(hidden, goal, rows=fit, seed=seed)
-            for rows in _blocks(samples):
-                mapped = apply_map(hidden[rows], fitted)
-                drift[m, at, rows] = 1 - _cosine(mapped, goal[rows])
+                key = cache.digest(hidden, known)
+                one = cache.kept(folder, "objects", key, partial(_layer, hidden, asked))
+            near[m, at], named[m, at], support[m, at] = one["near"], one["named"], one["support"]
+            drift[m, at] = one["drift"]
+            maps.append(one["position"])
         position[m] = chained(np.stack(maps), position[0, 0] if m else None)
     each = ("model", "layer", "sample")
     results = xr.Dataset(
@@ -108,6 +106,35 @@ def objects(
             progress(1, 1, "what there is to see of each cloud")
         results = results.merge(_factors(run))
     return results
+
+
+class _Asked(NamedTuple):
+    """What the objects of every layer are measured with."""
+
+    goal: Tokens
+    labels: np.ndarray
+    groups: np.ndarray
+    gallery: np.ndarray
+    fit: np.ndarray
+    """Rows that the ridge map is fitted on."""
+    k: int
+    seed: int
+
+
+def _layer(hidden: Tokens, asked: _Asked) -> dict[str, np.ndarray]:
+    """The parts of `objects` of one layer, its positions not yet turned."""
+    labels, pooled = asked.labels, hidden.pooled
+    found = others(pooled, asked.gallery, asked.groups, asked.k)
+    fitted = fit_map(hidden, asked.goal, rows=asked.fit, seed=asked.seed)
+    blocks = _blocks(len(labels))
+    drift = [1 - _cosine(apply_map(hidden[at], fitted), asked.goal[at]) for at in blocks]
+    return {
+        "near": found[:, :SHOWN].astype(np.int32),
+        "named": vote(labels[found]),
+        "support": (labels[found] == labels[:, None]).mean(axis=1),
+        "position": principal(pooled),
+        "drift": np.concatenate(drift).astype(np.float32),
+    }
 
 
 def all_models(run: Run) -> list[str]:

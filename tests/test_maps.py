@@ -10,6 +10,7 @@ import store
 from probe.halves import halvings
 from probe.knn import unit_rows
 from probe.maps import chained, faithful, faithful_interval, maps
+from probe.objects import objects
 from tests.test_coverage import _models, _parted, _surface
 from tests.test_sweep import write_run
 
@@ -39,6 +40,16 @@ def test_pca_of_all_layers_is_kept_and_read_again(run):
     check(found, "pca")
     run.write_probe("maps", found)
     assert store.open_run(run.path).probes("maps").equals(found)
+
+
+@pytest.mark.parametrize("probe, drawn", [(maps, "maps._pca"), (objects, "objects.principal")])
+def test_what_is_kept_is_not_drawn_again(tmp_path, monkeypatch, probe, drawn):
+    run, some = write_run(tmp_path / "run"), {"methods": ["pca"]} if probe is maps else {}
+    first = probe(run, [0, 8], **some)
+    monkeypatch.setattr(f"probe.{drawn}", lambda *_: pytest.fail("drawn again"))
+    assert probe(run, [0, 8], **some).equals(first)
+    with pytest.raises(pytest.fail.Exception, match="drawn again"):
+        probe(run, [0, 8], seed=1, **some)
 
 
 def test_copies_of_an_object_are_one_point(run, monkeypatch):

@@ -54,6 +54,7 @@ def main(source: Path, out: Path) -> None:
         "lens, causes and rebuilt clouds are those of the whole run"
     )
     (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    shutil.rmtree(out / "cache")  # what was measured is there: nothing is measured anew
     if (source / "metrics.jsonl").exists():
         shutil.copy(source / "metrics.jsonl", out / "metrics.jsonl")
 
