@@ -7,6 +7,7 @@ python -m probe report RUN writes the report anew, of what was found so far.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -178,7 +179,7 @@ def _beside(name: str, run, layers: list[int], seed: int) -> None:
     from probe.reconstruction import reconstruction
     from probe.report import print_beside, progress_bar
 
-    make: dict[str, Callable] = {"maps": maps, "objects": objects}
+    make: dict[str, Callable] = {"maps": partial(maps, seeds=2), "objects": objects}
     make |= {"reconstruction": reconstruction, "steps": training.steps}
     make |= {"alignment": through.alignment}
     said = {"steps": training.findings, "alignment": through.findings}
