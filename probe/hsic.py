@@ -172,6 +172,8 @@ def finite(x: np.ndarray, name: str) -> np.ndarray:
     x = np.asarray(x)
     if x.ndim != 2 or not x.shape[1]:
         raise ValueError(f"{name} has shape {x.shape}, expected (samples, dim)")
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {x.dtype}: need numbers")
     if x.size and not np.isfinite([x.min(), x.max()]).all():  # both are nan where one value is
         raise ValueError(
             f"{name} holds NaN or infinity, first at sample "

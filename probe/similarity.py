@@ -25,8 +25,11 @@ def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
     Returns a value in [0, 1], higher is more alike. It rises with width over objects, and is 1
     when either has as many directions as there are objects less one: keep objects plentiful. It
     jumps where the number of directions that hold `variance` changes by one.
-    Raghu et al. 2017 (arXiv:1706.05806).
+    Raghu et al. 2017 (arXiv:1706.05806). Raises ValueError for a variance that is not over 0 and at
+    most 1.
     """
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance={variance!r}: a share of the variance is over 0 and at most 1")
     bases = [_basis(values, variance) for values in _pair(x, y)]
     return float(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False).clip(0, 1).mean())
 

@@ -172,6 +172,7 @@ def test_the_null_by_gather_equals_permuting_the_objects():
     [
         (np.ones((3, 4)), "needs 4 objects, x has 3"),
         (np.ones((10, 4)), "x is constant"),
+        (np.full((10, 4), "a"), "x holds <U1: need numbers"),
         (np.full((10, 4), np.nan), "x holds NaN or infinity, first at sample 0"),
         (np.eye(10), "equally far apart"),
         (np.random.default_rng(0).normal(size=(9, 4)), "x has 9 objects and y 10"),

@@ -68,6 +68,7 @@ def test_mutual_knn_equals_sklearn_and_is_at_its_floor_for_noise():
         (lambda: rsa(pair(9)[0], np.full((9, 3), 0.1)), "object 0 of y is constant"),
         (lambda: svcca(np.ones((9, 0)), pair(9)[1]), r"x \(9, 0\)"),
         (lambda: mutual_knn(np.ones((9, 3)), pair(9)[1], k=2), "x is constant"),
+        *((lambda v=v: svcca(*pair(9), variance=v), "variance=") for v in (0, 2, np.nan)),
         (lambda: pwcca(*pair(6)), "pwcca needs more objects"),
         (lambda: procrustes_distance(np.full((9, 3), np.nan), pair(9)[1]), "holds NaN"),
     ],
