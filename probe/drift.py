@@ -27,6 +27,8 @@ class Drift(NamedTuple):
     centred, centred_random     : after taking off the gallery's mean token at each position,
                                   which all objects share: 0 = none, about 1 = nothing left
     by_token                    : centred, (query_samples, tokens), which `centred` averages
+    pooled, pooled_random       : centred, of the mean token, in which what tells an object's tokens
+                                  apart cancels: it may be near where no token of its own is
     """
 
     plain: np.ndarray
@@ -34,6 +36,8 @@ class Drift(NamedTuple):
     centred: np.ndarray
     centred_random: np.ndarray
     by_token: np.ndarray
+    pooled: np.ndarray
+    pooled_random: np.ndarray
 
 
 def cosine_drift(
@@ -98,15 +102,17 @@ def drift_parts(
         )
     other = score[_partners(len(score), seed)]
     found = np.empty((4, len(score), x.shape[1]), np.float32)
+    pooled = np.empty((2, len(score)))
     for some in blocks(len(score), x.shape):
         here, own, unlike = mapped(score[some]), goal(score[some]), goal(other[some])
-        centred = here - mapped_mean
         found[0, some] = token_drift(here, own)
         found[1, some] = token_drift(here, unlike)
-        found[2, some] = token_drift(centred, own - target_mean)
-        found[3, some] = token_drift(centred, unlike - target_mean)
+        centred = here - mapped_mean
+        for at, goals in enumerate((own - target_mean, unlike - target_mean)):
+            found[2 + at, some] = token_drift(centred, goals)
+            pooled[at, some] = token_drift(_pooled(centred), _pooled(goals))[:, 0]
     plain, random, centred, unrelated = found.mean(axis=2, dtype=np.float64)
-    return Drift(plain, random, centred, unrelated, by_token=found[2])
+    return Drift(plain, random, centred, unrelated, found[2], *pooled)
 
 
 def token_drift(mapped: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -283,6 +289,11 @@ def _mean(read: Callable, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     """Mean of the tokens of some objects at each position, (tokens, dim) in float32."""
     sums = (read(rows[some]).sum(axis=0, dtype=np.float64) for some in blocks(len(rows), shape))
     return (sum(sums) / len(rows)).astype(np.float32)
+
+
+def _pooled(tokens: np.ndarray) -> np.ndarray:
+    """Mean token of each object as its only one, (samples, 1, dim)."""
+    return tokens.mean(axis=1, keepdims=True)
 
 
 def _check(

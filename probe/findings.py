@@ -138,6 +138,20 @@ def _course(
     if "k" in results[f"{score}_mean"].dims:
         results, name = results.isel(k=-1), name.format(k=int(results.k.values[-1]))
     first, last = results.layer.values[[0, -1]]
+    unit = " in %" if scale == 100 else ""
+    against = ""
+    for ending in ("shuffled", "random"):
+        if control and f"{score}_{ending}" in results:
+            value = scale * float(results[f"{score}_{ending}"].mean())
+            against = f" ({control}: {value:.{digits}f})"
+    said = _ends(results, score, scale, digits)
+    if score == "drift_centred" and "drift_pooled_mean" in results and results.sizes["token"] > 1:
+        said += f"; of the mean token: {_ends(results, 'drift_pooled', scale, digits)}"
+    return f"{capitalised(name)}{unit} from layer {first} to {last}{against}: {said}."
+
+
+def _ends(results: xr.Dataset, score: str, scale: int, digits: int) -> str:
+    first, last = results.layer.values[[0, -1]]
     said = []
     for variant in results.variant.values.astype(str):
         at = results.sel(variant=variant, layer=last)
@@ -145,13 +159,7 @@ def _course(
         ends = [scale * float(at[f"{score}_{part}"]) for part in ("mean", "low", "high")]
         form = "{} {:.{d}f} to {:.{d}f} [{:.{d}f}, {:.{d}f}]"
         said.append(form.format(variant, start, *ends, d=digits))
-    unit = " in %" if scale == 100 else ""
-    against = ""
-    for ending in ("shuffled", "random"):
-        if control and f"{score}_{ending}" in results:
-            value = scale * float(results[f"{score}_{ending}"].mean())
-            against = f" ({control}: {value:.{digits}f})"
-    return f"{capitalised(name)}{unit} from layer {first} to {last}{against}: {', '.join(said)}."
+    return ", ".join(said)
 
 
 def first_fall(results: xr.Dataset, variant: str, k: int) -> int | None:

@@ -26,10 +26,12 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         sheet.put_interval("encoder_cka_target", (), alike[:3], f"{text}, target", CLOSER)
     plain = "drift from the target, 1 - cosine through a ridge map"
     centred = "drift from the target, less what all objects share, 1 - cosine through a ridge map"
+    pooled = f"{centred}, of the mean token"
     dims = ("variant", "layer")
     for key, name, part, control in (
         ("drift", plain, "plain", "random"),
         ("drift_centred", centred, "centred", "centred_random"),
+        ("drift_pooled", pooled, "pooled", "pooled_random"),
     ):
         values = sheet.stacked(cells, part)
         random = sheet.stacked(cells, control).mean(axis=-1)

@@ -68,6 +68,24 @@ def test_what_all_objects_share_shows_in_the_control_and_not_in_the_centred_form
     assert parts.centred.mean() < 0.8 * parts.centred_random.mean()
 
 
+def test_drift_of_the_mean_token_is_that_of_the_mapped_mean_less_the_gallerys():
+    x, target = objects()
+    mapped = apply_map(x, fit_map(x[GALLERY], target[GALLERY]))
+    ours, theirs = (one.mean(axis=1) - one[:40].mean(axis=(0, 1)) for one in (mapped, target))
+    parts = drift_parts(x, target, gallery=GALLERY)
+    expected = paired_cosine_distances(ours[40:], theirs[40:])
+    np.testing.assert_allclose(parts.pooled, expected, atol=1e-5)
+
+
+def test_an_object_whose_tokens_are_noise_may_have_kept_its_mean_token():
+    rng = np.random.default_rng(0)
+    shared, own = rng.normal(size=(400, 1, 20)), rng.normal(size=(400, 30, 20))
+    x = shared + 2 * rng.normal(size=(400, 30, 20))
+    parts = drift_parts(x, shared + own, gallery=np.arange(200))
+    assert parts.centred.mean() > 0.6 > 0.2 > parts.pooled.mean()
+    assert parts.pooled_random.mean() == pytest.approx(1, abs=0.1)
+
+
 def test_queries_never_reach_the_map():
     x, target = objects()
     before = cosine_drift(x, target, gallery=GALLERY, query=np.arange(40, 50))
