@@ -74,17 +74,20 @@ def knn_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,).
 
-    `encoder_cka` and its `_left_out` the same with the encoder's output, where that is there;
-    `cka_without` (mean, low, high) leaves massive tokens out of the mean.
+    `cka_standardised` and its `_left_out` the same of dimensions that all have the same spread, and
+    `encoder_cka` with the encoder's output, where that is there. Massive tokens are left out of
+    the mean in `cka_without` (mean, low, high), and of `centred` in `centred_without` (queries,).
     """
     pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
     alike = without = cka.cka_interval(pooled, target)
-    if outliers.massive_tokens(tokens.norms)[data.query].any():
+    massive = outliers.massive_tokens(tokens.norms)[data.query]
+    if massive.any():
         without = cka.cka_interval(_without_massive(tokens)[data.query], target)
     parts = drift_parts(
         tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
     )
-    likeness = {"cka": alike}
+    one, other = (_standardised(x.pooled, data) for x in (tokens, data.target))
+    likeness = {"cka": alike, "cka_standardised": cka.cka_interval(one, other)}
     if data.encoder is not None:
         likeness["encoder_cka"] = cka.cka_interval(pooled, data.encoder[data.query])
     return {
@@ -92,6 +95,7 @@ def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         **{f"{key}_left_out": one.left_out for key, one in likeness.items()},
         "cka_without": np.array([without.mean, without.low, without.high]),
         **{name: part for name, part in zip(Drift._fields, parts, strict=True)},
+        "centred_without": outliers.mean_without(parts.by_token[..., None], massive)[:, 0],
     }
 
 
@@ -229,6 +233,19 @@ def _diversity(tokens: Tokens, rows: np.ndarray) -> np.ndarray:
         dimension.token_diversity(tokens[rows[some]]) for some in blocks(len(rows), tokens.shape)
     ]
     return np.concatenate(parts)
+
+
+def _standardised(states: np.ndarray, data: Objects) -> np.ndarray:
+    """The query rows of (samples, dim), by the gallery's mean and spread in each dimension.
+
+    A dimension that does not vary in the gallery is 0.
+    """
+    gallery = states[data.gallery]
+    mean = gallery.mean(axis=0)
+    gallery -= mean  # in place: of many objects it is large
+    spread = np.sqrt(np.einsum("sd,sd->d", gallery, gallery) / len(gallery))
+    varies = spread > 1e-12 * np.abs(mean)  # above the rounding of a constant
+    return (states[data.query] - mean) / np.where(varies, spread, np.inf)
 
 
 def _without_massive(tokens: Tokens) -> np.ndarray:

@@ -188,32 +188,43 @@ def compare_geometry(results: xr.Dataset) -> str:
 
 
 def outliers(results: xr.Dataset) -> str:
+    """Tokens and a dimension that outweigh the others, and what each of them changes at most."""
+    top = 100 * float(results.top_variance.sel(top=1).max())
+    said = f"{_massive(results)}; the dimension that varies most holds {top:.0f} % of the variance"
+    if "cka_standardised_mean" not in results:
+        return f"{said} at most."
+    change = float(abs(results.cka_standardised_mean - results.cka_mean).max())
+    return (
+        f"{said} at most; with all dimensions at one spread CKA to the target changes by at most "
+        f"{change:.{FINE}f}."
+    )
+
+
+def _massive(results: xr.Dataset) -> str:
     massive = results.massive_tokens
-    top = float(results.top_variance.sel(top=1).max())
     if float(massive.max()) == 0:
-        said = (
+        return (
             "No token has a norm over 10 times its layer's median (largest: "
             f"{float(results.largest_norm.max()):.1f})"
         )
-    else:
-        at = (massive > 0).any(("variant", "token")).values
-        there = (massive > 0).any(("variant", "layer")).values
-        layers, tokens = results.layer.values[at], results.token.values[there]
-        moved = []
-        if "knn_mean" in results:
-            gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
-            moved.append(f"accuracy changes by at most {100 * float(abs(gap).max()):.1f} points")
-        if "cka_mean" in results:
-            gap = results.cka_without_massive_mean - results.cka_mean
-            change = float(abs(gap).max())
-            moved.append(f"CKA to the target changes by at most {change:.{FINE}f}")
-        said = (
-            f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
-            f"{numbers(tokens)}"
-        ) + (f"; without them {listed(moved)}" if moved else "")
+    at = (massive > 0).any(("variant", "token")).values
+    there = (massive > 0).any(("variant", "layer")).values
+    layers, tokens = results.layer.values[at], results.token.values[there]
+    moved = []
+    if "knn_mean" in results:
+        gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
+        moved.append(f"accuracy changes by at most {100 * float(abs(gap).max()):.1f} points")
+    for key, usual, name in (
+        ("cka", "cka", "CKA to the target"),
+        ("drift", "drift_centred", "drift"),
+    ):
+        if f"{key}_without_massive_mean" in results:
+            gap = results[f"{key}_without_massive_mean"] - results[f"{usual}_mean"]
+            moved.append(f"{name} changes by at most {float(abs(gap).max()):.{FINE}f}")
     return (
-        f"{said}; the dimension that varies most holds {100 * top:.0f} % of the variance at most."
-    )
+        f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
+        f"{numbers(tokens)}"
+    ) + (f"; without them {listed(moved)}" if moved else "")
 
 
 def blocks(results: xr.Dataset) -> str:

@@ -30,7 +30,8 @@ METHODS = {  # by a variable that shows that it was measured
     "Control: labels shuffled.",
     "cka_mean": "CKA to the target: debiased linear CKA of mean tokens (Kornblith et al. 2019; "
     "Song et al. 2012), 1 for equal arrangements, 0 for unrelated ones whatever the width. "
-    "Intervals and differences: jackknife over objects.",
+    "At one spread: each dimension by the gallery's mean and standard deviation. Intervals and "
+    "differences: jackknife over objects.",
     "encoder_cka_mean": "CKA to the encoder's output: the same with what the point encoder makes "
     "of a cloud, class token and largest value over patches; no model was trained toward it.",
     "hubness_mean": "Hubness: skewness of how many query objects have a gallery object among their "

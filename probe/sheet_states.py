@@ -18,6 +18,8 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     without = np.moveaxis(sheet.stacked(cells, "cka_without"), -1, 0)
     text = f"{name}, massive tokens left out"
     sheet.put_interval("cka_without_massive", ("variant", "layer"), without, text, CLOSER)
+    text = f"{name}, dimensions standardised on the gallery"
+    _put_cka(sheet, cells, "cka_standardised", text)
     if sheet.data.encoder is not None:
         text = "debiased linear CKA with the encoder's output"
         _put_cka(sheet, cells, "encoder_cka", text)
@@ -49,6 +51,10 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         against = f"layer {sheet.layers[0]}"
         chance = -random[:, 0].mean()
         sheet.put_verdict(key, (), -values, -values[:, :1], chance, name, against=against)
+    values = sheet.stacked(cells, "centred_without")
+    estimate = intervals.bootstrap(values, level=LEVEL, seed=sheet.seed)
+    text = f"{centred}, massive tokens left out"
+    sheet.put_interval("drift_without_massive", dims, estimate, text, LOWER)
     by_token = np.moveaxis(sheet.stacked(cells, "by_token"), -1, 2)  # (..., tokens, queries)
     estimate = intervals.bootstrap(by_token, level=LEVEL, seed=sheet.seed)
     sheet.results = sheet.results.assign_coords(token=np.arange(by_token.shape[2]))

@@ -60,15 +60,15 @@ def sweep(
 
     Accuracies are `knn_mean`, `_low`, `_high` (variant, layer, k), beside `knn_shuffled` (labels
     dealt out anew), `knn_target_*` (k), the attribute `chance` and `hubness_*` (variant, layer, k);
-    then `cka_*`, `drift_*` and
-    `drift_centred_*` (variant, layer), with `*_random` for pairs of unrelated objects, and
-    `token_drift_*` (variant, layer, token), the centred one token by token. Where the run holds
-    the output of its encoder, `knn_encoder_*`, `linear_encoder_*` and `geometry_encoder_*` are of
-    it, and `encoder_cka_*` (variant, layer) is the CKA with it, which no model was trained toward.
-    Against
-    the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and, over all
-    layers at once, `_p_adjusted` and the band `_wide_low`, `_wide_high` (comparison, layer).
-    Each variable names its direction.
+    then `cka_*`, with every dimension at one spread `cka_standardised_*`, `drift_*`,
+    `drift_centred_*` and, of the mean token, `drift_pooled_*` (variant, layer), with `*_random` for
+    pairs of unrelated objects, and `token_drift_*` (variant, layer, token), the centred one token
+    by token. `*_without_massive_*` leaves tokens of a norm far above the others' out. Where the run
+    holds the output of its encoder, `knn_encoder_*`, `linear_encoder_*` and `geometry_encoder_*`
+    are of it, and `encoder_cka_*` (variant, layer) is the CKA with it, which no model was trained
+    toward. Against the run's baseline, paired by object: `*_difference`, `_low`, `_high`, `_p` and,
+    over all layers at once, `_p_adjusted` and the band `_wide_low`, `_wide_high` (comparison,
+    layer). Each variable names its direction.
     Verdicts (`probe.verdict`), of the target as reference or, for what compares with it, of the
     shallowest layer: `*_fall_mean`, `_low`, `_high`, `_p`, `*_fallen`, `*_held`, `*_margin` by
     variant; `*_shift_*`, `*_alike_p` and `*_detectable` by comparison.

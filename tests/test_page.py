@@ -183,6 +183,7 @@ def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):
     assert float(whole.massive_tokens.max()) == 0
     assert (whole.knn_without_massive_mean == whole.knn_mean.sel(k=5)).all()
     assert (whole.cka_without_massive_mean == whole.cka_mean).all()
+    np.testing.assert_allclose(whole.drift_without_massive_mean, whole.drift_centred_mean)
     assert whole.knn_token_mean.dims == ("variant", "layer", "token")
     gap = whole.knn_token_mean - whole.knn_mean.sel(k=5)
     np.testing.assert_allclose(
@@ -232,6 +233,26 @@ def test_second_opinions_have_a_verdict_on_the_planted_loss_too(run):
     [depth, alignment] = (each for each in findings(found) if each.startswith("Second opinions"))
     assert "RSA with the target: baseline falls at layer" in depth
     assert "RSA with the target: how far alignment moves the fall is not known" in alignment
+
+
+def test_what_the_mean_token_massive_ones_and_one_dimension_change_is_told(whole):
+    said = findings(whole)
+    drift = next(one for one in said if one.startswith("Drift from layer 0 to 12"))
+    row = whole.sel(variant="aligned")
+    ends = [float(row.drift_pooled_mean.sel(layer=layer)) for layer in (0, 12)]
+    assert "; of the mean token: baseline " in drift
+    assert "aligned {:.3f} to {:.3f} [".format(*ends) in drift.split("of the mean token")[1]
+    change = float(abs(whole.cka_standardised_mean - whole.cka_mean).max())
+    one = f"at one spread CKA to the target changes by at most {change:.4f}."
+    assert any(one in each for each in said)
+    moved = whole.drift_centred_mean + 0.03
+    massive = whole.assign(
+        massive_tokens=whole.massive_tokens + 1, drift_without_massive_mean=moved
+    )
+    assert "and drift changes by at most 0.0300; " in " ".join(findings(massive))
+    names = ("drift_pooled", "drift_without_massive", "cka_standardised")
+    before = whole.drop_vars([name for name in whole if str(name).startswith(names)])
+    assert "mean token:" not in (kept := " ".join(findings(before))) and "one spread" not in kept
 
 
 def test_text_of_the_data_is_escaped(run, whole):

@@ -95,7 +95,7 @@ def test_the_planted_loss_is_found_at_its_layer(results):
     assert first_fall(results, "baseline", 10) == 8
     assert first_fall(results, "aligned", 10) is None
     gap = results.sel(comparison="aligned - baseline")
-    for score in ("knn", "cka", "drift", "drift_centred"):
+    for score in ("knn", "cka", "cka_standardised", "drift", "drift_centred", "drift_pooled"):
         p = gap[f"{score}_difference_p_adjusted"]
         p = p.sel(k=10) if "k" in p.dims else p
         np.testing.assert_array_equal(p.values < 0.05, [False, False, True, True], err_msg=score)
@@ -106,15 +106,16 @@ def test_the_planted_loss_is_found_at_its_layer(results):
 
 
 def test_estimates_lie_in_their_intervals_and_controls_at_chance(results):
-    for score in ("knn", "cka", "drift", "drift_centred"):
+    for score in ("knn", "cka", "cka_standardised", "drift", "drift_centred", "drift_pooled"):
         mean, low, high = (results[f"{score}_{part}"] for part in ("mean", "low", "high"))
         assert ((low <= mean) & (mean <= high)).all()
         assert results[f"{score}_mean"].attrs["direction"]
     assert float(results.knn_shuffled.mean()) == pytest.approx(1 / CLASSES, abs=0.04)
     lost = results.sel(variant="baseline", layer=12)
     assert float(lost.cka_low) < 0 < float(lost.cka_high)
-    assert float(lost.drift_centred_mean) == pytest.approx(1, abs=0.05)
-    np.testing.assert_allclose(results.drift_centred_random, 1, atol=0.2)
+    for score in ("drift_centred", "drift_pooled"):
+        assert float(lost[f"{score}_mean"]) == pytest.approx(1, abs=0.05)
+        np.testing.assert_allclose(results[f"{score}_random"], 1, atol=0.2)
 
 
 def test_a_sweep_repeats_itself_and_a_part_equals_the_whole(run, results):

@@ -175,19 +175,40 @@ def test_a_tenth_is_rounded_up_as_the_published_fractions_need():
     assert (share > 0.9).all() and len(set(share[0])) > 1
 
 
-def test_cka_is_told_without_massive_tokens_too():
+def cell_of(tokens, target, labels):
+    rows = np.arange(len(tokens))
+    half = len(rows) // 2
+    data = Objects(len(rows), labels, rows[:half], rows[half:], (0, 0), Tokens(target), rows)
+    return drift_cell(data, Tokens(tokens), Settings((1,), 0))
+
+
+def test_cka_and_drift_are_told_without_massive_tokens_too():
     tokens, labels = objects(120, 0)
     target = tokens @ np.random.default_rng(1).normal(size=(DIM, DIM))
     usual, changed = tokens.copy(), tokens.copy()
     changed[110, 2] *= 100
-    rows = np.arange(120)
-    data = Objects(120, labels, rows[:60], rows[60:], (0, 0), Tokens(target), rows)
-    found, before = (drift_cell(data, Tokens(x), Settings((1,), 0)) for x in (changed, usual))
+    found, before = (cell_of(x, target, labels) for x in (changed, usual))
     np.testing.assert_array_equal(before["cka_without"], before["cka"])
     assert found["cka"][0] < before["cka"][0] / 2
     usual[110] = np.delete(usual[110], 2, axis=0).mean(axis=0)
     expected = cka(usual[60:].mean(axis=1), target[60:].mean(axis=1))
     assert found["cka_without"][0] == pytest.approx(expected, abs=1e-6)
+    drift, without = found["centred"], found["centred_without"]
+    np.testing.assert_allclose(before["centred_without"], before["centred"], atol=1e-12)
+    np.testing.assert_allclose(np.delete(without, 50), np.delete(drift, 50), atol=1e-12)
+    assert without[50] == pytest.approx(np.delete(found["by_token"][50], 2).mean())
+
+
+def test_a_dimension_that_decides_cka_does_not_where_all_are_standardised():
+    rng = np.random.default_rng(0)
+    tokens, target = rng.normal(size=(2, 400, 1, 30))
+    tokens[..., 3] = target[..., 5] = 50 * rng.normal(size=(400, 1))
+    tokens[..., 7] = 0.1  # a dimension that does not vary says nothing, and is not divided by 0
+    found = cell_of(tokens, target, np.arange(400) % 2)
+    assert found["cka"][0] > 0.99 and found["cka_standardised"][0] < 0.1
+    one, other = (x[200:, 0] / x[:200, 0].std(axis=0) for x in (tokens, target))
+    one[:, 7] = 0
+    assert found["cka_standardised"][0] == pytest.approx(cka(one, other), abs=1e-6)
 
 
 def test_massive_tokens_are_found_at_their_place_and_left_out_of_the_mean():
