@@ -39,8 +39,8 @@ METHODS = {  # by a variable that shows that it was measured
     "drift_mean": "Drift: 1 - cosine between a token, mapped to the target's space by a ridge "
     "regression that is fitted on gallery objects alike for every layer and model, and its "
     "target, less the mean token of each position; where it says so, of the mean token of an "
-    "object. Intervals: percentile bootstrap over objects; differences: sign flips. Control: "
-    "targets of other objects.",
+    "object. Intervals: percentile bootstrap over objects, as wide as Student's t; differences: "
+    "sign flips. Control: targets of other objects.",
     "knn_fall_mean": "Depth of fall: where a mean, on a straight line between captured layers, "
     "falls below its reference by 5 % of the way from there to chance. Interval: bootstrap, where "
     "there is no mean over objects of what 16 groups of them add (jackknife); held: tested layer "
