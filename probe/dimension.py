@@ -111,7 +111,8 @@ def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
     x = _finite(x)
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
     if x.shape[1] > len(x):  # the same distances and cosines from fewer columns
-        x = np.asarray(np.linalg.qr(x.T, mode="r")).T
+        first, own = np.unique(x, axis=0, return_index=True, return_inverse=True)[1:]
+        x = np.asarray(np.linalg.qr(x.T, mode="r")).T[first[own]]  # rounding tells copies apart
     near = _gaps_or_none(x)
     ranks = in_turn(lambda keep: _ranks(x[keep]), group)
     if near is None:

@@ -104,6 +104,14 @@ def test_a_mean_of_halves_is_the_mean_with_each_group_left_out():
         halvings(np.arange(15))
 
 
+def test_copies_are_one_object_where_there_are_more_dims_than_objects():
+    x = np.random.default_rng(0).normal(size=(60, 200))
+    copied = np.concatenate([x, x[:10]])
+    found = shape(copied, groups=0).values
+    np.testing.assert_allclose(found[:2], [two_nn(x), mle_dimension(x)])
+    np.testing.assert_allclose(found[2], effective_rank(copied))  # where each has its own weight
+
+
 def test_a_few_objects_have_a_rank_and_no_intrinsic_dimension():
     for count in (30, 15, 3):  # fewer objects than groups, too
         few = shape(np.random.default_rng(0).normal(size=(count, 5)))
