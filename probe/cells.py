@@ -103,6 +103,7 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The shape of the query objects' mean tokens, and the tokens and directions that stand out.
 
     `values` (statistics,), `left_out` (statistics, groups), `diversity` (queries,),
+    `thinned` (objects, mean and spread; sizes), `dropped` () objects that are copies of another,
     `massive` (tokens,) share of the objects in which this token is massive, `largest_norm` (),
     `top_variance` (1, 3 and 10 dimensions), and `shuffled` (shuffles, statistics): each
     dimension dealt out among the objects on its own, which leaves no direction but the axes.
@@ -118,6 +119,8 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     return {
         "values": found.values,
         "left_out": found.left_out,
+        "thinned": np.array(dimension.thinned(pooled, seed=ask.seed)),
+        "dropped": np.array(len(pooled) - len(np.unique(pooled, axis=0))),
         "shuffled": np.array(dealt),
         **({"diversity": _diversity(tokens, data.query)} if several else {}),
         "massive": outliers.massive_tokens(tokens.norms).mean(axis=0),

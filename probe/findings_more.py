@@ -102,7 +102,28 @@ def space(results: xr.Dataset) -> str:
                 continue
             form = "{} {:.{d}f} to {:.{d}f} [{:.{d}f}, {:.{d}f}]"
             said.append(form.format(words, start, *ends, d=digits))
+    said += _thinned(results.sel(variant=name)) if "two_nn_decimated" in results else []
     return f"Space of {name}, layer {first} to {last}: {'; '.join(said)}."
+
+
+def _thinned(one: xr.Dataset) -> list[str]:
+    """TwoNN at the deepest layer as objects are thinned out, and objects that it leaves out."""
+    last, said = one.isel(layer=-1), []
+    if one.sizes["objects"] > 1 and last.two_nn_decimated.notnull().all():
+        whole, *fewer = (
+            f"{float(value):.1f} of {int(count)}"
+            for value, count in zip(last.two_nn_decimated, one.objects, strict=True)
+        )
+        said.append(
+            f"thinned out at layer {int(last.layer)}, TwoNN {whole} objects, {', '.join(fewer)}"
+        )
+    if (most := int(one.two_nn_dropped.max())) > 0:
+        some = one.two_nn_dropped.values > 0
+        said.append(
+            f"at layer{plural(some)} {numbers(one.layer.values[some])} TwoNN leaves out up to "
+            f"{most} objects at distance 0 from another"
+        )
+    return said
 
 
 def ways_apart(results: xr.Dataset) -> list[str]:

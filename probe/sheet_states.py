@@ -106,6 +106,7 @@ def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> No
         text = f"{NAMES[key]}, each dimension dealt out on its own"
         why = "no direction but the axes"
         sheet.put_control(f"{key}_shuffled", dims, shuffled[..., at], text, why)
+    _put_thinned(sheet, cells)
     if "diversity" in cells[TARGET]:
         _put_diversity(sheet, cells)
     tokens = sheet.stacked(cells, "massive")
@@ -120,6 +121,23 @@ def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> No
     text = "share of the variance in the dimensions that vary most"
     values = sheet.stacked(cells, "top_variance")
     sheet.put("top_variance", (*dims, "top"), values, text, "near 1: a few dimensions decide")
+
+
+def _put_thinned(sheet: Sheet, cells: dict[Any, Cell]) -> None:
+    """Intrinsic dimension of fewer objects, and how many of them it does not count."""
+    dims = ("variant", "layer")
+    objects, mean, spread = np.moveaxis(sheet.stacked(cells, "thinned"), 2, 0)
+    sheet.results = sheet.results.assign_coords(objects=objects[0, 0].astype(np.int64))
+    name = f"{NAMES['two_nn']}, of fewer objects: mean of disjoint parts"
+    direction = "the same of few as of all: it does not hang on the scale"
+    sheet.put("two_nn_decimated", (*dims, "objects"), mean, name, direction)
+    own = cells[TARGET]["thinned"][1]
+    sheet.put("two_nn_decimated_target", ("objects",), own, f"{name}, target", direction)
+    text = f"{NAMES['two_nn']}, of fewer objects: standard deviation over the parts"
+    why = "of one part from another, 0 of the whole"
+    sheet.put("two_nn_decimated_spread", (*dims, "objects"), spread, text, why)
+    text = f"{NAMES['two_nn']}: objects left out, at distance 0 from another"
+    sheet.put("two_nn_dropped", dims, sheet.stacked(cells, "dropped"), text, "0 = all differ")
 
 
 def _put_diversity(sheet: Sheet, cells: dict[Any, Cell]) -> None:

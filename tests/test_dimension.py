@@ -11,6 +11,7 @@ from probe.dimension import (
     mle_dimension,
     participation_ratio,
     shape,
+    thinned,
     token_diversity,
     two_nn,
 )
@@ -110,6 +111,37 @@ def test_copies_are_one_object_where_there_are_more_dims_than_objects():
     found = shape(copied, groups=0).values
     np.testing.assert_allclose(found[:2], [two_nn(x), mle_dimension(x)])
     np.testing.assert_allclose(found[2], effective_rank(copied))  # where each has its own weight
+
+
+def test_thinned_out_a_circle_keeps_its_dimension_and_noise_about_it_loses_it():
+    rng = np.random.default_rng(0)
+    angle = 2 * np.pi * rng.random(600)
+    circle = np.column_stack([np.cos(angle), np.sin(angle), np.zeros((600, 10))])
+    found = thinned(circle, seed=1)
+    np.testing.assert_array_equal(found.objects, [600, 300, 150, 75])
+    # five standard errors of the 600 objects, and the 2 % that 75 have too much
+    np.testing.assert_allclose(found.mean, 1, atol=0.25)
+    assert found.spread[0] == 0 and (found.spread[1:] > 0).all()
+    # neighbours of 600 lie 0.01 apart, in the noise; those of 75 lie 0.08 apart, beyond it
+    noisy = thinned(circle + 0.02 * rng.normal(size=circle.shape), seed=1).mean
+    assert noisy[0] > 6 and noisy[-1] < 0.6 * noisy[0] and (np.diff(noisy[1:]) < 0).all()
+
+
+def test_thinned_objects_are_those_of_disjoint_parts_and_too_few_have_no_dimension():
+    x = np.random.default_rng(0).normal(size=(110, 150))
+    x[7] = x[3]
+    found = thinned(x, seed=4)
+    np.testing.assert_array_equal(found.objects, [110, 55, 27])
+    order = np.random.default_rng([4, 6]).permutation(110)
+    for at, count in enumerate((1, 2, 4)):
+        each = [two_nn(x[rows]) for rows in np.array_split(order, count)]
+        assert found.mean[at] == pytest.approx(np.mean(each))
+        assert found.spread[at] == pytest.approx(np.std(each), abs=1e-9)
+    few = thinned(x[:30])
+    assert few.objects.tolist() == [30] and np.isfinite(few.mean).all()
+    assert np.isnan(thinned(x[:12]).mean).all()
+    lattice = thinned(np.stack(np.mgrid[:8, :8], -1).reshape(-1, 2).astype(float))
+    assert lattice.objects.tolist() == [64, 32] and np.isnan(lattice.mean[0])
 
 
 def test_a_few_objects_have_a_rank_and_no_intrinsic_dimension():

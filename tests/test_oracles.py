@@ -17,6 +17,7 @@ from probe.dimension import (
     effective_rank,
     mle_dimension,
     participation_ratio,
+    thinned,
     token_diversity,
     two_nn,
 )
@@ -63,6 +64,16 @@ def test_two_nn_is_that_of_scikit_dimension(surface):
     skdim = pytest.importorskip("skdim")
     theirs = skdim.id.TwoNN(discard_fraction=0.1).fit(surface).dimension_
     assert two_nn(surface) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_objects_thinned_out_have_the_dimension_that_scikit_dimension_gives_each_part(surface):
+    skdim = pytest.importorskip("skdim")
+    order = np.random.default_rng([2, 6]).permutation(400)
+    parts = [surface[rows] for rows in np.array_split(order, 8)]
+    theirs = [skdim.id.TwoNN(discard_fraction=0.1).fit(part).dimension_ for part in parts]
+    found = thinned(surface, seed=2)
+    assert found.objects[-1] == 50 and found.mean[-1] == pytest.approx(np.mean(theirs), rel=1e-6)
+    assert found.spread[-1] == pytest.approx(np.std(theirs), rel=1e-6)
 
 
 def test_objects_that_all_but_coincide_are_neighbours_of_each_other_and_not_of_themselves(surface):

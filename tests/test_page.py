@@ -197,6 +197,23 @@ def test_every_way_of_asking_and_every_pair_is_in_the_dataset(whole, run):
     assert "Noise floor: not measured" in said
 
 
+def test_the_dimension_of_fewer_objects_is_told_and_what_was_kept_without_it_is_read(whole):
+    np.testing.assert_array_equal(whole.objects, [120, 60, 30])
+    np.testing.assert_allclose(whole.two_nn_decimated.sel(objects=120), whole.two_nn_mean)
+    one = whole.sel(variant="baseline", layer=12).two_nn_decimated
+    each = ", ".join(
+        f"{value:.1f} of {at}" for value, at in zip(one.values[1:], (60, 30), strict=True)
+    )
+    told = f"; thinned out at layer 12, TwoNN {float(one[0]):.1f} of 120 objects, {each}."
+    assert told in " ".join(findings(whole)) and not whole.two_nn_dropped.any()
+    copied = whole.copy(deep=True)
+    copied.two_nn_dropped.loc[{"layer": 12, "variant": "baseline"}] = 4
+    said = " ".join(findings(copied))
+    assert "; at layer 12 TwoNN leaves out up to 4 objects at distance 0 from another." in said
+    before = whole.drop_dims("objects").drop_vars("two_nn_dropped")
+    assert "thinned out" not in " ".join(findings(before))
+
+
 def test_every_number_says_what_it_is_and_which_direction_is_good(whole):
     for name, values in whole.data_vars.items():
         assert values.attrs["long_name"] and values.attrs["direction"], name
