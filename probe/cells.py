@@ -131,7 +131,8 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 
 def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
-    of its code `bits` a label, and `bits_left_out` (groups,) with groups of objects left out.
+    of its code `bits` a label, `bits_left_out` (groups,) with groups of objects left out, and
+    `curve` (mean, low and high; blocks) by the objects that came before, `seen` (blocks,).
     """
     states = tokens.pooled
     found = linear_probe(
@@ -151,7 +152,8 @@ def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     code = found.code
     compression = np.array([code.compression, code.low, code.high])
     bits = {"bits": code.lengths.mean(), "bits_left_out": code.left_out}
-    return parts | {"compression": compression} | bits
+    curve = {"seen": code.seen, "curve": np.array(code.curve)}
+    return parts | {"compression": compression} | bits | curve
 
 
 def geometry_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:

@@ -13,6 +13,7 @@ from probe.findings_more import (
     compare_ways,
     during_training,
     hubness,
+    learning,
     likenesses,
     noise,
     of_encoder,
@@ -70,6 +71,8 @@ def over_depth(results: xr.Dataset) -> list[str]:
             said.append(_course(results, score, *about))
         if score == "knn" and "knn_from_target" in results:
             said.append(_first_fall(results, int(results.k.values[-1])))
+    if results.sizes.get("seen", 0) > 1:
+        said.append(learning(results))
     said += _told(results, verdict, briefly)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_shuffled" in results}:
         said.append(likenesses(results, present))

@@ -35,6 +35,9 @@ class OnlineCode(NamedTuple):
                   on, and in another order
     lengths     : (samples,) bits of each object's label, in the order of the samples
     left_out    : (groups,) bits a label with one group of objects left out at a time
+    seen        : (blocks,) objects that came before each block, 0 before the first
+    curve       : (blocks,) mean bits a label of each block, a learning curve: lower is easier to
+                  read. Its interval is over the objects that are coded, for those that came before
     """
 
     bits: float
@@ -44,6 +47,8 @@ class OnlineCode(NamedTuple):
     high: float
     lengths: np.ndarray
     left_out: np.ndarray
+    seen: np.ndarray
+    curve: Interval
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,8 @@ def online_code(
         level,
         besides=np.sqrt(UNSEEN) * np.log2(len(names)) / bits,
     )
+    blocks = [lengths[past:end] for past, end in pairwise([0, *ends])]
+    curve = [intervals.bootstrap(block, level=level, seed=seed) for block in blocks]
     placed = np.empty_like(lengths)
     placed[order] = lengths
     return OnlineCode(
@@ -210,6 +217,8 @@ def online_code(
         high=float(np.exp(bounds.high)),
         lengths=placed,
         left_out=left_out,
+        seen=np.array([0, *ends[:-1]]),
+        curve=Interval(*np.transpose(curve)),
     )
 
 

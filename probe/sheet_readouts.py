@@ -147,6 +147,7 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         sheet.put_interval(f"linear_compression_{ending}", (), cell["compression"], text, easier)
     for ending, text, cell in references(cells, name):
         sheet.put_interval(f"linear_{ending}", (), cell["accuracy"], text, HIGHER)
+    _put_curve(sheet, cells)
     hits = sheet.stacked(cells, "hits").astype(np.float64)  # (variants, layers, queries)
     own = np.broadcast_to(cells[TARGET]["hits"].astype(np.float64), hits.shape[1:])
     gaps = [_hit_differences(one, own, sheet.seed) for one in hits]
@@ -164,6 +165,17 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     _put_code_verdict(sheet, cells)
     chance = control.mean()
     sheet.put_verdict("linear", (), hits, own, chance, name, against="the target", hits=True)
+
+
+def _put_curve(sheet: Sheet, cells: dict[Any, Cell]) -> None:
+    """What a class costs by how many objects the read-out was fitted on: is it still learning?"""
+    sheet.results = sheet.results.assign_coords(seen=cells[TARGET]["seen"])
+    name = "bits that the class of a gallery object costs by those seen before it, online code"
+    easier, dims = "lower is easier to read", ("variant", "layer", "seen")
+    curve = np.moveaxis(sheet.stacked(cells, "curve"), 2, 0)
+    sheet.put_interval("linear_curve", dims, curve, name, easier)
+    for ending, text, cell in references(cells, name):
+        sheet.put_interval(f"linear_curve_{ending}", ("seen",), cell["curve"], text, easier)
 
 
 def _put_code_verdict(sheet: Sheet, cells: dict[Any, Cell]) -> None:

@@ -169,6 +169,22 @@ def test_the_code_is_short_for_clear_classes_and_no_shorter_than_plain_for_noise
     assert lengths[-1].low < 1 and lengths[1].low > 1
 
 
+def test_the_code_by_objects_seen_is_a_learning_curve_whose_sum_is_the_length():
+    gallery, labels, _, _ = classes(gallery=400, gap=0.5, seed=2)
+    code = online_code(gallery, labels)
+    np.testing.assert_array_equal(code.seen, [0, 12, 25, 50, 100, 200])
+    numbers = np.diff([*code.seen, 400])
+    assert numbers @ code.curve.mean == pytest.approx(code.bits)
+    assert code.curve.mean[0] == code.curve.low[0] == code.curve.high[0] == 2  # of 4 classes
+    assert (code.curve.low[1:] < code.curve.mean[1:]).all()
+    assert (code.curve.mean[1:] < code.curve.high[1:]).all()
+    orders = [online_code(gallery, labels, seed=seed).curve.mean for seed in range(6)]
+    learnt = np.mean(orders, axis=0)[2:]  # of 12 objects, a read-out may be too sure
+    assert (np.diff(learnt) < 0).all() and learnt[-1] < 0.75 * learnt[0] < 2
+    noise, labels, _, _ = classes(gallery=400, gap=0, seed=2)
+    np.testing.assert_allclose(online_code(noise, labels).curve.mean, 2, atol=0.15)
+
+
 @pytest.mark.parametrize(("dim", "gap", "least"), [(6, 0.8, 0.88), (12, 2.0, 0.75)])
 def test_the_interval_of_a_code_covers_whole_new_data_sets(dim, gap, least):
     """Objects that are coded, objects that are fitted and their order are all drawn anew."""

@@ -175,6 +175,29 @@ def test_linear_and_geometry_read_outs_find_the_planted_loss(read_out):
         assert ((low <= mean) & (mean <= high)).all()
 
 
+def test_the_read_out_says_whether_it_still_learns(read_out):
+    np.testing.assert_array_equal(read_out.seen, [0, 15, 30, 60, 120])
+    numbers = np.diff([*read_out.seen.values, 240])
+    spent = (read_out.linear_curve_mean * numbers).sum("seen")
+    uniform = 240 * np.log2(CLASSES)
+    np.testing.assert_allclose(uniform / spent, read_out.linear_compression_mean)
+    spent = float((read_out.linear_curve_target_mean * numbers).sum("seen"))
+    assert uniform / spent == pytest.approx(float(read_out.linear_compression_target_mean))
+    lost = "the last doubling gains nothing beyond noise"
+    said = " ".join(findings(read_out))  # of the baseline, whose last layer holds nothing
+    assert "after 60, " in said and f" after 120 of 240 gallery objects; {lost}." in said
+    planted = read_out.copy(deep=True)
+    for part, values in (("mean", [2, 1]), ("low", [1.5, 0.8]), ("high", [2.5, 1.4])):
+        planted[f"linear_curve_{part}"].loc[{"variant": "baseline", "seen": [60, 120]}] = values
+    assert (
+        "Linear read-out of baseline at layer 12, bits that the class of the next objects costs: "
+        "2.00 [1.50, 2.50] after 60, 1.00 [0.80, 1.40] after 120 of 240 gallery objects; it still "
+        "learns."
+    ) in findings(planted)
+    before = " ".join(findings(read_out.drop_dims("seen")))
+    assert "Linear read-out accuracy" in before and "gallery objects;" not in before
+
+
 def test_controls_of_the_read_outs_are_at_chance(read_out):
     assert float(read_out.linear_shuffled.mean()) == pytest.approx(1 / CLASSES, abs=0.04)
     lost = read_out.sel(variant="untrained", layer=12)
