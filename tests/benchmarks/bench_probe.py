@@ -8,12 +8,13 @@ KNN, a layer         what the sweep asks of a layer's states: raw and centred, b
                      distance, k = 1 and 10, ten controls of shuffled labels, leaving one out, and
                      50 seeds of test90_10. scikit-learn shares the neighbours over k and controls,
                      is asked once for raw and centred distance, which are one, and is fitted for
-                     each split, as its interface has it. 2468 in 9843 x 2560: 4.9 to 5.1 x in float32
-                     and 7.5 to 8.7 x in float64; 600 in 1200 x 256: 3.9 x, where votes and splits cost as much
-                     as products. On the clock with two threads: 4.1 and 2.7 x in float32
+                     each split, as its interface has it. 2468 in 9843 x 2560: 4.9 to 5.1 x in
+                     float32 and 7.5 to 8.7 x in float64; 600 in 1200 x 256: 3.9 x, where votes and
+                     splits cost as much as products. On the clock with two threads: 4.1 and 2.7 x
+                     in float32
 KNN, a protocol      by itself, of 2468 x 2560 and of 600 x 256. 50 seeds of test90_10: 3.3 to 8.9
-                     and 5.6 x in float32, 7.1 and 7.0 x in float64, as one product serves all seeds.
-                     Leaving one out: 0.9 x in float32, 1.2 to 1.6 x in float64. Both are half a
+                     and 5.6 x in float32, 7.1 and 7.0 x in float64, one product for all seeds.
+                     Leaving one out: 0.9 x in float32, 1.2 to 1.7 x in float64. Both are half a
                      matrix product, which alone takes half of our time: 2 x is all there is
 KNN, one search      one k, one split, by cosine. scikit-learn's brute force is a matrix product,
                      and so is any exact search: 0.9 to 1.9 x by FAISS, 1.2 to 2.8 x by torch,
