@@ -16,8 +16,10 @@ BACKENDS = ("faiss-gpu", "faiss-cpu", "torch")
 METRICS = ("cosine", "l2")
 SPARE = 16  # candidates beyond k, for queries whose order float32 leaves open
 SAFETY = 4  # times the rounding of a float32 sum; errors measured were 2 (8 dims) to 80 times less
+LARGEST = 1e150  # whose square is finite
 BLOCK_BYTES = 2**28
 READ_BYTES = 2**26  # of rows in float64, read at a time
+PAIR_BYTES = 2**22  # of what lies between rows, in float64: few enough to stay in the cache, too
 BLOCK = 512  # queries of a product, few enough to stay in the processor's cache
 
 
@@ -192,12 +194,15 @@ def comparable(gallery: Rows, query: Rows, k: int) -> None:
             f"k={k!r} must be 1 to {len(gallery)}, the number of gallery samples, and whole"
         )
     for name, rows in (("gallery", gallery), ("query", query)):
-        if np.asarray(rows[:1]).dtype.kind not in "biuf":
-            raise ValueError(f"{name} holds {np.asarray(rows[:1]).dtype}: need numbers")
+        if (kind := np.asarray(rows[:1]).dtype).kind not in "biuf":
+            raise ValueError(f"{name} holds {kind}: need numbers")
+        above = LARGEST if kind.itemsize > 4 else np.inf
         for some in row_blocks(rows):
-            if not (finite := np.isfinite(rows[some]).all(axis=1)).all():
+            if not (finite := (np.abs(rows[some]) < above).all(axis=1)).all():
                 bad = some.start + int(finite.argmin())
-                raise ValueError(f"{name} sample {bad} has values that are not finite")
+                raise ValueError(
+                    f"{name} sample {bad} has values that are not finite, or beyond {LARGEST:g}"
+                )
 
 
 def row_blocks(rows: Rows) -> Iterator[slice]:
@@ -216,6 +221,9 @@ def _lengths(rows: np.ndarray, name: str) -> np.ndarray:
     length = np.sqrt(_squared(rows))[..., None]
     if not length.all():
         raise ValueError(f"{name} sample {int((length == 0).argmax())} is zero: it has no cosine")
+    if not np.isfinite(length).all():
+        bad = int((~np.isfinite(length)).argmax())
+        raise ValueError(f"{name} sample {bad} is too large: the square of its length overflows")
     return length
 
 
@@ -373,7 +381,7 @@ def settled(
 def _distances(gap: Callable, rows: np.ndarray, asked: np.ndarray, dim: int) -> np.ndarray:
     """Squared distances, rounded so that equal rows tie however they were summed."""
     found = np.empty(len(rows))
-    step = max(1, BLOCK_BYTES // (8 * dim))
+    step = max(1, PAIR_BYTES // (8 * dim))
     for start in range(0, len(rows), step):
         some = slice(start, start + step)
         found[some] = _squared(gap(rows[some], asked[some]))

@@ -55,6 +55,7 @@ def test_anisotropy_is_the_mean_cosine_of_all_pairs():
         (lambda: effective_rank(np.ones((5, 0))), r"x has shape \(5, 0\)"),
         (lambda: mle_dimension(np.eye(50), k=1), "k=1 must be 2 or more"),
         (lambda: anisotropy(np.full((5, 3), np.nan)), "holds NaN"),
+        (lambda: anisotropy(np.full((5, 3), 1e200)), "x sample 0 is too large: the square of its"),
     ],
 )
 def test_sets_without_a_dimension_are_refused(call, message):

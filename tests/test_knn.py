@@ -141,6 +141,7 @@ def test_shuffled_labels_score_at_chance(digits):
         ({"metric": "dot"}, "metric 'dot'"),
         ({"backend": "annoy"}, "backend 'annoy'"),
         ({"gallery": np.full((10, 4), np.nan)}, "gallery sample 0 has values that are not finite"),
+        ({"gallery": np.full((10, 4), 1e200)}, r"sample 0 has .*, or beyond 1e\+150"),
         ({"gallery": np.zeros((10, 4))}, "gallery sample 0 is zero: it has no cosine"),
         ({"gallery": np.ones((10, 4))}, "all features are constant over the gallery: no object"),
         ({"gallery": np.ones((10, 0)), "query": np.ones((3, 0))}, r"need \(samples, dim\)"),
