@@ -112,7 +112,7 @@ def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
     """
     x = _finite(x)
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
-    x = _narrow(x)
+    x = narrow(x)
     near = _gaps_or_none(x)
     ranks = in_turn(lambda keep: _ranks(x[keep]), group)
     if near is None:
@@ -123,7 +123,7 @@ def shape(x: np.ndarray, *, groups: int = GROUPS, seed: int = 0) -> Shape:
     return Shape(found[:, 0], found[:, 1:])
 
 
-def _narrow(x: np.ndarray) -> np.ndarray:
+def narrow(x: np.ndarray) -> np.ndarray:
     """The same distances and cosines from no more columns than objects."""
     if x.shape[1] <= len(x):
         return x
@@ -154,7 +154,7 @@ def thinned(x: np.ndarray, *, seed: int = 0) -> Thinned:
     and 25 6 to 12 %. Where even 600 do not fill the space they have fewer: 75 of a round cloud of
     20 dimensions have a tenth less than 600.
     """
-    x = _narrow(_finite(x))
+    x = narrow(_finite(x))
     order = np.random.default_rng([seed, 6]).permutation(len(x))
     counts = [count for count in PARTS if count == 1 or len(x) // count >= FEWEST]
     each = [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.dimension import GROUPS
+from probe.dimension import GROUPS, narrow
 from probe.halves import angular, by_halves, in_part, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.knn import others
@@ -148,7 +148,7 @@ def alike(
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
     near = [others(values, min(6 * k, len(x) - 2), "cosine") for values in (x, y)]
 
-    narrow_x, narrow_y = _narrow(x), _narrow(y)
+    narrow_x, narrow_y = narrow(x), narrow(y)
 
     def turned(measure: Measure, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return in_turn(lambda keep: measure(x[keep], y[keep]), group)
@@ -185,11 +185,6 @@ def _straight(x: np.ndarray, y: np.ndarray, group: np.ndarray, enough: bool) -> 
         return parts
     halves = by_halves(lambda keep: svcca(x[keep], y[keep]), group, angular)
     return (parts + halves) / 2
-
-
-def _narrow(x: np.ndarray) -> np.ndarray:
-    """x, turned so that it has no more columns than objects: the same directions, found sooner."""
-    return x if x.shape[1] <= len(x) else np.asarray(np.linalg.qr(x.T, mode="r")).T
 
 
 def _in_common(near: list[np.ndarray], keep: np.ndarray, k: int) -> float:
