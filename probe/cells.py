@@ -5,14 +5,14 @@ and returns named arrays: these are what is cached, sent between machines and pu
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from probe import cka, controls, dimension, geometry, hubness, knn, outliers
 from probe.drift import Drift, drift_parts
-from probe.linear import linear_probe
+from probe.linear import LinearProbe, learning_curve, linear_probe
 from probe.tokens import Tokens, blocks
 from probe.variants import knn_protocols, knn_variants
 
@@ -65,8 +65,8 @@ def knn_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         "named": named[-1],
         "hits_without": (np.stack(named) == asked)[-1],
     }
-    if outliers.massive_tokens(tokens.norms).any():
-        found = _neighbours(data, _without_massive(tokens), max(ask.k))
+    if (without := _without_massive(tokens)) is not None:
+        found = _neighbours(data, without, max(ask.k))
         cell["hits_without"] = knn.vote(data.labels[data.gallery][found]) == asked
     return cell
 
@@ -79,10 +79,9 @@ def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     the mean in `cka_without` (mean, low, high), and of `centred` in `centred_without` (queries,).
     """
     pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
-    alike = without = cka.cka_interval(pooled, target)
-    massive = outliers.massive_tokens(tokens.norms)[data.query]
-    if massive.any():
-        without = cka.cka_interval(_without_massive(tokens)[data.query], target)
+    alike = cka.cka_interval(pooled, target)
+    massive, rest = outliers.massive_tokens(tokens.norms)[data.query], _without_massive(tokens)
+    without = alike if rest is None else cka.cka_interval(rest[data.query], target)
     parts = drift_parts(
         tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
     )
@@ -102,7 +101,8 @@ def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The shape of the query objects' mean tokens, and the tokens and directions that stand out.
 
-    `values` (statistics,), `left_out` (statistics, groups), `diversity` (queries,),
+    `values` (statistics,), `left_out` (statistics, groups), and both `_without` massive tokens;
+    `diversity` (queries,),
     `thinned` (objects, mean and spread; sizes), `dropped` () objects that are copies of another,
     `massive` (tokens,) share of the objects in which this token is massive, `largest_norm` (),
     `top_variance` (1, 3 and 10 dimensions), and `shuffled` (shuffles, statistics): each
@@ -116,9 +116,13 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         for _ in range(FEW)
     ]
     several = tokens.shape[1] > 1  # one token has no other to be unlike
+    rest = _without_massive(tokens)
+    other = found if rest is None else dimension.shape(rest[data.query], seed=ask.seed)
     return {
         "values": found.values,
         "left_out": found.left_out,
+        "values_without": other.values,
+        "left_out_without": other.left_out,
         "thinned": np.array(dimension.thinned(pooled, seed=ask.seed)),
         "dropped": np.array(len(pooled) - len(np.unique(pooled, axis=0))),
         "shuffled": np.array(dealt),
@@ -131,46 +135,61 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 
 def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
-    of its code `bits` a label, `bits_left_out` (groups,) with groups of objects left out, and
-    `curve` (mean, low and high; blocks) by the objects that came before, `seen` (blocks,).
+    of its code `bits` a label and `bits_left_out` (groups,) with groups of objects left out; those
+    of `LearningCurve`; and `accuracy_without` massive tokens.
     """
+    known, wanted = data.labels[data.gallery], data.labels[data.query]
+    alike: dict[str, Any] = {"groups": data.groups[data.gallery], "seed": ask.seed}
+
+    def read(states: np.ndarray, **more: Any) -> LinearProbe:
+        return linear_probe(
+            states[data.gallery], known, states[data.query], wanted, level=LEVEL, **alike, **more
+        )
+
     states = tokens.pooled
-    found = linear_probe(
-        states[data.gallery],
-        data.labels[data.gallery],
-        states[data.query],
-        data.labels[data.query],
-        groups=data.groups[data.gallery],
-        shuffles=SHUFFLES,
-        mdl=True,
-        level=LEVEL,
-        seed=ask.seed,
-    )
-    assert found.code is not None
-    names = [name for name in found.__dataclass_fields__ if name != "code"]
-    parts = {name: np.array(getattr(found, name)) for name in names}
+    found = read(states, shuffles=SHUFFLES, mdl=True)
     code = found.code
-    compression = np.array([code.compression, code.low, code.high])
-    bits = {"bits": code.lengths.mean(), "bits_left_out": code.left_out}
-    curve = {"seen": code.seen, "curve": np.array(code.curve)}
-    return parts | {"compression": compression} | bits | curve
+    assert code is not None
+    names = [name for name in found.__dataclass_fields__ if name != "code"]
+    curve = learning_curve(states[data.gallery], known, states[data.query], wanted, **alike)
+    without = _without_massive(tokens)
+    other = found if without is None else read(without, shuffles=1)
+    return {
+        **{name: np.array(getattr(found, name)) for name in names},
+        "compression": np.array([code.compression, code.low, code.high]),
+        "bits": code.lengths.mean(),
+        "bits_left_out": code.left_out,
+        "fitted": curve.fitted,
+        "curve": curve.hits,
+        "spread": curve.spread,
+        "accuracy_without": np.array(other.accuracy),
+    }
 
 
 def geometry_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
-    """What `geometry_probe` returns, over properties."""
+    """What `geometry_probe` returns, over properties; and `without` massive tokens (mean, low and
+    high; properties).
+    """
     assert data.properties is not None
-    states = tokens.pooled
-    found = geometry.geometry_probe(
-        states[data.gallery],
-        data.properties.isel(sample=data.gallery),
-        states[data.query],
-        data.properties.isel(sample=data.query),
-        groups=data.groups[data.gallery],
-        shuffles=SHUFFLES,
-        level=LEVEL,
-        seed=ask.seed,
-    )
-    return {str(name): values.values for name, values in found.data_vars.items()}
+    known, wanted = (data.properties.isel(sample=rows) for rows in (data.gallery, data.query))
+
+    def read(states: np.ndarray, shuffles: int) -> xr.Dataset:
+        return geometry.geometry_probe(
+            states[data.gallery],
+            known,
+            states[data.query],
+            wanted,
+            groups=data.groups[data.gallery],
+            shuffles=shuffles,
+            level=LEVEL,
+            seed=ask.seed,
+        )
+
+    found = read(tokens.pooled, SHUFFLES)
+    without = _without_massive(tokens)
+    other = found if without is None else read(without, 1)
+    parts = {str(name): values.values for name, values in found.data_vars.items()}
+    return parts | {"without": np.array([other[part].values for part in ("mean", "low", "high")])}
 
 
 def variants_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
@@ -188,7 +207,8 @@ def variants_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 
 
 def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
-    """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`,
+    """`states`: the query objects' mean tokens; and likeness to the target: see `pairs.alike`, of
+    which `values` and `left_out` are given `_without` massive tokens, too;
     `drift_procrustes` (queries,), centred, through an orthogonal map fitted on the gallery;
     `shuffled` (shuffles, likenesses), the same with the target's objects shuffled (SVCCA and PWCCA
     of a few objects are high by chance); `cka_rbf` (mean, low, high), its `_left_out` (queries,)
@@ -198,7 +218,8 @@ def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     from probe.pairs import alike
 
     pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
-    found = alike(pooled, target, seed=ask.seed)
+    found, rest = alike(pooled, target, seed=ask.seed), _without_massive(tokens)
+    other = found if rest is None else alike(rest[data.query], target, seed=ask.seed)
     rng = np.random.default_rng([ask.seed, 13])
     orders = [rng.permutation(len(target)) for _ in range(FEW)]
     dealt = [alike(pooled, target[order], groups=0).values for order in orders]
@@ -212,6 +233,8 @@ def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         "states": pooled,
         "values": found.values,
         "left_out": found.left_out,
+        "values_without": other.values,
+        "left_out_without": other.left_out,
         "shuffled": np.array(dealt),
         "cka_rbf": np.array([rbf.mean, rbf.low, rbf.high]),
         "cka_rbf_left_out": rbf.left_out,
@@ -253,9 +276,12 @@ def _standardised(states: np.ndarray, data: Objects) -> np.ndarray:
     return (states[data.query] - mean) / np.where(varies, spread, np.inf)
 
 
-def _without_massive(tokens: Tokens) -> np.ndarray:
-    """The mean token of each object but for its massive ones, (samples, dim)."""
-    massive, mean = outliers.massive_tokens(tokens.norms), tokens.pooled.copy()
+def _without_massive(tokens: Tokens) -> np.ndarray | None:
+    """The mean token of each object but for its massive ones, (samples, dim); None without any."""
+    massive = outliers.massive_tokens(tokens.norms)
+    if not massive.any():
+        return None
+    mean = tokens.pooled.copy()
     few = np.flatnonzero(massive.any(axis=1))
     mean[few] = outliers.mean_without(tokens[few], massive[few])
     return mean

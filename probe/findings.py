@@ -71,7 +71,7 @@ def over_depth(results: xr.Dataset) -> list[str]:
             said.append(_course(results, score, *about))
         if score == "knn" and "knn_from_target" in results:
             said.append(_first_fall(results, int(results.k.values[-1])))
-    if results.sizes.get("seen", 0) > 1:
+    if "linear_gain" in results:
         said.append(learning(results))
     said += _told(results, verdict, briefly)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_shuffled" in results}:

@@ -20,6 +20,14 @@ SPACE = {
     "anisotropy": ("anisotropy", 2),
     "token_diversity": ("diversity of an object's tokens", 3),
 }
+WITHOUT = {  # what is told without massive tokens, too: beside what, and in which unit
+    "knn": ("knn", "accuracy", 100, 1, " points"),
+    "linear": ("linear", "linear read-out", 100, 1, " points"),
+    "geometry": ("geometry", "R² of a property", 1, FINE, ""),
+    "cka": ("cka", "CKA to the target", 1, FINE, ""),
+    "drift": ("drift_centred", "drift", 1, FINE, ""),
+    "two_nn": ("two_nn", "intrinsic dimension", 1, 1, ""),
+}
 PARTS = ("mean", "low", "high")
 WAYS = ("preparation", "pooling", "metric")
 AGREE = 0.02  # of accuracy: ways of asking that are closer give the same picture
@@ -127,25 +135,22 @@ def _thinned(one: xr.Dataset) -> list[str]:
 
 
 def learning(results: xr.Dataset) -> str:
-    """Whether the linear read-out of one model's deepest layer gained from the last doubling.
-
-    It did where the two intervals lie apart: they are over the objects that are coded, while what
-    the read-out was fitted on errs, too (6 in 80 simulated runs of pure noise are said to learn).
-    """
+    """Whether the linear read-out of one model's deepest layer gained from the last doubling."""
     name = "baseline" if "baseline" in results.variant.values else str(results.variant.values[0])
-    last = results.sel(variant=name).isel(layer=-1, seen=slice(-2, None))
-    mean, low, high = (last[f"linear_curve_{part}"].values for part in PARTS)
-    each = (
-        f"{mean[at]:.2f} [{low[at]:.2f}, {high[at]:.2f}] after {int(count)}"
-        for at, count in enumerate(last.seen)
+    last = results.sel(variant=name).isel(layer=-1)
+    *fewer, whole = (
+        f"{100 * float(share):.1f} % of {int(count)}"
+        for share, count in zip(last.linear_curve_mean, last.fitted, strict=True)
     )
-    told = (
-        "it still learns" if low[0] > high[-1] else "the last doubling gains nothing beyond noise"
+    gain, low, high = (
+        100 * float(last[f"linear_gain{part}"]) + 0.0 for part in ("", "_low", "_high")
     )
+    p = float(last.linear_gain_p_adjusted)
+    told = "it still learns" if p < SIGNIFICANT and gain > 0 else "no gain beyond noise"
     return (
-        f"Linear read-out of {name} at layer {int(last.layer)}, bits that the class of the next "
-        f"objects costs: {', '.join(each)} of {results.attrs['gallery_objects']} gallery objects; "
-        f"{told}."
+        f"Linear read-out of {name} at layer {int(last.layer)} by the gallery objects that it is "
+        f"fitted on: {', '.join(fewer)} and {whole}; the last doubling adds {gain:+.1f} points "
+        f"[{low:+.1f}, {high:+.1f}]: {told} (tested over all layers at once)."
     )
 
 
@@ -255,20 +260,15 @@ def _massive(results: xr.Dataset) -> str:
     there = (massive > 0).any(("variant", "layer")).values
     layers, tokens = results.layer.values[at], results.token.values[there]
     moved = []
-    if "knn_mean" in results:
-        gap = results.knn_without_massive_mean - results.knn_mean.isel(k=-1)
-        moved.append(f"accuracy changes by at most {100 * float(abs(gap).max()):.1f} points")
-    for key, usual, name in (
-        ("cka", "cka", "CKA to the target"),
-        ("drift", "drift_centred", "drift"),
-    ):
+    for key, (usual, name, scale, digits, unit) in WITHOUT.items():
         if f"{key}_without_massive_mean" in results:
             gap = results[f"{key}_without_massive_mean"] - results[f"{usual}_mean"]
-            moved.append(f"{name} changes by at most {float(abs(gap).max()):.{FINE}f}")
+            gap = gap.isel(k=-1) if "k" in gap.dims else gap  # the largest k it is told of
+            moved.append(f"{name} by {scale * float(abs(gap).max()):.{digits}f}{unit}")
     return (
         f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
         f"{numbers(tokens)}"
-    ) + (f"; without them {listed(moved)}" if moved else "")
+    ) + (f"; leaving them out changes at most {listed(moved)}" if moved else "")
 
 
 def blocks(results: xr.Dataset) -> str:

@@ -19,6 +19,8 @@ from probe.intervals import Interval
 
 PENALTIES = np.logspace(-6, 3, 10)  # an object, against features whose mean variance is 1
 FOLDS = 5
+PARTS = 8  # disjoint ones that the gallery is cut into for a learning curve
+FEWEST = 25  # objects of a part that a read-out is fitted on
 SHARPNESS = np.append(0, np.logspace(-1, 2, 13))  # of the softmax that makes scores a code
 GROUPS = 10  # of the coded objects, left out in turn: each costs a tenth of a read-out
 FITTED = 0.5  # of the variance that comes of what is fitted: the rest is in that of what is coded
@@ -35,9 +37,6 @@ class OnlineCode(NamedTuple):
                   on, and in another order
     lengths     : (samples,) bits of each object's label, in the order of the samples
     left_out    : (groups,) bits a label with one group of objects left out at a time
-    seen        : (blocks,) objects that came before each block, 0 before the first
-    curve       : (blocks,) mean bits a label of each block, a learning curve: lower is easier to
-                  read. Its interval is over the objects that are coded, for those that came before
     """
 
     bits: float
@@ -47,8 +46,19 @@ class OnlineCode(NamedTuple):
     high: float
     lengths: np.ndarray
     left_out: np.ndarray
-    seen: np.ndarray
-    curve: Interval
+
+
+class LearningCurve(NamedTuple):
+    """What a read-out scores by the number of gallery objects that it was fitted on.
+
+    fitted : (sizes,) objects, the fewest first, all of them last
+    hits   : (sizes, query_samples) share of the read-outs of that size that name the object right
+    spread : (sizes,) standard deviation of their accuracies, 0 where there is one
+    """
+
+    fitted: np.ndarray
+    hits: np.ndarray
+    spread: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,50 @@ def linear_probe(
     )
 
 
+def learning_curve(
+    gallery: np.ndarray,
+    gallery_labels: np.ndarray,
+    query: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    folds: int = FOLDS,
+    penalties: np.ndarray = PENALTIES,
+    seed: int = 0,
+) -> LearningCurve:
+    """Would more gallery objects read more? `linear_probe` fitted on parts of the gallery.
+
+    Arguments are as there. Each eighth, quarter and half of the gallery fits a read-out of its
+    own, with a penalty of its own, and the whole of it one: all are asked about all query objects.
+    Parts of one size have no object in common; copies of an object stay together and classes are
+    spread evenly. Sizes of which a part has fewer than 25 objects, fewer groups than folds or a
+    single class are left out. The gain of the last doubling, hits[-1] - hits[-2], is paired by
+    query object, for this gallery.
+    """
+    gallery, query = checked_states(gallery, query)
+    names, codes, wanted = _classes(gallery, gallery_labels, query, query_labels)
+    groups = checked_groups(groups, len(gallery), folds)
+    penalties = checked_penalties(penalties)
+    eighth = deal_folds(groups, codes, PARTS, seed)
+
+    def hits(rows: np.ndarray) -> np.ndarray:
+        fold = deal_folds(groups[rows], codes[rows], folds, seed)
+        basis = decompose(gallery[rows], query)
+        return _fit(basis, codes[None, rows], len(names), fold, penalties).query[0] == wanted
+
+    def enough(rows: np.ndarray) -> bool:
+        several = len(np.unique(codes[rows])) > 1 and len(np.unique(groups[rows])) >= folds
+        return several and len(rows) >= FEWEST
+
+    found = []
+    for parts in (PARTS, PARTS // 2, PARTS // 4, 1):
+        each = [np.flatnonzero(eighth % parts == part) for part in range(parts)]
+        if parts == 1 or all(enough(rows) for rows in each):
+            right = np.array([hits(rows) for rows in each])
+            found.append((len(gallery) // parts, right.mean(axis=0), right.mean(axis=1).std()))
+    return LearningCurve(*(np.array(part) for part in zip(*found, strict=True)))
+
+
 def online_code(
     states: np.ndarray,
     labels: np.ndarray,
@@ -205,8 +259,6 @@ def online_code(
         level,
         besides=np.sqrt(UNSEEN) * np.log2(len(names)) / bits,
     )
-    blocks = [lengths[past:end] for past, end in pairwise([0, *ends])]
-    curve = [intervals.bootstrap(block, level=level, seed=seed) for block in blocks]
     placed = np.empty_like(lengths)
     placed[order] = lengths
     return OnlineCode(
@@ -217,8 +269,6 @@ def online_code(
         high=float(np.exp(bounds.high)),
         lengths=placed,
         left_out=left_out,
-        seen=np.array([0, *ends[:-1]]),
-        curve=Interval(*np.transpose(curve)),
     )
 
 

@@ -12,6 +12,7 @@ from probe.judged import decimals, own, two_digits
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES, causal_figure
+from probe.plots_learning import learning_png
 from probe.plots_properties import properties_figure, properties_png
 from probe.plots_style import REFERENCES
 from probe.plots_training import steps_gaps, steps_gaps_figure
@@ -139,7 +140,8 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
             three = [scale * float(at[f"{key}_{p}"].sel(variant=name)) for p in PARTS]
             cells.append("{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*three, d=digits))
         if control:
-            cells.append(f"{scale * float(at[control].mean()):.{digits}f}")
+            value = round(scale * float(at[control].mean()), digits) + 0.0  # never -0
+            cells.append(f"{value:.{digits}f}")
         if compared:
             pair = at.sel(comparison=MAIN)
             three = [scale * float(pair[f"{key}_difference{p}"]) for p in ("", "_low", "_high")]
@@ -197,7 +199,10 @@ def more(results: xr.Dataset) -> list[Section]:
         below = figures.gaps(results, figures.LINEAR)
         live = figures.curves_figure(panels, results, below)
         picture = Picture("linear", caption, figures.curves_png(panels, below), live)
-        found.append(Section("Class that can be read out", [], [picture]))
+        parts: list[Part] = [picture]
+        if results.sizes.get("fitted", 0) > 1:
+            parts.append(_learning(results))
+        found.append(Section("Class that can be read out", [], parts))
     if "geometry_mean" in results:
         caption = (
             "Which property is left in which layer: R² of each in a ridge regression on the mean "
@@ -209,6 +214,15 @@ def more(results: xr.Dataset) -> list[Section]:
     if "knn_confusion" in results:
         found.append(_classes(results))
     return found
+
+
+def _learning(results: xr.Dataset) -> Picture:
+    caption = (
+        "Learning curves of the linear read-out: fitted on disjoint parts of the gallery and on "
+        "all of it, asked about all query objects. Where a curve still rises at its right end, a "
+        "larger gallery would read more; models compare at any size. Bars: 95 % over query objects."
+    )
+    return Picture("learning", caption, learning_png(results))
 
 
 def _properties(results: xr.Dataset) -> Table:

@@ -57,10 +57,10 @@ METHODS = {  # by a variable that shows that it was measured
     "linear_mean": "Linear read-out: ridge classifier of mean tokens, fitted on the gallery, its "
     "penalty chosen there by cross-validation. Control: fitted to shuffled labels (Hewitt & Liang "
     "2019).",
-    "linear_curve_mean": "Learning curve: the online code of the gallery's classes (Voita & Titov "
-    "2020) fits the read-out on more and more objects; bits that the classes of the next ones "
-    "cost. Intervals: bootstrap over these, not over those that it was fitted on; it still learns "
-    "where the last two lie apart, and more gallery objects would then read more.",
+    "linear_curve_mean": "Learning curve: the same read-out fitted on disjoint eighths, quarters "
+    "and halves of the gallery, its penalty chosen anew in each, and on all of it; all are asked "
+    "about all query objects. Intervals: over query objects, for this gallery; it still learns "
+    "where all of it reads more than halves do (paired, sign flips).",
     "geometry_mean": "Geometry read-out: measures of each cloud (extents, shape of its covariance, "
     "curvature, volumes, symmetries) and, where they are known, factors of its making, read "
     "from the mean token by a ridge regression fitted on the gallery; R² on query objects. "

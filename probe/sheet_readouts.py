@@ -108,17 +108,22 @@ def _hit_differences(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Diffe
     """Paired differences of hits (..., queries): McNemar's p, adjusted over all rows at once, and
     intervals that have a width where no object differs.
     """
-    gap = intervals.paired_difference(a, b, seed=seed)
-    gaps = a.astype(np.float64) - b
+    gap = _of_shares(a, b, seed)
     pairs = zip(*(one.reshape(-1, one.shape[-1]) for one in (a, b)), strict=True)
     p = np.reshape([intervals.mcnemar(*pair) for pair in pairs], gap.mean.shape)
+    return gap._replace(p=p, p_adjusted=np.maximum(p, gap.p_adjusted))
+
+
+def _of_shares(a: np.ndarray, b: np.ndarray, seed: int) -> intervals.Difference:
+    """The same of means of hits (..., queries), whose p is by sign flips."""
+    gap = intervals.paired_difference(a, b, seed=seed)
+    gaps = a.astype(np.float64) - b
     middle, error = verdict.hit_error(gaps)
     together = verdict.critical(gaps.reshape(-1, gaps.shape[-1]), LEVEL, seed)
     low, high, below, above = (
         np.clip(middle + width * error, -1, 1) for width in (-NORMAL, NORMAL, -together, together)
     )
-    p_adjusted = np.maximum(p, gap.p_adjusted)
-    return intervals.Difference(gap.mean, low, high, p, p_adjusted, below, above)
+    return gap._replace(low=low, high=high, wide_low=below, wide_high=above)
 
 
 def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
@@ -147,6 +152,9 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         sheet.put_interval(f"linear_compression_{ending}", (), cell["compression"], text, easier)
     for ending, text, cell in references(cells, name):
         sheet.put_interval(f"linear_{ending}", (), cell["accuracy"], text, HIGHER)
+    without = np.moveaxis(sheet.stacked(cells, "accuracy_without"), -1, 0)
+    text = f"{name}, massive tokens left out"
+    sheet.put_interval("linear_without_massive", dims, without, text, HIGHER)
     _put_curve(sheet, cells)
     hits = sheet.stacked(cells, "hits").astype(np.float64)  # (variants, layers, queries)
     own = np.broadcast_to(cells[TARGET]["hits"].astype(np.float64), hits.shape[1:])
@@ -168,14 +176,31 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
 
 
 def _put_curve(sheet: Sheet, cells: dict[Any, Cell]) -> None:
-    """What a class costs by how many objects the read-out was fitted on: is it still learning?"""
-    sheet.results = sheet.results.assign_coords(seen=cells[TARGET]["seen"])
-    name = "bits that the class of a gallery object costs by those seen before it, online code"
-    easier, dims = "lower is easier to read", ("variant", "layer", "seen")
-    curve = np.moveaxis(sheet.stacked(cells, "curve"), 2, 0)
-    sheet.put_interval("linear_curve", dims, curve, name, easier)
+    """What the read-out scores by how many objects it was fitted on: is it still learning?"""
+    sheet.results = sheet.results.assign_coords(fitted=cells[TARGET]["fitted"])
+    name = "linear read-out accuracy by the gallery objects fitted on, mean of disjoint parts"
+    hits, dims = sheet.stacked(cells, "curve"), ("variant", "layer", "fitted")
+    curve = _curve_interval(hits, sheet.stacked(cells, "accuracy"), sheet.seed)
+    sheet.put_interval("linear_curve", dims, curve, name, HIGHER)
     for ending, text, cell in references(cells, name):
-        sheet.put_interval(f"linear_curve_{ending}", ("seen",), cell["curve"], text, easier)
+        curve = _curve_interval(cell["curve"], cell["accuracy"], sheet.seed)
+        sheet.put_interval(f"linear_curve_{ending}", ("fitted",), curve, text, HIGHER)
+    text = "linear read-out accuracy by the objects fitted on: standard deviation over the parts"
+    why = "of one part from another, 0 of the whole"
+    sheet.put("linear_curve_spread", dims, sheet.stacked(cells, "spread"), text, why)
+    if hits.shape[2] > 1:
+        whole, halves = hits[:, :, -1], hits[:, :, -2]
+        gaps = [_of_shares(*pair, sheet.seed) for pair in zip(whole, halves, strict=True)]
+        text = "linear read-out accuracy, fitted on all gallery objects less that on half of them"
+        sheet.put_differences("linear_gain", ("variant", "layer"), gaps, text)
+
+
+def _curve_interval(hits: np.ndarray, accuracy: np.ndarray, seed: int) -> intervals.Interval:
+    """Of shares (..., sizes, queries), over (..., sizes); the last is `accuracy`, (..., 3)."""
+    found = intervals.bootstrap(hits, level=LEVEL, seed=seed)
+    for part, whole in zip(found, np.moveaxis(accuracy, -1, 0), strict=True):
+        part[..., -1] = whole
+    return found
 
 
 def _put_code_verdict(sheet: Sheet, cells: dict[Any, Cell]) -> None:
@@ -196,6 +221,9 @@ def put_geometry(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
     name, dims = "R^2 of a linear read-out", ("variant", "layer", "property")
     estimate = [sheet.stacked(cells, part) for part in ("mean", "low", "high")]
     sheet.put_interval("geometry", dims, estimate, name, HIGHER)
+    without = np.moveaxis(sheet.stacked(cells, "without"), 2, 0)
+    text = f"{name}, massive tokens left out"
+    sheet.put_interval("geometry_without_massive", dims, without, text, HIGHER)
     shuffled = sheet.stacked(cells, "shuffled")
     sheet.put(
         "geometry_shuffled", dims, shuffled, f"{name}, values shuffled, a control: mean", HIGHER

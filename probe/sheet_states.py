@@ -162,12 +162,17 @@ def _put_diversity(sheet: Sheet, cells: dict[Any, Cell]) -> None:
 def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]) -> None:
     """Statistics of all query objects at once, with intervals from groups of them left out."""
     values, left_out = (sheet.stacked(cells, part) for part in ("values", "left_out"))
+    without = [sheet.stacked(cells, f"{part}_without") for part in ("values", "left_out")]
+    dims = ("variant", "layer")
     for at, key in enumerate(names):
         name, direction = NAMES[key], MORE.get(key, "higher fills more directions")
         one, out = values[..., at], left_out[..., at, :]
-        estimate = intervals.group_jackknife(one, out, LEVEL)
-        inside = [np.clip(part, *RANGES.get(key, (-np.inf, np.inf))) for part in estimate]
-        sheet.put_interval(key, ("variant", "layer"), inside, name, direction)
+        text = f"{name}, massive tokens left out"
+        rest = (part[:, :, at] for part in without)
+        for ending, words, parts in (("", name, (one, out)), ("_without_massive", text, rest)):
+            estimate = intervals.group_jackknife(*parts, LEVEL)
+            inside = [np.clip(part, *RANGES.get(key, (-np.inf, np.inf))) for part in estimate]
+            sheet.put_interval(f"{key}{ending}", dims, inside, words, direction)
         own = cells[TARGET]["values"][at], cells[TARGET]["left_out"][at]
         if key in dimension.STATISTICS:
             estimate = intervals.group_jackknife(*own, LEVEL)

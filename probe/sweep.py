@@ -74,7 +74,8 @@ def sweep(
     variant; `*_shift_*`, `*_alike_p` and `*_detectable` by comparison.
     "linear" adds `linear_*` as for knn, without k, `linear_selectivity_*` (accuracy less that of
     shuffled labels), `linear_train`, `linear_compression` (a minimum description length) and
-    `linear_curve_*` (variant, layer, seen), what a class costs by the gallery objects seen before;
+    `linear_curve_*` (variant, layer, fitted), the accuracy by the gallery objects fitted on, whose
+    last doubling adds `linear_gain`;
     "geometry" adds `geometry_*` (variant, layer, property), whose `_p_adjusted` are over all layers
     and properties at once; `probe.assemble` names the rest.
     """

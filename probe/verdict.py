@@ -162,7 +162,7 @@ def detectable(
 def hit_error(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Middle and half width over z of the interval of a mean of gaps of right and wrong.
 
-    gaps : (..., samples), -1, 0 and 1
+    gaps : (..., samples), -1, 0 and 1, or means of such, for which it is a little too wide
 
     Half an object more is counted either way and two in all, as none that differs is no proof that
     none would (Agresti & Min 2005, doi:10.1002/sim.1781). Where 0.1 to 40 % differ, either way,

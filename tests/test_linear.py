@@ -7,8 +7,16 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.preprocessing import StandardScaler
 
 from probe import intervals, linear
-from probe.intervals import group_difference
-from probe.linear import PENALTIES, deal_folds, decompose, held_out, linear_probe, online_code
+from probe.intervals import group_difference, paired_difference
+from probe.linear import (
+    PENALTIES,
+    deal_folds,
+    decompose,
+    held_out,
+    learning_curve,
+    linear_probe,
+    online_code,
+)
 
 
 def classes(gallery=120, query=80, dim=12, kinds=4, gap=1.0, seed=0):
@@ -169,20 +177,44 @@ def test_the_code_is_short_for_clear_classes_and_no_shorter_than_plain_for_noise
     assert lengths[-1].low < 1 and lengths[1].low > 1
 
 
-def test_the_code_by_objects_seen_is_a_learning_curve_whose_sum_is_the_length():
-    gallery, labels, _, _ = classes(gallery=400, gap=0.5, seed=2)
-    code = online_code(gallery, labels)
-    np.testing.assert_array_equal(code.seen, [0, 12, 25, 50, 100, 200])
-    numbers = np.diff([*code.seen, 400])
-    assert numbers @ code.curve.mean == pytest.approx(code.bits)
-    assert code.curve.mean[0] == code.curve.low[0] == code.curve.high[0] == 2  # of 4 classes
-    assert (code.curve.low[1:] < code.curve.mean[1:]).all()
-    assert (code.curve.mean[1:] < code.curve.high[1:]).all()
-    orders = [online_code(gallery, labels, seed=seed).curve.mean for seed in range(6)]
-    learnt = np.mean(orders, axis=0)[2:]  # of 12 objects, a read-out may be too sure
-    assert (np.diff(learnt) < 0).all() and learnt[-1] < 0.75 * learnt[0] < 2
-    noise, labels, _, _ = classes(gallery=400, gap=0, seed=2)
-    np.testing.assert_allclose(online_code(noise, labels).curve.mean, 2, atol=0.15)
+def test_a_learning_curve_is_the_read_out_of_disjoint_parts_of_the_gallery():
+    gallery, labels, query, asked = classes(gallery=430, gap=0.5, seed=2)
+    found = learning_curve(gallery, labels, query, asked)
+    np.testing.assert_array_equal(found.fitted, [430 // 8, 430 // 4, 430 // 2, 430])
+    assert found.hits.shape == (4, len(query))
+    whole = linear_probe(gallery, labels, query, asked)
+    np.testing.assert_array_equal(found.hits[-1], whole.hits)
+    halves = [deal_folds(np.arange(430), labels, 8, seed=0) % 2 == part for part in (0, 1)]
+    assert all(np.ptp(np.bincount(labels[rows])) <= 2 for rows in halves)  # classes spread evenly
+    each = [linear_probe(gallery[rows], labels[rows], query, asked) for rows in halves]
+    np.testing.assert_array_equal(found.hits[-2], np.mean([one.hits for one in each], axis=0))
+    assert found.spread[-2] == pytest.approx(np.std([one.accuracy.mean for one in each]))
+    assert found.spread[-1] == 0 and (np.diff(found.hits.mean(axis=1)) > 0).all()
+
+
+def test_a_learning_curve_keeps_copies_together_and_leaves_small_parts_out():
+    gallery, labels, query, asked = classes(gallery=100, gap=0.5, seed=3)
+    np.testing.assert_array_equal(
+        learning_curve(gallery, labels, query, asked).fitted, [25, 50, 100]
+    )
+    few = learning_curve(gallery[:40], labels[:40], query, asked)
+    np.testing.assert_array_equal(few.fitted, [40])
+    copied = np.repeat(np.arange(50), 2)  # each object twice
+    twice = learning_curve(gallery[copied], labels[copied], query, asked, groups=copied)
+    alone = learning_curve(gallery[:50], labels[:50], query, asked)
+    assert twice.fitted[-1] == 100 and len(alone.fitted) == 2
+    for at in (-1, -2):  # as standardisation and penalties an object are those of 50 objects
+        assert (twice.hits[at] == alone.hits[at]).mean() > 0.9
+
+
+def test_noise_gains_nothing_from_more_objects():
+    """Of the paired test of the last doubling 5 in 100 are false alarms."""
+    alarms = []
+    for seed in range(200):
+        gallery, labels, query, asked = classes(gallery=120, query=100, dim=10, gap=0, seed=seed)
+        *_, half, whole = learning_curve(gallery, labels, query, asked, seed=seed).hits
+        alarms.append(paired_difference(whole, half, permutations=500, seed=seed).p < 0.05)
+    assert 0.02 <= np.mean(alarms) <= 0.085
 
 
 @pytest.mark.parametrize(("dim", "gap", "least"), [(6, 0.8, 0.88), (12, 2.0, 0.75)])

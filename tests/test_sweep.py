@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tyro
+import xarray
 import zarr
 from rich.console import Console
 
@@ -176,26 +177,30 @@ def test_linear_and_geometry_read_outs_find_the_planted_loss(read_out):
 
 
 def test_the_read_out_says_whether_it_still_learns(read_out):
-    np.testing.assert_array_equal(read_out.seen, [0, 15, 30, 60, 120])
-    numbers = np.diff([*read_out.seen.values, 240])
-    spent = (read_out.linear_curve_mean * numbers).sum("seen")
-    uniform = 240 * np.log2(CLASSES)
-    np.testing.assert_allclose(uniform / spent, read_out.linear_compression_mean)
-    spent = float((read_out.linear_curve_target_mean * numbers).sum("seen"))
-    assert uniform / spent == pytest.approx(float(read_out.linear_compression_target_mean))
-    lost = "the last doubling gains nothing beyond noise"
+    np.testing.assert_array_equal(read_out.fitted, [30, 60, 120, 240])
+    for part in ("mean", "low", "high"):
+        whole = read_out[f"linear_curve_{part}"].sel(fitted=240, drop=True)
+        xarray.testing.assert_allclose(whole, read_out[f"linear_{part}"])
+        target = float(read_out[f"linear_curve_target_{part}"][-1])
+        assert target == pytest.approx(float(read_out[f"linear_target_{part}"]))
+    assert (read_out.linear_curve_spread.sel(fitted=240) == 0).all()
+    gained = read_out.linear_curve_mean.isel(fitted=-1) - read_out.linear_curve_mean.isel(fitted=-2)
+    np.testing.assert_allclose(gained, read_out.linear_gain)
+    lost = "no gain beyond noise (tested over all layers at once)."
     said = " ".join(findings(read_out))  # of the baseline, whose last layer holds nothing
-    assert "after 60, " in said and f" after 120 of 240 gallery objects; {lost}." in said
+    assert " of 120 and " in said and f"]: {lost}" in said
     planted = read_out.copy(deep=True)
-    for part, values in (("mean", [2, 1]), ("low", [1.5, 0.8]), ("high", [2.5, 1.4])):
-        planted[f"linear_curve_{part}"].loc[{"variant": "baseline", "seen": [60, 120]}] = values
+    last = {"variant": "baseline", "layer": 12}
+    planted["linear_curve_mean"].loc[last] = [0.3, 0.4, 0.5, 0.625]
+    for part, value in (("", 0.125), ("_low", 0.05), ("_high", 0.2), ("_p_adjusted", 0.004)):
+        planted[f"linear_gain{part}"].loc[last] = value
     assert (
-        "Linear read-out of baseline at layer 12, bits that the class of the next objects costs: "
-        "2.00 [1.50, 2.50] after 60, 1.00 [0.80, 1.40] after 120 of 240 gallery objects; it still "
-        "learns."
+        "Linear read-out of baseline at layer 12 by the gallery objects that it is fitted on: "
+        "30.0 % of 30, 40.0 % of 60, 50.0 % of 120 and 62.5 % of 240; the last doubling adds "
+        "+12.5 points [+5.0, +20.0]: it still learns (tested over all layers at once)."
     ) in findings(planted)
-    before = " ".join(findings(read_out.drop_dims("seen")))
-    assert "Linear read-out accuracy" in before and "gallery objects;" not in before
+    few = " ".join(findings(read_out.drop_vars([f"linear_gain{end}" for end in ("", "_p")])))
+    assert "Linear read-out accuracy" in few and "last doubling" not in few
 
 
 def test_controls_of_the_read_outs_are_at_chance(read_out):

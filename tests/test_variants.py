@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from probe import variants
-from probe.cells import Objects, Settings, drift_cell
+from probe.cells import CELLS, Objects, Settings
 from probe.cka import cka
 from probe.knn import knn_hits
 from probe.outliers import largest_norm, massive_tokens, mean_without, top_variance
@@ -175,11 +176,12 @@ def test_a_tenth_is_rounded_up_as_the_published_fractions_need():
     assert (share > 0.9).all() and len(set(share[0])) > 1
 
 
-def cell_of(tokens, target, labels):
+def cell_of(tokens, target, labels, probe="drift"):
     rows = np.arange(len(tokens))
     half = len(rows) // 2
+    known = xr.Dataset({"side": ("sample", target.mean(axis=(1, 2)))}, attrs={"constant": []})
     data = Objects(len(rows), labels, rows[:half], rows[half:], (0, 0), Tokens(target), rows)
-    return drift_cell(data, Tokens(tokens), Settings((1,), 0))
+    return CELLS[probe](data._replace(properties=known), Tokens(tokens), Settings((1,), 0))
 
 
 def test_cka_and_drift_are_told_without_massive_tokens_too():
@@ -197,6 +199,33 @@ def test_cka_and_drift_are_told_without_massive_tokens_too():
     np.testing.assert_allclose(before["centred_without"], before["centred"], atol=1e-12)
     np.testing.assert_allclose(np.delete(without, 50), np.delete(drift, 50), atol=1e-12)
     assert without[50] == pytest.approx(np.delete(found["by_token"][50], 2).mean())
+
+
+@pytest.mark.parametrize(
+    ("probe", "part", "without"),
+    [
+        ("linear", "accuracy", "accuracy_without"),
+        ("geometry", ("mean", "low", "high"), "without"),
+        ("dimension", "values", "values_without"),
+        ("similarity", "values", "values_without"),
+    ],
+)
+def test_what_massive_tokens_change_is_told_by_every_probe(probe, part, without):
+    """One token in 480 scaled up: without it, what states have that never held it."""
+    tokens, labels = objects(120, 0)
+    target = tokens @ np.random.default_rng(1).normal(size=(DIM, DIM))
+
+    def usual(cell):
+        return np.array([cell[one] for one in part] if isinstance(part, tuple) else cell[part])
+
+    before = cell_of(tokens, target, labels, probe)
+    np.testing.assert_array_equal(before[without], usual(before))
+    tokens[30:90:10, 2] *= 300
+    found = cell_of(tokens, target, labels, probe)
+    tokens[30:90:10, 2] = np.delete(tokens, 2, axis=1)[30:90:10].mean(axis=1)  # moves no mean
+    never = cell_of(tokens, target, labels, probe)
+    np.testing.assert_allclose(found[without], usual(never), rtol=1e-6)
+    assert np.abs(usual(found) - found[without]).max() > 0.02
 
 
 def test_a_dimension_that_decides_cka_does_not_where_all_are_standardised():
