@@ -128,7 +128,8 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
     from store import open_run
 
     k = numbers(config.k, "--k")
-    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed)
+    again = config.again is not None
+    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed, again=again)
     if said:
         print(said)
     with progress_bar() as show:

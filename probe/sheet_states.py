@@ -168,7 +168,7 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
         name, direction = NAMES[key], MORE.get(key, "higher fills more directions")
         one, out = values[..., at], left_out[..., at, :]
         text = f"{name}, massive tokens left out"
-        rest = (part[:, :, at] for part in without)
+        rest = without[0][..., at], without[1][..., at, :]
         for ending, words, parts in (("", name, (one, out)), ("_without_massive", text, rest)):
             estimate = intervals.group_jackknife(*parts, LEVEL)
             inside = [np.clip(part, *RANGES.get(key, (-np.inf, np.inf))) for part in estimate]

@@ -107,24 +107,36 @@ def lacking(run: Run) -> dict[str, str]:
 
 
 def with_kept(
-    run: Run, probes: Sequence[str], layers: Sequence[int], *, k: Sequence[int], seed: int
+    run: Run,
+    probes: Sequence[str],
+    layers: Sequence[int],
+    *,
+    k: Sequence[int],
+    seed: int,
+    again: bool = False,
 ) -> tuple[list[str], str]:
     """Probes to sweep so that the run keeps what it has of others, and a sentence on these.
 
     Those of a kept sweep of the same settings are assembled anew with the ones that are asked for,
     of cells that the cache has where what went in is the same. Other settings replace it.
+
+    again : whether the noise floor is measured now, else a kept one goes, which the sentence says
     """
     try:
         kept = run.probes("sweep")
     except StoreError:  # there is none, or it is damaged
         return list(probes), ""
     there = np.atleast_1d(kept.attrs.get("probes", [])).tolist()
+    lost = "noise_cka_mean" in kept and not again
+    floor = "the noise floor that was kept is left out: --again RUN measures it" if lost else ""
     if not (more := [name for name in there if name not in probes]):
-        return list(probes), ""
+        return list(probes), floor
     if why := _not_of(kept, run, layers, k, seed):
-        return list(probes), f"the kept sweep is replaced, without {', '.join(more)}: {why}"
+        said = f"the kept sweep is replaced, without {', '.join(more)}: {why}"
+        return list(probes), "; ".join(filter(None, (said, floor)))
     said = f"with {', '.join(more)}, of the sweep that was kept"
-    return [name for name in ALL_PROBES if name in (*probes, *more)], said
+    every = [name for name in ALL_PROBES if name in (*probes, *more)]
+    return every, "; ".join(filter(None, (said, floor)))
 
 
 def _not_of(kept: xr.Dataset, run: Run, layers: Sequence[int], k: Sequence[int], seed: int) -> str:

@@ -463,6 +463,21 @@ def test_a_probe_that_is_added_leaves_the_others_and_other_settings_replace_them
     assert "without dimension: another version measured it" in capsys.readouterr().out
 
 
+def test_a_noise_floor_that_a_sweep_without_a_second_capture_leaves_out_is_named(tmp_path, capsys):
+    path, second = (flawed_run(tmp_path / name) for name in ("run", "second"))
+    states = zarr.open_group(second / "activations.zarr", mode="r+")["baseline/hidden"]
+    states[1, 0] = states[1, 0] + np.float16(0.1)
+    again = ProbeConfig(run=path, probes="knn", k="1", again=str(second))
+    lost = "the noise floor that was kept is left out: --again RUN measures it"
+    main(again)
+    main(again)
+    assert lost not in capsys.readouterr().out
+    main(ProbeConfig(run=path, probes="knn", k="1"))
+    assert capsys.readouterr().out.splitlines()[0] == lost
+    main(ProbeConfig(run=path, probes="knn", k="1"))
+    assert lost not in capsys.readouterr().out
+
+
 def test_a_command_that_is_stopped_says_how_to_go_on(capsys):
     def stopped():
         raise KeyboardInterrupt
