@@ -8,16 +8,15 @@ KNN, a layer         what the sweep asks of a layer's states: raw and centred, b
                      distance, k = 1 and 10, ten controls of shuffled labels, leaving one out, and
                      50 seeds of test90_10. scikit-learn shares the neighbours over k and controls,
                      is asked once for raw and centred distance, which are one, and is fitted for
-                     each split, as its interface has it. 2468 in 9843 x 2560: 4.9 to 5.1 x in
-                     float32 and 7.5 to 8.7 x in float64; 600 in 1200 x 256: 3.9 x, where votes and
-                     splits cost as much as products. On the clock with two threads: 4.1 and 2.7 x
-                     in float32
-KNN, a protocol      by itself, of 2468 x 2560 and of 600 x 256. 50 seeds of test90_10: 3.3 to 8.9
-                     and 5.6 x in float32, 7.1 and 7.0 x in float64, one product for all seeds.
-                     Leaving one out: 0.9 x in float32, 1.2 to 1.7 x in float64. Both are half a
-                     matrix product, which alone takes half of our time: 2 x is all there is
+                     each split, as its interface has it. 2468 in 9843 x 2560: 5 to 6.9 x in
+                     float32 and 8 to 11 x in float64; 600 in 1200 x 256: 3.9 and 4.9 x, where votes
+                     and splits cost as much as products
+KNN, a protocol      by itself, of 2468 x 2560 and of 600 x 256. 50 seeds of test90_10: 11.7 and
+                     5.4 x in float32, 24.5 and 6.8 x in float64, one product for all seeds.
+                     Leaving one out: 0.9 to 1.1 x in float32, 1.2 to 2.2 x in float64. Both are
+                     half a matrix product, which alone takes half of our time: 2 x is all there is
 KNN, one search      one k, one split, by cosine. scikit-learn's brute force is a matrix product,
-                     and so is any exact search: 0.9 to 1.9 x by FAISS, 1.2 to 2.8 x by torch,
+                     and so is any exact search: 0.8 to 1.9 x by FAISS, 1.4 to 2.9 x by torch,
                      whose product knows this processor; the float64 settles what float32 leaves.
                      Not taken: a bfloat16 product is 2.1 x the float32 one, and a bound on its
                      rounding proves 16 to 256 spare candidates to be enough for every query, but
@@ -25,18 +24,19 @@ KNN, one search      one k, one split, by cosine. scikit-learn's brute force is 
 CKA, one pair        debiased, in float32 (ckatorch goes on in float64; pytorch-cka stays in
                      float32, and is given float64 where that is off by more than 0.001: from
                      10,000 objects). Theirs grows with objects^2, ours with objects: at
-                     ModelNet40's 12,311 objects x 2560 it is 16 x ckatorch and 13 x pytorch-cka,
-                     and 85 % and more of ours is products it can't do without. At 2468 and 1000
-                     both are Gram matrices, half of each for ours: 6.6 and 2.8 x, 4.7 and 2.2 x
+                     ModelNet40's 12,311 objects x 2560 it is 26 x ckatorch and 16 x pytorch-cka,
+                     and all but all of ours is products it can't do without. At 2468 and 1000
+                     both are Gram matrices, half of each for ours: 5.1 and 2.4 x, 4.7 and 2.1 x
 CKA, layers          the table of 9 layers of 2 models, 2468 x 2560 in float64, ours with bands and
-                     theirs without: 3.2 x, and 86 % of ours is half a Gram matrix a layer
+                     theirs without: 2.2 to 3.2 x, and 64 to 86 % of ours is half a Gram matrix a
+                     layer: 3.5 x is all there is
 CKA, all pairs       values with jackknife bands and permutations of all pairs of layers, against a
                      loop over calls of the packages, a call for each pair (ckatorch) or for all
                      pairs at once (pytorch-cka), each object left out and each order of the
-                     objects. In full: 104 and 128 x. At a run's size, 36 layers of 600 x 256 and
-                     1,000 permutations, the calls are counted and timed: 3,000 and 139 x
+                     objects. In full: 117 and 98 to 128 x. At a run's size, 36 layers of 600 x 256
+                     and 1,000 permutations, the calls are counted and timed: 1,900 and 130 x
 CKA of a stream      100,000 objects in bounded memory, where two Gram matrices take 160 GB
-UMAP                 a layer of 2560 dims: ours is given cosine distances from one product
+UMAP                 a layer of 2560 dims: ours is given cosine distances from one product, 2.7 x
 """
 
 import argparse
