@@ -118,15 +118,16 @@ def rounded(values: np.ndarray, drop: int) -> np.ndarray:
 
 
 def smaller(results: xr.Dataset) -> xr.Dataset:
-    """Results without the captions that a lens was read against, which nothing shows, and with
-    rebuilt clouds rounded to ten bits of mantissa.
+    """Results without the captions that a lens was read against, which nothing shows, rebuilt
+    clouds rounded to ten bits of mantissa and scores to 30, nine digits.
     """
-    clouds = {
-        name: results[name].copy(data=rounded(results[name].values, 23 - 10))
-        for name in ("cloud", "target_cloud", "true_cloud")
-        if name in results
+    kinds = {"<f4": 23 - 10, "<f8": 52 - 30}
+    less = {
+        name: part.copy(data=rounded(part.values, kinds[part.dtype.str]))
+        for name, part in results.data_vars.items()
+        if part.dtype == "f8" or name in ("cloud", "target_cloud", "true_cloud")
     }
-    shown = results.drop_vars("nearest_caption", errors="ignore").assign(clouds)
+    shown = results.drop_vars("nearest_caption", errors="ignore").assign(less)
     return shown.drop_dims("caption", errors="ignore")
 
 
