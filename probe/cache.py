@@ -18,7 +18,7 @@ from store import Run
 MEASURES = (
     *("cells", "cka", "controls", "copies", "dimension", "drift", "geometry", "halves", "hsic"),
     *("hubness", "intervals", "knn", "linear", "maps", "objects", "orders", "outliers", "pairs"),
-    *("reconstruction", "similarity", "tokens", "variants"),
+    *("products", "reconstruction", "similarity", "tokens", "variants"),
 )
 UNREADABLE = (BadZipFile, EOFError, OSError, RuntimeError, ValueError)
 """What numpy raises for a file that is not there, cut off, or of other bytes."""

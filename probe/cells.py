@@ -230,7 +230,7 @@ def similarity_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     )
     return {
         "drift_procrustes": turned.centred,
-        "states": pooled,
+        "states": pooled.astype(np.float32),
         "values": found.values,
         "left_out": found.left_out,
         "values_without": other.values,

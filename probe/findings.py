@@ -150,7 +150,8 @@ def _course(
     said = _ends(results, score, scale, digits)
     if score == "drift_centred" and "drift_pooled_mean" in results and results.sizes["token"] > 1:
         said += f"; of the mean token: {_ends(results, 'drift_pooled', scale, digits)}"
-    return f"{capitalised(name)}{unit} from layer {first} to {last}{against}: {said}."
+    where = f"from layer {first} to {last}" if first != last else f"at layer {last}"
+    return f"{capitalised(name)}{unit} {where}{against}: {said}."
 
 
 def _ends(results: xr.Dataset, score: str, scale: int, digits: int) -> str:
@@ -160,8 +161,9 @@ def _ends(results: xr.Dataset, score: str, scale: int, digits: int) -> str:
         at = results.sel(variant=variant, layer=last)
         start = scale * float(results[f"{score}_mean"].sel(variant=variant, layer=first))
         ends = [scale * float(at[f"{score}_{part}"]) for part in ("mean", "low", "high")]
-        form = "{} {:.{d}f} to {:.{d}f} [{:.{d}f}, {:.{d}f}]"
-        said.append(form.format(variant, start, *ends, d=digits))
+        begun = f"{start:.{digits}f} to " if first != last else ""
+        form = "{} {}{:.{d}f} [{:.{d}f}, {:.{d}f}]"
+        said.append(form.format(variant, begun, *ends, d=digits))
     return ", ".join(said)
 
 

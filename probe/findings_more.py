@@ -80,6 +80,8 @@ def compare_likenesses(results: xr.Dataset, names: dict[str, str]) -> str:
     ways: dict[str, list[str]] = {"closer": [], "further": []}
     none = []
     for key, words in names.items():
+        if pair[f"{key}_difference"].isnull().all():  # PWCCA of few objects
+            continue
         sure = pair[f"{key}_difference_p_adjusted"].values < SIGNIFICANT
         closer = pair[f"{key}_difference"].values * (-1 if key == "procrustes" else 1) > 0
         for where, way in ((sure & closer, "closer"), (sure & ~closer, "further")):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from probe.intervals import BLOCK, Interval
+from probe.intervals import BLOCK, Interval, wider_of_few
 from probe.linear import (
     FOLDS,
     PENALTIES,
@@ -232,7 +232,7 @@ def r2_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """R^2 by column with its percentile interval. Both (samples, properties).
+    """R^2 by column with its percentile interval, as wide as t. Both (samples, properties).
 
     Error and deviation come from the same resample of the objects: R^2 is a ratio, and objects
     that are far from the mean weigh in both. Resamples that draw a single value are left out.
@@ -250,7 +250,9 @@ def r2_interval(
         some = varied > 1e-12 * square
         found.append(1 - np.divide(error, varied, out=np.full_like(error, np.nan), where=some))
     bounds = np.nanquantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return Interval(r2(values, predicted), *bounds)
+    share = r2(values, predicted)
+    low, high = share + wider_of_few(samples, level) * (bounds - share)
+    return Interval(share, low, np.minimum(high, 1))
 
 
 class _Fit(NamedTuple):

@@ -176,6 +176,7 @@ def group_difference(
     found, error = group_jackknife(gap, left_out, level), _group_error(left_out)
     score = np.divide(np.abs(gap), error, out=np.zeros_like(gap), where=error > 0)
     p = np.where(error > 0, 2 * stdtr(left_out.shape[-1] - 1, -score), 1.0)
+    p = np.where(np.isnan(error), np.nan, p)  # what is not defined is no test
     layers = gap.shape[-1] if np.ndim(gap) else 1
     wide = group_jackknife(gap, left_out, 1 - (1 - level) / layers)
     return Difference(*found, p, holm(p), *wide[1:])
@@ -243,12 +244,17 @@ def _as_far_as_t(values: np.ndarray, means: np.ndarray, level: float) -> np.ndar
     takes quantiles farther out instead): of 20 objects the plain percentiles hold 92 to 93 % of
     means where these hold 94 to 95, of 10 objects 89 and 94. None is beyond the values themselves.
     """
+    mean = values.mean(axis=-1)
+    far = mean + wider_of_few(values.shape[-1], level) * (means - mean)
+    return far.clip(values.min(axis=-1), values.max(axis=-1))
+
+
+def wider_of_few(samples: int, level: float) -> float:
+    """How much farther Student's t reaches than the resamples of so many objects do."""
     from scipy.special import ndtri, stdtrit
 
-    samples, mean = values.shape[-1], values.mean(axis=-1)
-    wider = stdtrit(samples - 1, (1 + level) / 2) / ndtri((1 + level) / 2)
-    far = mean + wider * np.sqrt(samples / (samples - 1)) * (means - mean)
-    return far.clip(values.min(axis=-1), values.max(axis=-1))
+    tail = (1 + level) / 2
+    return float(np.sqrt(samples / (samples - 1)) * stdtrit(samples - 1, tail) / ndtri(tail))
 
 
 def percentile_band(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

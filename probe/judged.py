@@ -28,9 +28,14 @@ SECOND = tuple(JUDGED)[-8:]  # opinions, told together
 
 
 def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
-    """Measures with a verdict in these results, and where to find it: the largest k."""
+    """Measures with a verdict in these results, and where to find it: the largest k.
+
+    One that is not defined of so few objects, as PWCCA, has none.
+    """
     found = []
     for score in JUDGED:
+        if f"{score}_mean" in results and not results[f"{score}_mean"].notnull().any():
+            continue
         if f"{score}_fall_mean" in results:
             by_k = "k" in results[f"{score}_margin"].dims
             found.append((score, {"k": int(results.k.values[-1])} if by_k else {}))
@@ -121,6 +126,10 @@ def _moved(pair: xr.Dataset, score: str) -> str:
         float(pair[f"{score}_shift_{part}"]) for part in ("mean", "low", "high", "censored")
     )
     if censored > 1 - float(pair.attrs["level"]):
+        if low > 0:
+            return f"alignment delays the fall by at least {low:.1f} layers; "
+        if high < 0:
+            return f"alignment hastens the fall by at least {-high:.1f} layers; "
         fell = (pair[f"{score}_fall_p"].values < SIGNIFICANT).any()
         return "how far alignment moves the fall is not known; " if fell else ""
     if round(low, 1) <= 0 <= round(high, 1):

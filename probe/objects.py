@@ -16,7 +16,7 @@ from probe.drift import apply_map, fit_map
 from probe.geometry import descriptors
 from probe.knn import nearest, unit_rows, vote
 from probe.maps import chained
-from probe.splits import gallery_query, groups_of, layers_of, without_copies
+from probe.splits import apart, gallery_query, groups_of, layers_of
 from probe.tokens import Tokens
 from probe.whose import errors_of
 from store import Run
@@ -61,7 +61,7 @@ def objects(
     samples = table.sizes["sample"]
     gallery, query = gallery_query(table)
     groups = groups_of(run)
-    gallery = without_copies(gallery, query, groups)
+    gallery, _ = apart(gallery, query, groups)
     if len(gallery) < 2:
         raise ValueError(f"{run.path} has {len(gallery)} gallery object: neighbours need 2 or more")
     k = min(k, len(gallery) - 1)

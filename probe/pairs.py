@@ -25,6 +25,7 @@ from probe.similarity import (
 
 BLOCK_BYTES = 2**30
 PAIRS_AT_ONCE = 2**12
+MOST = 3000  # objects that a null is dealt over: their pairs are held, for every set
 ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 Measure = Callable[[np.ndarray, np.ndarray], float]
@@ -46,24 +47,26 @@ def cka_pairs(states: list[np.ndarray], level: float = 0.95) -> PairCka:
     """Debiased linear CKA of every pair of representations of the same objects.
 
     states : arrays (samples, dim), dims may differ; the same objects in the same order. Equals
-    `probe.cka.cka_interval` of each pair. Memory beside the states is one block of Gram rows, a
-    gigabyte at most, and the (samples, sets, sets) leave-one-out values.
+    `probe.cka.cka_interval` of each pair. Memory beside the states is one of them in float64, one
+    block of Gram rows, a gigabyte at most, and the (samples, sets, sets) leave-one-out values.
     """
     from scipy.special import ndtri
 
-    sets = [features(x, f"set {at}") for at, x in enumerate(states)]
-    samples = {len(x) for x in sets}
+    samples = {len(x) for x in states}
     if len(samples) != 1 or (n := samples.pop()) < 5:
         raise ValueError(f"sets of {[len(x) for x in states]} objects: need the same 5 or more")
-    norms = np.stack([(x**2).sum(axis=1) for x in sets])  # (sets, samples)
-    rows = np.stack([x @ x.sum(axis=0) for x in sets]) - norms
-    both, crossed = np.empty((2, n, len(sets), len(sets)))
-    step = min(n, max(1, BLOCK_BYTES // (8 * len(sets) * n)))
-    held = np.empty((step, len(sets), n))
+    rows = np.empty((len(states), n))
+    for at, x in enumerate(states):
+        x = features(x, f"set {at}")
+        rows[at] = x @ x.sum(axis=0) - np.einsum("sd,sd->s", x, x)
+    both, crossed = np.empty((2, n, len(states), len(states)))
+    step = min(n, max(1, BLOCK_BYTES // (8 * len(states) * n)))
+    held = np.empty((step, len(states), n))
     for start in range(0, n, step):
         block = slice(start, min(start + step, n))
         grams = held[: block.stop - start]  # (block, sets, samples)
-        for at, x in enumerate(sets):
+        for at, x in enumerate(states):
+            x = features(x, f"set {at}")  # anew: those of all sets would take as much as the states
             np.matmul(x[block], x.T, out=grams[:, at])  # half the work where the block is all
         grams[np.arange(len(grams)), :, np.arange(n)[block]] = 0
         both[block] = grams @ grams.transpose(0, 2, 1)
@@ -98,8 +101,15 @@ def cka_pairs_null(
     from the pairs of objects of all centred Gram matrices, which lie side by side in memory. With
     i before j, set j in that order beside set i is one draw; set i in it beside set j is the next:
     that is set j in the order turned back.
+
+    Of more than 3,000 objects so many are drawn, whose null reaches higher: memory stays bounded,
+    and what is above it is above that of all.
     """
-    n, rng = len(states[0]), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    if len(states[0]) > MOST:
+        some = np.sort(rng.permutation(len(states[0]))[:MOST])
+        states = [x[some] for x in states]
+    n = len(states[0])
     first, second = np.triu_indices(n, 1)
     place = np.zeros((n, n), np.int32)
     place[first, second] = place[second, first] = np.arange(len(first))

@@ -14,7 +14,7 @@ import xarray as xr
 from probe import cache, intervals
 from probe.cells import LEVEL, Objects, Settings
 from probe.sheet import Sheet
-from probe.splits import gallery_query, groups_of, layers_of, one_each, without_copies
+from probe.splits import apart, gallery_query, groups_of, layers_of
 from probe.sweep import REFERENCE
 from probe.tokens import Tokens, blocks
 from probe.whose import errors_of
@@ -77,7 +77,7 @@ def reconstruction(
     gallery, query = gallery_query(table)
     points = Tokens(run.points()[:samples, :, :3])
     groups = groups_of(run, samples)
-    gallery, query = without_copies(gallery, query, groups), one_each(query, groups)
+    gallery, query = apart(gallery, query, groups)
     if len(query) < 2:
         raise ValueError(f"{run.path} has 1 query object: an interval needs 2 or more")
     asked = lessons(points, gallery, query, steps=steps, seed=seed)

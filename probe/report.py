@@ -95,9 +95,10 @@ def _verdict_table(results: xr.Dataset) -> Table:
 
 def _shift_cell(row: xr.Dataset, score: str) -> str:
     censored = float(row[f"{score}_shift_censored"])
-    if np.isnan(censored) or censored > 1 - float(row.attrs["level"]):
-        return "–"
     numbers = [float(row[f"{score}_shift_{part}"]) for part in ("mean", "low", "high")]
+    if np.isnan(censored) or censored > 1 - float(row.attrs["level"]):
+        _, low, high = numbers
+        return f"≥ {low:+.1f}" if low > 0 else f"≤ {high:+.1f}" if high < 0 else "–"
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers)
 
 

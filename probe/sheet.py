@@ -119,3 +119,11 @@ class Sheet:
         least = verdict.detectable(paired, hits=hits, level=LEVEL, seed=self.seed)
         text = f"difference in {name} that would be found 4 times in 5"
         self.put(f"{key}_detectable", where, least, text, "smaller: a sharper run")
+
+    def put_verdict_from_first(
+        self, key: str, scores: np.ndarray, chance: np.ndarray | float, name: str
+    ) -> None:
+        """Where each model falls below its own shallowest layer, if there is a deeper one."""
+        if len(self.layers) > 1:
+            against = f"layer {self.layers[0]}"
+            self.put_verdict(key, (), scores, scores[:, :1], chance, name, against=against)

@@ -48,9 +48,7 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         if gaps:
             where, text = ("comparison", "layer"), f"difference in {name}"
             sheet.put_differences(f"{key}_difference", where, gaps, text)
-        against = f"layer {sheet.layers[0]}"
-        chance = -random[:, 0].mean()
-        sheet.put_verdict(key, (), -values, -values[:, :1], chance, name, against=against)
+        sheet.put_verdict_from_first(key, -values, -random[:, 0].mean(), name)
     values = sheet.stacked(cells, "centred_without")
     estimate = intervals.bootstrap(values, level=LEVEL, seed=sheet.seed)
     text = f"{centred}, massive tokens left out"
@@ -76,8 +74,7 @@ def _put_cka(sheet: Sheet, cells: dict[Any, Cell], key: str, name: str) -> None:
         where = ("comparison", "layer")
         sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
     own = cka.own_parts(values[..., 0], left_out)
-    against = f"layer {sheet.layers[0]}"
-    sheet.put_verdict(key, (), own, own[:, :1], 0.0, name, against=against)
+    sheet.put_verdict_from_first(key, own, 0.0, name)
 
 
 NAMES = {
@@ -188,7 +185,6 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
 
 def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     _put_jackknifed(sheet, cells, pairs.ALIKE)
-    first = f"layer {sheet.layers[0]}"
     shuffled = sheet.stacked(cells, "shuffled")
     for at, key in enumerate(pairs.ALIKE):
         text, direction = f"{NAMES[key]}, its objects shuffled", MORE[key]
@@ -199,7 +195,7 @@ def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> N
         )
         sign = -1 if direction == LOWER else 1
         chance = sign * shuffled[:, 0, ..., at].mean()
-        sheet.put_verdict(key, (), sign * own, sign * own[:, :1], chance, NAMES[key], against=first)
+        sheet.put_verdict_from_first(key, sign * own, chance, NAMES[key])
     queries = len(sheet.data.query)
     floor = max(1, min(pairs.SHARED, queries // 3)) / (queries - 1)
     text = f"{NAMES['mutual_knn']}, unrelated objects"
@@ -214,7 +210,7 @@ def put_similarity(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> N
     text = "drift from the target, less what all objects share, through an orthogonal map"
     sheet.put_interval("drift_procrustes", dims, estimate, text, LOWER)
     # centred states of unrelated objects have a cosine of 0 on average
-    sheet.put_verdict("drift_procrustes", (), -turned, -turned[:, :1], -1.0, text, against=first)
+    sheet.put_verdict_from_first("drift_procrustes", -turned, -1.0, text)
     for key, part, text in (
         ("cka_biased", "biased", "biased CKA with the target, to be read against its floor"),
         ("cka_biased_floor", "floor", "biased CKA of unrelated states of these sizes"),

@@ -39,6 +39,13 @@ def one_each(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return rows[np.sort(np.unique(groups[rows], return_index=True)[1])]
 
 
+def apart(
+    gallery: np.ndarray, query: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both: one object of each group, in the query where that has one of it."""
+    return one_each(without_copies(gallery, query, groups), groups), one_each(query, groups)
+
+
 def groups_of(run: Run, samples: int | None = None) -> np.ndarray:
     """Groups of a run's objects, (samples,): by their clouds, or by targets where it has none."""
     if run.attrs["points"] is None:

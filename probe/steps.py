@@ -67,7 +67,7 @@ def steps(
         tokens = Tokens(run.hidden(name).sel(step=step, layer=layer)[: data.samples])
         key = cache.digest(tokens, known, seed)
         with errors_of(f"{name}, step {step}, layer {layer}", run, tokens):
-            cell = cache.kept(folder, "steps", key, partial(drift_cell, data, tokens, ask))
+            cell = cache.kept(folder, "drift", key, partial(drift_cell, data, tokens, ask))
         place = names.index(name), every.index(step), depth.index(layer)
         found[(slice(None), slice(None), *place)] = _scores(cell, seed)
         cells[name, step, layer] = cell

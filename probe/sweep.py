@@ -191,7 +191,7 @@ def cells_of(
         data = data._replace(properties=_properties(run, data, properties))
     if not 1 <= min(k) <= max(k) <= len(data.gallery):
         raise ValueError(f"k={list(k)}: must be 1 to {len(data.gallery)}, the gallery's objects")
-    ask = Settings(tuple(k), seed)
+    ask = Settings(tuple(sorted(set(k))), seed)
     places = [(variant, layer) for variant in variants for layer in layers]
     rest = {
         "probes": tuple(probes),
@@ -319,7 +319,7 @@ def _wanted(
 
 
 def read_objects(run: Run, variants: Sequence[str]) -> Objects:
-    """The objects all models have: one query object of each group, none of them in the gallery.
+    """The objects all models have: one of each group, in the query where that holds one.
 
     Groups are of copies and near-copies, `probe.copies`: each then counts as the one object it is,
     in every mean, interval, permutation and split.
@@ -331,7 +331,7 @@ def read_objects(run: Run, variants: Sequence[str]) -> Objects:
     table = run.samples().isel(sample=slice(samples))
     gallery, query = splits.gallery_query(table)
     groups = splits.groups_of(run, samples)
-    kept, asked = splits.without_copies(gallery, query, groups), splits.one_each(query, groups)
+    kept, asked = splits.apart(gallery, query, groups)
     if not len(kept):
         raise ValueError(f"{run.path}: all {len(gallery)} gallery objects are copies of queries")
     target = Tokens(run.target()[:samples])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.intervals import resampled_means
+from probe.intervals import resampled_means, wider_of_few
 
 SHARE = 0.05  # of the way from the reference to chance: the loss that counts
 POWER = 0.8
@@ -150,19 +150,18 @@ def detectable(
 
     gaps : (..., layers, samples)    hits : gaps of right and wrong, see `hit_error`
     """
-    from scipy.special import ndtri, stdtrit
+    from scipy.special import ndtri
 
     gaps = np.asarray(gaps, np.float64)
     _, error = hit_error(gaps) if hits else _mean_and_error(gaps)
-    samples, tail = gaps.shape[-1], (1 + level) / 2
-    wider = np.sqrt(samples / (samples - 1)) * stdtrit(samples - 1, tail) / ndtri(tail)  # if few
+    wider = wider_of_few(gaps.shape[-1], level)
     return (wider * critical(gaps, level, seed)[..., None] + ndtri(power)) * error
 
 
 def hit_error(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Middle and half width over z of the interval of a mean of gaps of right and wrong.
 
-    gaps : (..., samples), -1, 0 and 1, or means of such, for which it is a little too wide
+    gaps : (..., samples), -1, 0 and 1, or means of such
 
     Half an object more is counted either way and two in all, as none that differs is no proof that
     none would (Agresti & Min 2005, doi:10.1002/sim.1781). Where 0.1 to 40 % differ, either way,
@@ -170,7 +169,7 @@ def hit_error(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     where few differ and all one way); normal ones without it hold 69 and 90 (10 and 53).
     """
     samples, total = gaps.shape[-1], gaps.sum(axis=-1)
-    differ = np.abs(gaps).sum(axis=-1) + 1
+    differ = (gaps**2).sum(axis=-1) + 1
     error = np.sqrt(differ - total**2 / (samples + 2)) / (samples + 2)
     return total / (samples + 2), error
 

@@ -1,7 +1,9 @@
 """Cells are made once: what did not change is not measured again, and what did is."""
 
+import ast
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +110,23 @@ def test_what_is_kept_holds_no_code_and_is_whole_or_not_there(tmp_path):
     with pytest.raises(ValueError, match="allow_pickle"):
         cache.kept(tmp_path / "cells", "knn", "other", lambda: {"hits": np.array([print])})
     assert [path.name for path in (tmp_path / "cells").glob("*other.npz")] != ["knn-other.npz"]
+
+
+def test_every_module_that_a_measure_is_made_of_is_part_of_its_key():
+    """A cell would else be taken for good after what made it has changed."""
+    folder = Path(cells.__file__).parent
+
+    def imported(name):
+        tree = ast.parse((folder / f"{name}.py").read_text())
+        for node in tree.body:  # what is imported within a function is of other uses
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("probe"):
+                names = [alias.name for alias in node.names]
+                yield from names if node.module == "probe" else [node.module.split(".")[1]]
+
+    found, left = set(), ["cells", "pairs"]
+    while left:
+        name = left.pop()
+        if name not in found and (folder / f"{name}.py").exists():
+            found.add(name)
+            left += imported(name)
+    assert {"knn", "products", "hsic"} < found <= set(cache.MEASURES)

@@ -8,7 +8,7 @@ import xarray as xr
 from scipy.spatial.distance import cdist
 
 from probe import copies
-from probe.splits import one_each
+from probe.splits import apart, one_each
 
 POINTS = 1024
 COLOURS = ((0.2, 0.3, 0.9), (0.9, 0.3, 0.2))
@@ -91,3 +91,10 @@ def test_a_cloud_with_nan_is_named():
 def test_one_of_each_group_is_asked():
     groups = np.array([0, 1, 0, 2, 1, 3])
     np.testing.assert_array_equal(one_each(np.array([1, 2, 4, 5]), groups), [1, 2, 5])
+
+
+def test_each_group_is_one_object_of_the_query_where_that_has_one_else_of_the_gallery():
+    groups = np.array([0, 1, 0, 2, 1, 3, 3, 2])
+    gallery, query = apart(np.array([0, 2, 3, 5, 6]), np.array([1, 4, 7]), groups)
+    np.testing.assert_array_equal(gallery, [0, 5])
+    np.testing.assert_array_equal(query, [1, 7])

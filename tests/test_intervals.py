@@ -9,6 +9,7 @@ from probe.intervals import (
     adjust_normal,
     bootstrap,
     group_difference,
+    holm,
     mcnemar,
     paired_difference,
     percentile_band,
@@ -158,3 +159,14 @@ def test_a_share_of_repeated_questions_is_as_sure_as_its_objects():
     plain = wilson(easy[:3].sum(axis=1), 150)
     np.testing.assert_allclose(once, plain, atol=2e-3)
     assert ratio(np.ones(30), np.ones(30)).low == wilson(30, 30).low
+
+
+def test_what_is_not_defined_is_no_test_and_makes_no_other_stricter():
+    rng = np.random.default_rng(0)
+    values, out = rng.normal(size=4) + 3, rng.normal(size=(4, 16)) / 16 + 3
+    whole = group_difference(values, out, 0 * values, 0 * out)
+    values[1] = out[1] = np.nan
+    found = group_difference(values, out, 0 * values, 0 * out)
+    assert np.isnan([found.p[1], found.p_adjusted[1]]).all()
+    np.testing.assert_array_equal(np.delete(found.p, 1), np.delete(whole.p, 1))
+    assert found.p_adjusted.tolist()[0] == holm(np.delete(whole.p, 1))[0]

@@ -249,7 +249,20 @@ def test_second_opinions_have_a_verdict_on_the_planted_loss_too(run):
         assert (pair[f"{score}_detectable"] > 0).all()
     [depth, alignment] = (each for each in findings(found) if each.startswith("Second opinions"))
     assert "RSA with the target: baseline falls at layer" in depth
-    assert "RSA with the target: how far alignment moves the fall is not known" in alignment
+    least = float(pair.rsa_shift_low)  # aligned never falls: at least so far
+    assert f"RSA with the target: alignment delays the fall by at least {least:.1f} la" in alignment
+    cells = Console(width=400, record=True, file=io.StringIO())
+    print_table(found, cells)
+    assert f"≥ {least:+.1f}" in cells.export_text()
+
+
+def test_a_likeness_that_is_not_defined_is_no_result(run):
+    found = sweep(run, ["similarity"], [0, 12], ["baseline", "aligned"])
+    missing = [name for name in found if str(name).startswith("pwcca")]
+    undefined = found.assign({name: np.nan * found[name] for name in missing})
+    said = " ".join(findings(undefined))
+    assert "PWCCA not defined, as there are no more objects than dimensions" in said
+    assert said.count("PWCCA") == 1 and "nan" not in said
 
 
 def test_what_the_mean_token_massive_ones_and_one_dimension_change_is_told(whole):

@@ -130,3 +130,13 @@ def test_jackknife_bands_of_cka_and_rsa_cover_the_value_of_many_objects():
             covered[at] += low <= truth[at] <= high
     # 95 %, a standard error of 0.7 points
     assert (covered / 1000 > 0.925).all() and (covered / 1000 < 0.975).all()
+
+
+def test_of_many_objects_the_null_is_of_some_and_reaches_higher(states, monkeypatch):
+    whole = cka_pairs_null(states, 400)
+    monkeypatch.setattr("probe.pairs.MOST", 45)
+    some = np.sort(np.random.default_rng(3).permutation(90)[:45])
+    part = cka_pairs_null(states, 400, seed=3)
+    alone = cka_pairs_null([x[some] for x in states], 400, seed=4)
+    assert part.mean() == pytest.approx(alone.mean(), rel=0.15)
+    assert np.quantile(part, 0.95) > 1.4 * np.quantile(whole, 0.95)

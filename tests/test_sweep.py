@@ -535,3 +535,16 @@ def flawed_run(path, *, label=None, split=None, hidden=None, infinite=None):
         writer.append("baseline", rows, states[:, rows])
     writer.finish()
     return path
+
+
+def test_of_one_layer_no_fall_is_told_that_would_be_measured_from_itself(run):
+    one = sweep(run, ["knn", "drift"], [8], ["baseline"], k=(1,))
+    assert "knn_fall_mean" in one and "cka_fall_mean" not in one and "drift_fall_mean" not in one
+    said = findings(one)
+    assert any(each.startswith("Accuracy (K = 1) in % at layer 8") for each in said)
+    assert "from layer 8 to 8" not in " ".join(said)
+
+
+def test_the_order_that_ks_are_named_in_changes_nothing(run):
+    found, other = (sweep(run, ["knn"], [8], ["baseline"], k=k) for k in ((1, 10), (10, 1, 10)))
+    assert found.equals(other)

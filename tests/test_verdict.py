@@ -194,6 +194,13 @@ def test_intervals_of_differences_of_hits_hold_them_however_few_objects_differ(s
     assert chance[likely] @ holds >= 0.93  # exactly; a bootstrap holds 37 % where few differ
 
 
+def test_the_error_of_means_of_hits_is_that_of_their_mean():
+    """As where the read-outs of two halves are asked about each object: gaps of a half."""
+    gaps = np.random.default_rng(0).choice([-1, -0.5, 0, 0.5, 1], 4000, p=[0.1, 0.2, 0.3, 0.2, 0.2])
+    _, error = hit_error(gaps)
+    assert error == pytest.approx(gaps.std() / np.sqrt(4000), rel=0.01)
+
+
 def test_a_few_objects_that_all_agree_prove_nothing_and_many_do():
     assert equivalence(np.zeros((1, 6)), 0.03, hits=True)[0] > 0.3
     assert np.isnan(falls(np.zeros((1, 6)), np.array([0]), 0.03, hits=True).held)
