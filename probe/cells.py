@@ -75,26 +75,30 @@ def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,).
 
     `cka_standardised` and its `_left_out` the same of dimensions that all have the same spread, and
-    `encoder_cka` with the encoder's output, where that is there. Massive tokens are left out of
-    the mean in `cka_without` (mean, low, high), and of `centred` in `centred_without` (queries,).
+    `encoder_cka` with the encoder's output, where that is there; and `cka_without_massive` with
+    massive tokens left out of the mean. Nothing of `centred_without` and its control
+    `centred_random_without` (queries,) is fitted on them nor averaged over them.
     """
     pooled, target = (x.pooled[data.query] for x in (tokens, data.target))
     alike = cka.cka_interval(pooled, target)
-    massive, rest = outliers.massive_tokens(tokens.norms)[data.query], _without_massive(tokens)
-    without = alike if rest is None else cka.cka_interval(rest[data.query], target)
-    parts = drift_parts(
-        tokens, data.target, "ridge", gallery=data.gallery, query=data.query, seed=ask.seed
-    )
+    rest, without = _without_massive(tokens), alike
+    asked: dict[str, Any] = {"gallery": data.gallery, "query": data.query, "seed": ask.seed}
+    parts = left = drift_parts(tokens, data.target, "ridge", **asked)
+    if rest is not None:
+        without = cka.cka_interval(rest[data.query], target)
+        massive = outliers.massive_tokens(tokens.norms)
+        left = drift_parts(tokens, data.target, "ridge", left_out=massive, **asked)
     one, other = (_standardised(x.pooled, data) for x in (tokens, data.target))
     likeness = {"cka": alike, "cka_standardised": cka.cka_interval(one, other)}
+    likeness["cka_without_massive"] = without
     if data.encoder is not None:
         likeness["encoder_cka"] = cka.cka_interval(pooled, data.encoder[data.query])
     return {
         **{key: np.array([one.mean, one.low, one.high]) for key, one in likeness.items()},
         **{f"{key}_left_out": one.left_out for key, one in likeness.items()},
-        "cka_without": np.array([without.mean, without.low, without.high]),
         **{name: part for name, part in zip(Drift._fields, parts, strict=True)},
-        "centred_without": outliers.mean_without(parts.by_token[..., None], massive)[:, 0],
+        "centred_without": left.centred,
+        "centred_random_without": left.centred_random,
     }
 
 
@@ -136,7 +140,7 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
     of its code `bits` a label and `bits_left_out` (groups,) with groups of objects left out; those
-    of `LearningCurve`; and `accuracy_without` massive tokens.
+    of `LearningCurve`; and `accuracy_without` massive tokens, with its `hits_without`.
     """
     known, wanted = data.labels[data.gallery], data.labels[data.query]
     alike: dict[str, Any] = {"groups": data.groups[data.gallery], "seed": ask.seed}
@@ -163,6 +167,7 @@ def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         "curve": curve.hits,
         "spread": curve.spread,
         "accuracy_without": np.array(other.accuracy),
+        "hits_without": other.hits,
     }
 
 

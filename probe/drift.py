@@ -77,12 +77,18 @@ def drift_parts(
     query: np.ndarray | None = None,
     projector: Callable | None = None,
     seed: int = 0,
+    left_out: np.ndarray | None = None,
 ) -> Drift:
-    """`cosine_drift` with its random-pair control and its centred form; same arguments."""
+    """`cosine_drift` with its random-pair control and its centred form; same arguments.
+
+    left_out : (samples, tokens) of bool, tokens that nothing is fitted on nor averaged over; an
+               object none of whose tokens would be left keeps them all
+    """
     x, target = (one if isinstance(one, Tokens) else np.asarray(one) for one in (x, target))
     _check(x, target, map, projector)
     fit, score = _rows(len(x), gallery, query, map)
-    fitted = fit_map(x, target, map, rows=fit, seed=seed) if map in FITTED else None
+    keep = _kept(left_out, x.shape[:2])
+    fitted = fit_map(x, target, map, rows=fit, seed=seed, keep=keep) if map in FITTED else None
 
     def mapped(rows: np.ndarray) -> np.ndarray:
         tokens = _read(x, rows, "x").astype(np.float32, copy=False)
@@ -95,7 +101,8 @@ def drift_parts(
 
     # positions differ from one another far more than objects do: that part is not geometry
     base = fit if len(fit) else score
-    mapped_mean, target_mean = _mean(mapped, base, x.shape), _mean(goal, base, target.shape)
+    mapped_mean = _mean(mapped, base, x.shape, keep)
+    target_mean = _mean(goal, base, target.shape, keep)
     if mapped_mean.shape != target_mean.shape:
         raise ValueError(
             f"mapped tokens {mapped_mean.shape} and target {target_mean.shape} differ in shape"
@@ -110,8 +117,11 @@ def drift_parts(
         centred = here - mapped_mean
         for at, goals in enumerate((own - target_mean, unlike - target_mean)):
             found[2 + at, some] = token_drift(centred, goals)
-            pooled[at, some] = token_drift(_pooled(centred), _pooled(goals))[:, 0]
-    plain, random, centred, unrelated = found.mean(axis=2, dtype=np.float64)
+            each = (_pooled(part, keep[score[some]]) for part in (centred, goals))
+            pooled[at, some] = token_drift(*each)[:, 0]
+    counted = keep[score]
+    sums = (found * counted).sum(axis=2, dtype=np.float64)
+    plain, random, centred, unrelated = sums / counted.sum(axis=1)
     return Drift(plain, random, centred, unrelated, found[2], *pooled)
 
 
@@ -146,11 +156,13 @@ def fit_map(
     *,
     rows: np.ndarray | None = None,
     seed: int = 0,
+    keep: np.ndarray | None = None,
 ) -> Map:
     """The map from x (samples, tokens, dim) to target (samples, tokens, target_dim).
 
     rows : the objects it is fitted on; all by default. Of many objects some tokens, of very many
            some objects are drawn, `FIT_TOKENS` in all.
+    keep : (samples, tokens) of bool, tokens that may be among these; all by default
 
     Ridge standardises x and picks its strength by cross-validation over whole objects.
     Procrustes is the best orthogonal map, semi-orthogonal where dims differ.
@@ -161,8 +173,10 @@ def fit_map(
     if len(rows) > FIT_TOKENS:
         rows = np.sort(np.random.default_rng([seed, 17]).choice(rows, FIT_TOKENS, replace=False))
     folds = np.random.default_rng(seed).permutation(len(rows)) % FOLDS
-    near, far = _some_tokens(x, target, rows, seed)
-    moments = [_moments(near[folds == fold], far[folds == fold]) for fold in range(FOLDS)]
+    keep = np.ones(x.shape[:2], bool) if keep is None else keep
+    near, far, used = _some_tokens(x, target, rows, seed, keep)
+    each = [used & (folds == fold)[:, None] for fold in range(FOLDS)]
+    moments = [_moments(near[some], far[some]) for some in each]
     total = _added(moments)
     _spread(total)  # no map of any kind where nothing varies
     if map == "procrustes":
@@ -258,22 +272,34 @@ def _validation_errors(train: _Moments, held: _Moments) -> np.ndarray:
 
 
 def _some_tokens(
-    x: np.ndarray | Tokens, y: np.ndarray | Tokens, rows: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same number of tokens of each object, `FIT_TOKENS` at most, drawn with the seed."""
+    x: np.ndarray | Tokens, y: np.ndarray | Tokens, rows: np.ndarray, seed: int, keep: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same number of tokens of each object, `FIT_TOKENS` at most, drawn with the seed; and
+    which of them are kept, (rows, tokens).
+    """
     samples, tokens = len(rows), x.shape[1]
-    keep = min(tokens, FIT_TOKENS // samples)
+    count = min(tokens, FIT_TOKENS // samples)
     draw = np.random.default_rng([seed, 2]).random((samples, tokens))
-    chosen = np.sort(draw.argsort(axis=1)[:, :keep], axis=1)[:, :, None]
+    chosen = np.sort(draw.argsort(axis=1)[:, :count], axis=1)[:, :, None]
 
     def drawn(values: np.ndarray | Tokens, name: str) -> np.ndarray:
-        found = np.empty((samples, keep, values.shape[2]), values[:0].dtype)
+        found = np.empty((samples, count, values.shape[2]), values[:0].dtype)
         for some in blocks(samples, values.shape):
             every = _read(values, rows[some], name)
             found[some] = np.take_along_axis(every, chosen[some], axis=1)
         return found
 
-    return drawn(x, "x"), drawn(y, "target")
+    used = np.take_along_axis(keep[rows], chosen[..., 0], axis=1)
+    return drawn(x, "x"), drawn(y, "target"), used
+
+
+def _kept(left_out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Which tokens count, (samples, tokens): all of an object of which none would be left."""
+    if left_out is None:
+        return np.ones(shape, bool)
+    if left_out.shape != shape:
+        raise ValueError(f"left_out {left_out.shape} of tokens {shape}: need one for each token")
+    return ~left_out | left_out.all(axis=1, keepdims=True)
 
 
 def _read(tokens: np.ndarray | Tokens, rows: np.ndarray, name: str) -> np.ndarray:
@@ -285,15 +311,18 @@ def _read(tokens: np.ndarray | Tokens, rows: np.ndarray, name: str) -> np.ndarra
     return found
 
 
-def _mean(read: Callable, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Mean of the tokens of some objects at each position, (tokens, dim) in float32."""
-    sums = (read(rows[some]).sum(axis=0, dtype=np.float64) for some in blocks(len(rows), shape))
-    return (sum(sums) / len(rows)).astype(np.float32)
+def _mean(read: Callable, rows: np.ndarray, shape: tuple[int, ...], keep: np.ndarray) -> np.ndarray:
+    """Mean of the tokens kept of some objects at each position, (tokens, dim) in float32."""
+    parts = [rows[some] for some in blocks(len(rows), shape)]
+    sums = (np.einsum("std,st->td", read(part), keep[part], dtype=np.float64) for part in parts)
+    counts = np.maximum(keep[rows].sum(axis=0), 1)[:, None]
+    return (sum(sums) / counts).astype(np.float32)
 
 
-def _pooled(tokens: np.ndarray) -> np.ndarray:
-    """Mean token of each object as its only one, (samples, 1, dim)."""
-    return tokens.mean(axis=1, keepdims=True)
+def _pooled(tokens: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Mean of the tokens kept of each object as its only one, (samples, 1, dim)."""
+    sums = np.einsum("std,st->sd", tokens, keep, dtype=np.float64)[:, None]
+    return sums / keep.sum(axis=1)[:, None, None]
 
 
 def _check(

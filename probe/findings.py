@@ -34,6 +34,7 @@ from probe.judged import (
     numbers,
     plural,
     rare,
+    tells,
     verdict,
     verdict_cell,
     verdict_name,
@@ -46,6 +47,10 @@ COURSES = {  # measures whose course over depth is told: name, factor, decimals,
     "cka": ("CKA to the target", 1, 3, ""),
     "encoder_cka": ("CKA to the encoder's output", 1, 3, ""),
     "drift_centred": ("drift", 1, 3, "unrelated objects"),
+    "knn_without_massive": ("accuracy of neighbours, massive tokens left out", 100, 1, ""),
+    "cka_without_massive": ("CKA to the target, massive tokens left out", 1, 3, ""),
+    "drift_without_massive": ("drift, massive tokens left out", 1, 3, "unrelated objects"),
+    "linear_without_massive": ("linear read-out accuracy, massive tokens left out", 100, 1, ""),
     "linear": ("linear read-out accuracy", 100, 1, "shuffled labels"),
     "linear_selectivity": ("linear read-out accuracy less that of shuffled labels", 100, 1, ""),
     "linear_compression": ("class, coded online: times shorter than without states", 1, 2, ""),
@@ -67,7 +72,7 @@ def over_depth(results: xr.Dataset) -> list[str]:
         return [during_training(results.sel(variant=name)) for name in results.variant.values]
     said = []
     for score, about in COURSES.items():
-        if f"{score}_mean" in results:
+        if f"{score}_mean" in results and tells(results, score):
             said.append(_course(results, score, *about))
         if score == "knn" and "knn_from_target" in results:
             said.append(_first_fall(results, int(results.k.values[-1])))
@@ -102,7 +107,7 @@ def by_alignment(results: xr.Dataset) -> list[str]:
     said = [
         _compare(results, score, name.replace(" (K = {k})", ""))
         for score, (name, *_) in COURSES.items()
-        if f"{score}_difference" in results
+        if f"{score}_difference" in results and tells(results, score)
     ]
     said += _told(results, verdict_of_pair, verdict_of_pair)
     if present := {key: name for key, name in ALIKE.items() if f"{key}_difference" in results}:
@@ -202,7 +207,7 @@ def _compare(results: xr.Dataset, score: str, name: str) -> str:
         part: results[f"{score}_difference{part}"].sel(comparison=MAIN)
         for part in ("", "_low", "_high", "_p_adjusted")
     }
-    unit, scale, digits = ("points", 100, 1) if score in ("knn", "linear") else ("", 1, FINE)
+    unit, scale, digits = ("points", 100, 1) if COURSES[score][1] == 100 else ("", 1, FINE)
     if "k" in gap[""].dims:
         gap = {part: values.sel(k=results.k.values[-1]) for part, values in gap.items()}
         name = f"{name} (K = {int(results.k.values[-1])})"

@@ -27,6 +27,8 @@ WITHOUT = {  # what is told without massive tokens, too: beside what, and in whi
     "cka": ("cka", "CKA to the target", 1, FINE, ""),
     "drift": ("drift_centred", "drift", 1, FINE, ""),
     "two_nn": ("two_nn", "intrinsic dimension", 1, 1, ""),
+    "procrustes": ("procrustes", "Procrustes distance", 1, FINE, ""),
+    "rsa": ("rsa", "RSA", 1, FINE, ""),
 }
 PARTS = ("mean", "low", "high")
 WAYS = ("preparation", "pooling", "metric")
@@ -264,13 +266,21 @@ def _massive(results: xr.Dataset) -> str:
     moved = []
     for key, (usual, name, scale, digits, unit) in WITHOUT.items():
         if f"{key}_without_massive_mean" in results:
-            gap = results[f"{key}_without_massive_mean"] - results[f"{usual}_mean"]
+            gap = abs(results[f"{key}_without_massive_mean"] - results[f"{usual}_mean"])
             gap = gap.isel(k=-1) if "k" in gap.dims else gap  # the largest k it is told of
-            moved.append(f"{name} by {scale * float(abs(gap).max()):.{digits}f}{unit}")
+            most = scale * float(gap.max())
+            moved.append(f"{name} by {most:.{digits}f}{unit}{_place(gap) if most else ''}")
     return (
         f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
         f"{numbers(tokens)}"
     ) + (f"; leaving them out changes at most {listed(moved)}" if moved else "")
+
+
+def _place(gap: xr.DataArray) -> str:
+    """Model and layer of the largest value."""
+    at = {str(dim): int(index) for dim, index in gap.argmax(...).items()}
+    one = gap.isel(at)
+    return f" ({one.variant.item()}, layer {one.layer.item()})"
 
 
 def blocks(results: xr.Dataset) -> str:

@@ -14,6 +14,10 @@ JUDGED = {  # measures with a verdict: name, and whether they are shares
     "cka": ("CKA to the target", False),
     "encoder_cka": ("CKA to the encoder's output", False),
     "drift_centred": ("drift", False),
+    "knn_without_massive": ("accuracy, massive tokens left out", True),
+    "linear_without_massive": ("linear read-out accuracy, massive tokens left out", True),
+    "cka_without_massive": ("CKA to the target, massive tokens left out", False),
+    "drift_without_massive": ("drift, massive tokens left out", False),
     "chamfer": ("Chamfer distance of rebuilt clouds", False),
     "linear_bits": ("bits that a class costs, coded online", False),
     "drift_procrustes": ("drift through an orthogonal map", False),
@@ -24,6 +28,8 @@ JUDGED = {  # measures with a verdict: name, and whether they are shares
     "svcca": ("SVCCA with the target", False),
     "pwcca": ("PWCCA with the target", False),
 }
+WITHOUT = "_without_massive"
+USUAL = {"drift_without_massive": "drift_centred"}
 SECOND = tuple(JUDGED)[-8:]  # opinions, told together
 
 
@@ -34,12 +40,22 @@ def judged(results: xr.Dataset) -> list[tuple[str, dict[str, int]]]:
     """
     found = []
     for score in JUDGED:
-        if f"{score}_mean" in results and not results[f"{score}_mean"].notnull().any():
-            continue
-        if f"{score}_fall_mean" in results:
+        undefined = f"{score}_mean" in results and results[f"{score}_mean"].isnull().all()
+        if f"{score}_fall_mean" in results and tells(results, score) and not undefined:
             by_k = "k" in results[f"{score}_margin"].dims
             found.append((score, {"k": int(results.k.values[-1])} if by_k else {}))
     return found
+
+
+def tells(results: xr.Dataset, score: str) -> bool:
+    """Whether there is anything to tell: without massive tokens only where there are some."""
+    if not score.endswith(WITHOUT):
+        return True
+    mean = results.get(f"{score}_mean")
+    usual = results.get(f"{USUAL.get(score, score.removesuffix(WITHOUT))}_mean")
+    if mean is None or usual is None:
+        return False
+    return bool((mean != (usual.isel(k=-1) if "k" in usual.dims else usual)).any())
 
 
 def own(results: xr.Dataset, score: str) -> xr.Dataset:

@@ -8,7 +8,7 @@ import xarray as xr
 
 from probe import figures
 from probe.findings import MAIN, findings, judged, verdict_cell, verdict_name
-from probe.judged import decimals, own, two_digits
+from probe.judged import decimals, own, tells, two_digits
 from probe.page_text import Part, Picture, Section, Table
 from probe.plots import STEPS, depth_figure, save_depth_png, steps_figure
 from probe.plots_causal import TITLES, causal_figure
@@ -24,6 +24,10 @@ SCORES = {  # key, title with its direction, scale, decimals
     "encoder_cka": ("Debiased CKA with the encoder's output, higher is closer", 1, 4),
     "drift_centred": ("Drift from the target (common part off), lower is closer", 1, 4),
     "linear": ("Accuracy of a linear read-out, in %, higher is better", 100, 1),
+    "knn_without_massive": ("Accuracy of neighbours, in %, massive tokens left out", 100, 1),
+    "cka_without_massive": ("Debiased CKA with the target, massive tokens left out", 1, 4),
+    "drift_without_massive": ("Drift from the target, massive tokens left out", 1, 4),
+    "linear_without_massive": ("Accuracy of a linear read-out, massive tokens left out", 100, 1),
     "hubness": ("Hubness of {k} neighbours: skewness of how often each is one", 1, 2),
     "chamfer": ("Chamfer distance of the rebuilt cloud, in mean radii, lower is closer", 1, 4),
     "f_score": ("F-score of the rebuilt cloud, higher is better", 1, 3),
@@ -102,7 +106,9 @@ def tables(results: xr.Dataset, scores: dict[str, tuple[str, int, int]]) -> list
     return [
         score_table(results, key, *about)
         for key, about in scores.items()
-        if f"{key}_mean" in results and not results[f"{key}_mean"].isnull().all()
+        if f"{key}_mean" in results
+        and not results[f"{key}_mean"].isnull().all()
+        and tells(results, key)
     ]
 
 

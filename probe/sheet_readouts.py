@@ -45,9 +45,8 @@ def put_knn(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     chance = shuffled.mean(axis=(0, 1, -1))
     target = reference[None, :, None]
     sheet.put_verdict("knn", ("k",), by_k, target, chance, name, against="the target", hits=True)
-    share = intervals.wilson(sheet.stacked(cells, "hits_without").sum(axis=-1), queries, LEVEL)
     text = f"{name} at the largest k, massive tokens left out"
-    sheet.put_interval("knn_without_massive", ("variant", "layer"), share, text, HIGHER)
+    _put_without(sheet, cells, "knn", reference[-1], chance[-1], text)
     _put_hubness(sheet, cells)
     _put_classes(sheet, sheet.stacked(cells, "named"), table)
 
@@ -152,9 +151,6 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
         sheet.put_interval(f"linear_compression_{ending}", (), cell["compression"], text, easier)
     for ending, text, cell in references(cells, name):
         sheet.put_interval(f"linear_{ending}", (), cell["accuracy"], text, HIGHER)
-    without = np.moveaxis(sheet.stacked(cells, "accuracy_without"), -1, 0)
-    text = f"{name}, massive tokens left out"
-    sheet.put_interval("linear_without_massive", dims, without, text, HIGHER)
     _put_curve(sheet, cells)
     hits = sheet.stacked(cells, "hits").astype(np.float64)  # (variants, layers, queries)
     own = np.broadcast_to(cells[TARGET]["hits"].astype(np.float64), hits.shape[1:])
@@ -173,6 +169,27 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     _put_code_verdict(sheet, cells)
     chance = control.mean()
     sheet.put_verdict("linear", (), hits, own, chance, name, against="the target", hits=True)
+    text = f"{name}, massive tokens left out"
+    _put_without(sheet, cells, "linear", cells[TARGET]["hits"], chance, text)
+
+
+def _put_without(
+    sheet: Sheet, cells: dict[Any, Cell], key: str, own: np.ndarray, chance: float, name: str
+) -> None:
+    """A share of right answers of states without massive tokens, judged like that with them.
+
+    own : (queries,) of bool, the target's
+    """
+    hits = sheet.stacked(cells, "hits_without").astype(np.float64)  # (variants, layers, queries)
+    share = intervals.wilson(hits.sum(axis=-1), hits.shape[-1], LEVEL)
+    key, dims = f"{key}_without_massive", ("variant", "layer")
+    sheet.put_interval(key, dims, share, name, HIGHER)
+    if sheet.pairs:
+        gaps = [_hit_differences(hits[a], hits[b], sheet.seed) for a, b in sheet.pairs]
+        where = ("comparison", "layer")
+        sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
+    target = np.broadcast_to(own.astype(np.float64), hits.shape)
+    sheet.put_verdict(key, (), hits, target, chance, name, against="the target", hits=True)
 
 
 def _put_curve(sheet: Sheet, cells: dict[Any, Cell]) -> None:

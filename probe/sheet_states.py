@@ -15,9 +15,7 @@ CLOSER = "higher is closer"
 def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     name = "debiased linear CKA with the target"
     _put_cka(sheet, cells, "cka", name)
-    without = np.moveaxis(sheet.stacked(cells, "cka_without"), -1, 0)
-    text = f"{name}, massive tokens left out"
-    sheet.put_interval("cka_without_massive", ("variant", "layer"), without, text, CLOSER)
+    _put_cka(sheet, cells, "cka_without_massive", f"{name}, massive tokens left out")
     text = f"{name}, dimensions standardised on the gallery"
     _put_cka(sheet, cells, "cka_standardised", text)
     if sheet.data.encoder is not None:
@@ -29,11 +27,13 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     plain = "drift from the target, 1 - cosine through a ridge map"
     centred = "drift from the target, less what all objects share, 1 - cosine through a ridge map"
     pooled = f"{centred}, of the mean token"
+    without = f"{centred}, massive tokens left out"
     dims = ("variant", "layer")
     for key, name, part, control in (
         ("drift", plain, "plain", "random"),
         ("drift_centred", centred, "centred", "centred_random"),
         ("drift_pooled", pooled, "pooled", "pooled_random"),
+        ("drift_without_massive", without, "centred_without", "centred_random_without"),
     ):
         values = sheet.stacked(cells, part)
         random = sheet.stacked(cells, control).mean(axis=-1)
@@ -49,10 +49,6 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
             where, text = ("comparison", "layer"), f"difference in {name}"
             sheet.put_differences(f"{key}_difference", where, gaps, text)
         sheet.put_verdict_from_first(key, -values, -random[:, 0].mean(), name)
-    values = sheet.stacked(cells, "centred_without")
-    estimate = intervals.bootstrap(values, level=LEVEL, seed=sheet.seed)
-    text = f"{centred}, massive tokens left out"
-    sheet.put_interval("drift_without_massive", dims, estimate, text, LOWER)
     by_token = np.moveaxis(sheet.stacked(cells, "by_token"), -1, 2)  # (..., tokens, queries)
     estimate = intervals.bootstrap(by_token, level=LEVEL, seed=sheet.seed)
     sheet.results = sheet.results.assign_coords(token=np.arange(by_token.shape[2]))

@@ -109,7 +109,8 @@ def test_no_map_is_the_cosine_itself_and_a_projector_may_be_a_torch_module():
 def test_fitting_on_some_tokens_takes_as_many_of_each_object(monkeypatch):
     monkeypatch.setattr(drift, "FIT_TOKENS", 80)
     x, target = objects()
-    few_x, few_y = drift._some_tokens(x, target, np.arange(40), seed=0)
+    every = np.ones(x.shape[:2], bool)
+    few_x, few_y, _ = drift._some_tokens(x, target, np.arange(40), 0, every)
     assert few_x.shape == (40, 2, 10) and few_y.shape == (40, 2, 6)
     where = (x[:40, None] == few_x[:, :, None]).all(-1).argmax(-1)  # which token each one was
     np.testing.assert_array_equal(np.take_along_axis(target[:40], where[..., None], 1), few_y)
@@ -137,3 +138,32 @@ def test_what_has_no_drift_is_refused(change, message):
     good = {"x": x, "target": target, "map": "ridge", "gallery": GALLERY}
     with pytest.raises(ValueError, match=message):
         cosine_drift(**(good | change))
+
+
+@pytest.mark.parametrize("map", ["ridge", "procrustes"])
+def test_tokens_left_out_are_as_if_they_had_never_been(map):
+    x, target = objects()
+    sink = x.copy()
+    sink[:, 2] *= 300  # in every object, of the gallery as well
+    gallery, query = np.arange(40), np.arange(40, len(x))
+    massive = np.zeros(x.shape[:2], bool)
+    massive[:, 2] = True
+    found = drift_parts(sink, target, map, gallery=gallery, query=query, left_out=massive)
+    rest, goals = (np.delete(one, 2, axis=1) for one in (x, target))
+    never = drift_parts(rest, goals, map, gallery=gallery, query=query)
+    for part in ("plain", "random", "centred", "centred_random", "pooled", "pooled_random"):
+        np.testing.assert_allclose(getattr(found, part), getattr(never, part), atol=1e-5)
+    assert drift_parts(sink, target, map, gallery=gallery, query=query).plain.mean() > (
+        never.plain.mean() + 0.02
+    )
+
+
+def test_an_object_that_would_lose_all_tokens_keeps_them_and_masks_must_fit():
+    x, target = objects()
+    gallery = np.arange(40)
+    usual = drift_parts(x, target, gallery=gallery)
+    every = np.ones(x.shape[:2], bool)
+    found = drift_parts(x, target, gallery=gallery, left_out=every)
+    np.testing.assert_allclose(found.plain, usual.plain)
+    with pytest.raises(ValueError, match=r"left_out \(3, 3\) of tokens"):
+        drift_parts(x, target, gallery=gallery, left_out=every[:3, :3])
