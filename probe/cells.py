@@ -74,7 +74,8 @@ def knn_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """`cka` (mean, low, high), `cka_left_out` (queries,), and the parts of `Drift`, (queries,).
 
-    `cka_standardised` and its `_left_out` the same of dimensions that all have the same spread, and
+    `cka_standardised` and its `_left_out` the same of dimensions that all have the same spread,
+    which massive tokens have no part in, and
     `encoder_cka` with the encoder's output, where that is there; and `cka_without_massive` with
     massive tokens left out of the mean. Nothing of `centred_without` and its control
     `centred_random_without` (queries,) is fitted on them nor averaged over them.
@@ -88,7 +89,8 @@ def drift_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         without = cka.cka_interval(rest[data.query], target)
         massive = outliers.massive_tokens(tokens.norms)
         left = drift_parts(tokens, data.target, "ridge", left_out=massive, **asked)
-    one, other = (_standardised(x.pooled, data) for x in (tokens, data.target))
+    one = _standardised(tokens.pooled if rest is None else rest, data)
+    other = _standardised(data.target.pooled, data)
     likeness = {"cka": alike, "cka_standardised": cka.cka_interval(one, other)}
     likeness["cka_without_massive"] = without
     if data.encoder is not None:

@@ -12,6 +12,7 @@ from probe.findings_more import (
     compare_likenesses,
     compare_ways,
     during_training,
+    geometry_falls,
     hubness,
     learning,
     likenesses,
@@ -56,6 +57,7 @@ COURSES = {  # measures whose course over depth is told: name, factor, decimals,
     "linear_compression": ("class, coded online: times shorter than without states", 1, 2, ""),
     "chamfer": ("Chamfer distance of rebuilt clouds", 1, 4, "tokens of other objects"),
 }
+FALLS = {"knn": "accuracy", "linear": "linear read-out accuracy"}
 
 
 def findings(results: xr.Dataset) -> list[str]:
@@ -74,18 +76,20 @@ def over_depth(results: xr.Dataset) -> list[str]:
     for score, about in COURSES.items():
         if f"{score}_mean" in results and tells(results, score):
             said.append(_course(results, score, *about))
-        if score == "knn" and "knn_from_target" in results:
-            said.append(_first_fall(results, int(results.k.values[-1])))
+        if score in FALLS and f"{score}_from_target" in results:
+            said += _first_falls(results, score)
     if "linear_gain" in results:
         said.append(learning(results))
     said += _told(results, verdict, briefly)
+    if "geometry_fall_p" in results:
+        said.append(geometry_falls(results))
     if present := {key: name for key, name in ALIKE.items() if f"{key}_shuffled" in results}:
         said.append(likenesses(results, present))
     if "effective_rank_mean" in results:
         said.append(space(results))
     if "largest_norm" in results:
         said.append(outliers(results))
-    if "cka_layers_mean" in results:
+    if "cka_layers_mean" in results and results.sizes["layer"] > 1:
         said.append(blocks(results))
     if "knn_token_mean" in results:
         said += ways_apart(results)
@@ -174,32 +178,48 @@ def _ends(results: xr.Dataset, score: str, scale: int, digits: int) -> str:
 
 def first_fall(results: xr.Dataset, variant: str, k: int) -> int | None:
     """First layer whose accuracy is below the target's, p over all layers under 0.05."""
-    place = {"variant": variant, "k": k}
-    gap = results.knn_from_target.sel(place).values
-    p = results.knn_from_target_p_adjusted.sel(place).values
+    return _first_below(results.sel(k=k), "knn", variant)
+
+
+def _first_below(results: xr.Dataset, score: str, variant: str) -> int | None:
+    gap, p = (
+        results[f"{score}_from_target{part}"].sel(variant=variant).values
+        for part in ("", "_p_adjusted")
+    )
     below = (gap < 0) & (p < SIGNIFICANT)
     return int(results.layer.values[below.argmax()]) if below.any() else None
 
 
-def _first_fall(results: xr.Dataset, k: int) -> str:
-    target = f"the target's {100 * float(results.knn_target_mean.sel(k=k)):.1f} %"
+def _first_falls(results: xr.Dataset, score: str) -> list[str]:
+    """Of the largest k, and of smaller ones where there is a fall."""
+    if score != "knn":
+        return [_first_fall(results, score, FALLS[score])[0]]
+    each = [
+        _first_fall(results.sel(k=k), score, f"{FALLS[score]} (K = {k})") for k in results.k.values
+    ]
+    return [said for said, fell in each[:-1] if fell] + [each[-1][0]]
+
+
+def _first_fall(results: xr.Dataset, score: str, name: str) -> tuple[str, bool]:
+    """Where a share first falls below the target's, and whether it does in any model."""
+    target = f"the target's {100 * float(results[f'{score}_target_mean']):.1f} %"
     parts, fell = [], False
     for variant in results.variant.values.astype(str):
-        layer = first_fall(results, variant, k)
+        layer = _first_below(results, score, variant)
         if layer is None:
             parts.append(f"{variant} at no captured layer")
             continue
-        fell, place = True, {"variant": variant, "k": k, "layer": layer}
+        fell, place = True, {"variant": variant, "layer": layer}
         mean, low, high = (
-            100 * float(results[f"knn_from_target{part}"].sel(place))
+            100 * float(results[f"{score}_from_target{part}"].sel(place))
             for part in ("", "_low", "_high")
         )
         parts.append(f"{variant} at layer {layer} ({mean:+.1f} [{low:+.1f}, {high:+.1f}] points)")
     if not fell:
-        return (
-            f"At no captured layer is any model's accuracy (K = {k}) below {target}, beyond noise."
-        )
-    return f"Accuracy (K = {k}) is first below {target}, beyond noise: {'; '.join(parts)}."
+        words = f"At no captured layer is any model's {name} below {target}, beyond noise."
+    else:
+        words = f"{capitalised(name)} is first below {target}, beyond noise: {'; '.join(parts)}."
+    return words, fell
 
 
 def _compare(results: xr.Dataset, score: str, name: str) -> str:

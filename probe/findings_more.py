@@ -32,6 +32,7 @@ WITHOUT = {  # what is told without massive tokens, too: beside what, and in whi
 }
 PARTS = ("mean", "low", "high")
 WAYS = ("preparation", "pooling", "metric")
+FIRST = 5  # properties that are named
 AGREE = 0.02  # of accuracy: ways of asking that are closer give the same picture
 
 
@@ -143,7 +144,7 @@ def learning(results: xr.Dataset) -> str:
     name = "baseline" if "baseline" in results.variant.values else str(results.variant.values[0])
     last = results.sel(variant=name).isel(layer=-1)
     *fewer, whole = (
-        f"{100 * float(share):.1f} % of {int(count)}"
+        f"{100 * float(share):.1f} % ({int(count)})"
         for share, count in zip(last.linear_curve_mean, last.fitted, strict=True)
     )
     gain, low, high = (
@@ -152,7 +153,7 @@ def learning(results: xr.Dataset) -> str:
     p = float(last.linear_gain_p_adjusted)
     told = "it still learns" if p < SIGNIFICANT and gain > 0 else "no gain beyond noise"
     return (
-        f"Linear read-out of {name} at layer {int(last.layer)} by the gallery objects that it is "
+        f"Linear read-out of {name} at layer {int(last.layer)} by how many gallery objects it is "
         f"fitted on: {', '.join(fewer)} and {whole}; the last doubling adds {gain:+.1f} points "
         f"[{low:+.1f}, {high:+.1f}]: {told} (tested over all layers at once)."
     )
@@ -166,11 +167,13 @@ def ways_apart(results: xr.Dataset) -> list[str]:
     usual = at_k.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
     gap = (mean - usual).mean(("variant", "layer")).to_series()
     best, worst = gap.idxmax(), gap.idxmin()
+    rank = results.whitened_rank.sel(pooling="mean").astype(int).values
     said = [
         f"Of {len(gap)} ways to ask for neighbours (K = {k}), {int((gap.abs() < AGREE).sum())} are "
         f"within {100 * AGREE:.0f} points of the usual one on average; the furthest up is "
         f"{', '.join(best)} ({100 * gap[best]:+.1f}), down {', '.join(worst)} "
-        f"({100 * gap[worst]:+.1f})."
+        f"({100 * gap[worst]:+.1f}). Whitened keeps 99 % of the variance: {rank.min()} to "
+        f"{rank.max()} dimensions of the mean token."
     ]
     if results.knn_token_mean.sizes["token"] > 1:
         said.append(_token_alone(results, k))
@@ -219,6 +222,24 @@ def compare_ways(results: xr.Dataset) -> list[str]:
     ]
 
 
+def geometry_falls(results: xr.Dataset) -> str:
+    """Which properties each model loses, where, and how many it surely keeps; each by itself."""
+    deepest, said = int(results.layer.values[-1]), []
+    for name in results.variant.values.astype(str):
+        one = results.sel(variant=name)
+        depth = one.geometry_fall_mean.where(one.geometry_fall_p < SIGNIFICANT)
+        lost = depth[np.isfinite(depth)].sortby(depth[np.isfinite(depth)])
+        first = [f"{at.property.item()} at {float(at):.1f}" for at in lost[:FIRST]]
+        more = lost.size - len(first)
+        words = listed([*first, f"{more} more"] if more else first) if first else "none"
+        kept = int(((one.geometry_held == deepest) & depth.isnull()).sum())
+        said.append(f"{name} loses {words}, and surely keeps {kept} to layer {deepest}")
+    return (
+        f"Verdict on geometry, {results.sizes['property']} properties, each by itself (lost where "
+        f"its read-out is 5 % worse than the target's): {'; '.join(said)}."
+    )
+
+
 def compare_geometry(results: xr.Dataset) -> str:
     """Properties whose read-out alignment changes, over all layers and properties at once."""
     gap = results.geometry_difference.sel(comparison=MAIN)
@@ -246,7 +267,8 @@ def outliers(results: xr.Dataset) -> str:
     said = f"{_massive(results)}; the dimension that varies most holds {top:.0f} % of the variance"
     if "cka_standardised_mean" not in results:
         return f"{said} at most."
-    change = float(abs(results.cka_standardised_mean - results.cka_mean).max())
+    usual = results.get("cka_without_massive_mean", results.cka_mean)
+    change = float(abs(results.cka_standardised_mean - usual).max())
     return (
         f"{said} at most; with all dimensions at one spread CKA to the target changes by at most "
         f"{change:.{FINE}f}."

@@ -85,11 +85,19 @@ def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
     if np.isnan(p):
         return "no reference"
     if p < SIGNIFICANT and np.isfinite(depth):
-        end = f"{high:.1f}" if np.isfinite(high) else f"beyond {deepest}"
-        return f"{depth:.1f} [{low:.1f}, {end}]"
+        first = int(row.layer.values[0])
+        words = (_at(layer, first, deepest) for layer in (depth, low, high))
+        return "{} [{}, {}]".format(*words)
     if held == deepest:
         return f"holds to {deepest}"
     return "unsure anywhere" if np.isnan(held) else f"unsure past {held:.0f}"
+
+
+def _at(layer: float, first: int, deepest: int) -> str:
+    """A depth in words: before the first captured layer and behind the last nothing is known."""
+    if np.isinf(layer):
+        return f"beyond {deepest}"
+    return f"≤ {first}" if layer <= first > 0 else f"{layer:.1f}"
 
 
 def verdict(results: xr.Dataset, score: str, where: dict[str, int]) -> str:
@@ -141,19 +149,28 @@ def _moved(pair: xr.Dataset, score: str) -> str:
     mean, low, high, censored = (
         float(pair[f"{score}_shift_{part}"]) for part in ("mean", "low", "high", "censored")
     )
-    if censored > 1 - float(pair.attrs["level"]):
-        if low > 0:
-            return f"alignment delays the fall by at least {low:.1f} layers; "
-        if high < 0:
-            return f"alignment hastens the fall by at least {-high:.1f} layers; "
-        fell = (pair[f"{score}_fall_p"].values < SIGNIFICANT).any()
-        return "how far alignment moves the fall is not known; " if fell else ""
-    if round(low, 1) <= 0 <= round(high, 1):
-        numbers = "{:.1f} [{:.1f}, {:.1f}]".format(*(round(x, 1) + 0.0 for x in (mean, low, high)))
-        return f"alignment does not surely move the fall ({numbers} layers); "
+    if not fell(pair, score):
+        return ""
+    digits = decimals((mean, low, high), 1)
+    mean, low, high = (round(part, digits) + 0.0 for part in (mean, low, high))
     verb = "delays" if mean > 0 else "hastens"
-    mean, low, high = (mean, low, high) if mean > 0 else (-mean, -high, -low)
-    return f"alignment {verb} the fall by {mean:.1f} [{low:.1f}, {high:.1f}] layers; "
+    if censored > 1 - float(pair.attrs["level"]):
+        if low <= 0 <= high:
+            return "how far alignment moves the fall is not known; "
+        least = min(abs(low), abs(high))
+        return f"alignment {verb} the fall by at least {least:.{digits}f} layers; "
+    if low <= 0 <= high:
+        numbers = f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return f"alignment does not surely move the fall ({numbers} layers); "
+    low, high = sorted((abs(low), abs(high)))
+    numbers = f"{abs(mean):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"alignment {verb} the fall by {numbers} layers; "
+
+
+def fell(pair: xr.Dataset, score: str) -> bool:
+    """Whether a fall of baseline or aligned is shown: else there is none to be moved."""
+    p = pair[f"{score}_fall_p"]
+    return bool((p[p.variant.isin(MAIN.split(" - "))] < SIGNIFICANT).any())
 
 
 def _grouped(row: xr.Dataset, score: str) -> list[tuple[str, str]]:
@@ -161,7 +178,7 @@ def _grouped(row: xr.Dataset, score: str) -> list[tuple[str, str]]:
     said: dict[str, list[str]] = {}
     for variant in row.variant.values.astype(str):
         cell = verdict_cell(row, score, variant)
-        words = f"falls at layer {cell}" if cell[0].isdigit() else cell
+        words = f"falls at layer {cell}" if cell[0] in "≤0123456789" else cell
         said.setdefault(words, []).append(variant)
     return [(listed(models), _plural(words, models)) for words, models in said.items()]
 

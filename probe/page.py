@@ -164,7 +164,10 @@ def _by_name(results: xr.Dataset) -> str:
 def _record(run: Run, folder: Path) -> dict[str, Any]:
     for file in (Path(run.path) / "run.json", folder / "run.json"):
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            try:
+                return json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{file} is damaged: {error}") from error
     return {}
 
 

@@ -188,11 +188,14 @@ def more(results: xr.Dataset) -> list[Section]:
         picture = Picture("likeness", caption, figures.curves_png(panels), live)
         found.append(Section("Other likenesses", [], [picture, *tables(results, LIKE)]))
     if "knn_ways_mean" in results:
+        rank = results.whitened_rank.sel(pooling="mean").astype(int).values
         caption = (
             "Neighbours by cosine, asked for in twelve ways: panels are ways to make one vector of "
             "an object's tokens, lines are the states as they stand (raw), less the gallery's mean "
-            "(centred), or scaled to equal variance in every direction (whitened). Curves closer "
-            "than the grey band is wide do not differ."
+            "(centred), or scaled to equal variance in the directions that hold 99 % of it in the "
+            f"gallery (whitened), of the mean of the tokens {rank.min()} to {rank.max()}: more "
+            "would weigh small ones higher. The grey band is of one curve; whether two models "
+            "differ is tested in pairs of objects, which the first section tells."
         )
         picture = Picture("ways", caption, figures.ways_png(results))
         found.append(Section("Asked in other ways", [], [picture]))
@@ -225,8 +228,9 @@ def more(results: xr.Dataset) -> list[Section]:
 def _learning(results: xr.Dataset) -> Picture:
     caption = (
         "Learning curves of the linear read-out: fitted on disjoint parts of the gallery and on "
-        "all of it, asked about all query objects. Where a curve still rises at its right end, a "
-        "larger gallery would read more; models compare at any size. Bars: 95 % over query objects."
+        "all of it, asked about all query objects. Where a curve rises at its right end beyond "
+        "noise, which the first section tells, a larger gallery would read more. Models compare at "
+        "any size. Bars: 95 % over query objects."
     )
     return Picture("learning", caption, learning_png(results))
 

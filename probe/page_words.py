@@ -25,7 +25,8 @@ WORDS = {
 }
 METHODS = {  # by a variable that shows that it was measured
     "knn_mean": "Accuracy: share of query objects whose class wins the vote of the K gallery "
-    "objects with the nearest mean token, by cosine. Intervals: Wilson 1927. Differences: "
+    "objects with the nearest mean token, by cosine; of equal votes the smaller label. Intervals: "
+    "Wilson 1927. Differences: "
     "McNemar's mid-p test, adjusted over the layers by random sign flips (Westfall & Young 1993). "
     "Control: labels shuffled.",
     "cka_mean": "CKA to the target: debiased linear CKA of mean tokens (Kornblith et al. 2019; "
@@ -57,7 +58,7 @@ METHODS = {  # by a variable that shows that it was measured
     "linear_mean": "Linear read-out: ridge classifier of mean tokens, fitted on the gallery, its "
     "penalty chosen there by cross-validation. Control: fitted to shuffled labels (Hewitt & Liang "
     "2019).",
-    "linear_curve_mean": "Learning curve: the same read-out fitted on disjoint eighths, quarters "
+    "linear_gain": "Learning curve: the same read-out fitted on disjoint eighths, quarters "
     "and halves of the gallery, its penalty chosen anew in each, and on all of it; all are asked "
     "about all query objects. Intervals: over query objects, for this gallery; it still learns "
     "where all of it reads more than halves do (paired, sign flips).",
@@ -67,7 +68,9 @@ METHODS = {  # by a variable that shows that it was measured
     "Occupancy 000 to 111: filled cells in an eighth of the cube around a cloud, 1 for the upper "
     "half along z, y and x.",
     "knn_ways_mean": "Other ways: metric (cosine, l2), states and pooling as in their figure. "
-    "Protocol test90_10: a random tenth of the query objects looked up among the rest, many times.",
+    "Whitened: in the gallery's leading directions, which hold 99 % of its variance, each scaled "
+    "to 1. Protocol test90_10: a random tenth of the query objects looked up among the rest, many "
+    "times.",
     "procrustes_mean": "Other likenesses: CKA with an RBF kernel as wide as the median distance "
     "(debiased, intervals as for CKA), Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import xarray as xr
 from rich.console import Console
 from rich.progress import Progress
@@ -20,7 +19,7 @@ from probe.findings import (
     verdict_cell,
     verdict_name,
 )
-from probe.judged import counted, own, two_digits
+from probe.judged import counted, fell, own, two_digits
 from probe.maps import quality
 
 __all__ = ["MAIN", "SIGNIFICANT", "findings", "first_fall", "print_table", "progress_bar"]
@@ -96,7 +95,9 @@ def _verdict_table(results: xr.Dataset) -> Table:
 def _shift_cell(row: xr.Dataset, score: str) -> str:
     censored = float(row[f"{score}_shift_censored"])
     numbers = [float(row[f"{score}_shift_{part}"]) for part in ("mean", "low", "high")]
-    if np.isnan(censored) or censored > 1 - float(row.attrs["level"]):
+    if not fell(row, score):
+        return "–"
+    if censored > 1 - float(row.attrs["level"]):
         _, low, high = numbers
         return f"≥ {low:+.1f}" if low > 0 else f"≤ {high:+.1f}" if high < 0 else "–"
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers)
@@ -122,7 +123,7 @@ def _geometry_table(results: xr.Dataset) -> Table:
     first, last = results.layer.values[[0, -1]]
     title = (
         f"R² of properties read out linearly, layer {first} → {last}, higher is better; in "
-        "brackets the first layer below the target"
+        "brackets the first layer below the target beyond noise, by however little"
     )
     table = Table(title=title, title_justify="left", title_style="bold", padding=(0, 1))
     table.add_column("property", no_wrap=True)

@@ -333,7 +333,10 @@ def read_objects(run: Run, variants: Sequence[str]) -> Objects:
     groups = splits.groups_of(run, samples)
     kept, asked = splits.apart(gallery, query, groups)
     if not len(kept):
-        raise ValueError(f"{run.path}: all {len(gallery)} gallery objects are copies of queries")
+        what = "target" if run.attrs["points"] is None else "cloud"
+        raise ValueError(
+            f"{run.path}: all {len(gallery)} gallery objects are copies of queries, by their {what}"
+        )
     target = Tokens(run.target()[:samples])
     copies = len(gallery) - len(kept), len(query) - len(asked)
     encoder = _encoder(run, samples) if len(front) > 1 else None

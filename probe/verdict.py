@@ -113,6 +113,7 @@ def shift(found: Falls, later: int, earlier: int, deepest: float, level: float =
     moved = np.minimum(pair[0], deepest) - np.minimum(pair[1], deepest)
     mean = np.minimum(found.depth[later], deepest) - np.minimum(found.depth[earlier], deepest)
     low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.minimum(low, mean), np.maximum(high, mean)  # one may be in neither tail's reach
     return Shift(
         *(np.where(np.isnan(mean), np.nan, part) for part in (mean, low, high, never.mean(0)))
     )

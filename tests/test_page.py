@@ -17,7 +17,7 @@ import probe.__main__ as command
 import store
 from probe.cells import CELLS
 from probe.findings import findings
-from probe.judged import MAIN, SECOND, decimals
+from probe.judged import MAIN, SECOND, decimals, verdict_cell
 from probe.maps import maps
 from probe.page import as_html, as_markdown, write_report
 from probe.page_text import Section, Table
@@ -237,6 +237,50 @@ def test_the_planted_loss_is_a_verdict(run):
     assert re.search(r"Verdict on accuracy, K = 10.*baseline .*falls? at layer [0-8]\.\d", said)
 
 
+def test_before_the_first_captured_layer_a_depth_is_not_known(run):
+    found = sweep(run, ["knn"], [8, 12], ["baseline", "aligned"], k=(5,))
+    row = found.sel(k=5)
+    low, depth = (
+        float(row[f"knn_fall_{part}"].sel(variant="baseline")) for part in ("low", "mean")
+    )
+    assert low == depth == 8  # it was lost before
+    assert verdict_cell(row, "knn", "baseline").startswith("≤ 8 [≤ 8, ")
+    assert "baseline falls at layer ≤ 8 [≤ 8, " in " ".join(findings(found))
+
+
+def test_what_falls_is_told_of_every_k_and_of_the_linear_read_out_and_by_property(run):
+    found = sweep(run, ["knn", "linear", "geometry"], [0, 8, 12], ["baseline", "aligned"], k=(1, 5))
+    said = findings(found)
+    for name, score, place in (
+        ("Accuracy (K = 1)", "knn", {"k": 1}),
+        ("Accuracy (K = 5)", "knn", {"k": 5}),
+        ("Linear read-out accuracy", "linear", {}),
+    ):
+        one = next(each for each in said if each.startswith(f"{name} is first below"))
+        at = {**place, "variant": "baseline"}
+        below = found[f"{score}_from_target_p_adjusted"].sel(at).values < 0.05
+        assert f"baseline at layer {found.layer.values[below.argmax()]} (" in one and below[-1]
+    one = next(each for each in said if each.startswith("Verdict on geometry"))
+    lost, kept = (found.geometry_fall_p.sel(variant=v) < 0.05 for v in ("baseline", "aligned"))
+    assert bool(lost.sel(property="extent_z")) and not kept.sel(property="extent_z")
+    depth = float(found.geometry_fall_mean.sel(variant="baseline", property="extent_z"))
+    assert f"extent_z at {depth:.1f}" in one.split("aligned")[0]
+    assert "extent_z" not in one.split("aligned")[1]
+    holds = int((found.geometry_held.sel(variant="aligned")[~kept] == 12).sum())
+    assert f"surely keeps {holds} to layer 12." in one
+
+
+def test_where_no_fall_is_shown_none_is_moved(run):
+    found = sweep(run, ["drift"], variants=["baseline", "aligned"])
+    moved = "CKA to the target: alignment delays the fall by "
+    assert moved in " ".join(findings(found))
+    unsure = found.assign(cka_fall_p=found.cka_fall_p * 0 + 0.2)
+    assert moved not in (said := " ".join(findings(unsure)))
+    assert "CKA to the target: aligned and baseline are proven alike" in said or (
+        "CKA to the target: at no layer" in said
+    )
+
+
 def test_second_opinions_have_a_verdict_on_the_planted_loss_too(run):
     found = sweep(run, ["linear", "similarity"], variants=["baseline", "aligned"])
     pair = found.sel(comparison="aligned - baseline")
@@ -282,7 +326,9 @@ def test_what_the_mean_token_massive_ones_and_one_dimension_change_is_told(whole
     assert "leaving them out changes at most accuracy by 0.0 points, " in (
         told := " ".join(findings(massive))
     )
-    assert ", drift by 0.0300 and intrinsic dimension by 0.0; " in told
+    assert ", drift by 0.0300 (baseline, layer " in told and "intrinsic dimension by 0.0, " in told
+    assert "Drift, massive tokens left out from layer 0 to 12" in told
+    assert "massive tokens left out" not in " ".join(said)
     names = ("drift_pooled", "drift_without_massive", "cka_standardised")
     before = whole.drop_vars([name for name in whole if str(name).startswith(names)])
     assert "mean token:" not in (kept := " ".join(findings(before))) and "one spread" not in kept

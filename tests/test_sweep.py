@@ -188,15 +188,15 @@ def test_the_read_out_says_whether_it_still_learns(read_out):
     np.testing.assert_allclose(gained, read_out.linear_gain)
     lost = "no gain beyond noise (tested over all layers at once)."
     said = " ".join(findings(read_out))  # of the baseline, whose last layer holds nothing
-    assert " of 120 and " in said and f"]: {lost}" in said
+    assert " % (120) and " in said and f"]: {lost}" in said
     planted = read_out.copy(deep=True)
     last = {"variant": "baseline", "layer": 12}
     planted["linear_curve_mean"].loc[last] = [0.3, 0.4, 0.5, 0.625]
     for part, value in (("", 0.125), ("_low", 0.05), ("_high", 0.2), ("_p_adjusted", 0.004)):
         planted[f"linear_gain{part}"].loc[last] = value
     assert (
-        "Linear read-out of baseline at layer 12 by the gallery objects that it is fitted on: "
-        "30.0 % of 30, 40.0 % of 60, 50.0 % of 120 and 62.5 % of 240; the last doubling adds "
+        "Linear read-out of baseline at layer 12 by how many gallery objects it is fitted on: "
+        "30.0 % (30), 40.0 % (60), 50.0 % (120) and 62.5 % (240); the last doubling adds "
         "+12.5 points [+5.0, +20.0]: it still learns (tested over all layers at once)."
     ) in findings(planted)
     few = " ".join(findings(read_out.drop_vars([f"linear_gain{end}" for end in ("", "_p")])))
