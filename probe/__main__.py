@@ -163,11 +163,20 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
         what = "--again" if config.again else f"--probes {single[0]}"
         raise ValueError(f"{what} is of one run: ask for it run by run")
     runs = [run, *(open_run(path) for path in config.more)]
-    k = numbers(config.k, "--k")
+    k, said = numbers(config.k, "--k"), list[str]()
     with progress_bar() as show:
         results = over_runs(
-            runs, probes, layers, k=k, seed=config.seed, dask=config.dask, progress=show
+            runs,
+            probes,
+            layers,
+            k=k,
+            seed=config.seed,
+            dask=config.dask,
+            progress=show,
+            tell=said.append,
         )
+    for sentence in said:
+        print(sentence)
     run.write_probe("seeds", results)
     print_seeds(results)
 

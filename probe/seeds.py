@@ -6,7 +6,7 @@ means, which scatter by their objects as well as by their training. Where all ru
 same objects, what these have in common is added, as no seed averages it away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -135,6 +135,7 @@ def over_runs(
     seed: int = 0,
     dask: str | None = None,
     progress: sweep.Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
     """Scores of several runs under other seeds, with 95 % intervals over seeds and objects.
 
@@ -147,7 +148,8 @@ def over_runs(
     and high over seeds where all runs have one. The attribute `shared` says whether all runs ask
     about the same objects.
 
-    Each run's own sweep is kept in it, and what it kept before of the same settings with it. Raises
+    Each run's own sweep is kept in it, and what it kept before of the same settings with it; `tell`
+    is called with a sentence for each run of which more is kept, or less than before. Raises
     ValueError for runs that lack a model, a layer or a class of the first, or of which one is given
     twice or is a copy of another.
     """
@@ -155,12 +157,15 @@ def over_runs(
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
     own, scores = [], []
-    for run in runs:
-        more, _ = sweep.with_kept(run, probes, layers, k=k, seed=seed)
+    for run, name in zip(runs, _names(runs), strict=True):
+        more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed)
+        if said and tell:
+            tell(f"{name}: {said}")
         found = sweep.cells_of(
             run, more, layers, variants, k=k, seed=seed, dask=dask, progress=progress
         )
-        own.append(assemble(run, *found, sweep.REFERENCE))
+        results = assemble(run, *found, sweep.REFERENCE)
+        own.append(sweep.with_noise(results, run, None, found.data, found.ask))
         run.write_probe("sweep", own[-1])
         asked = {name: found.cells[name] for name in probes}
         scores.append(_scores(found._replace(cells=asked)))

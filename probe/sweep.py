@@ -92,7 +92,7 @@ def sweep(
         progress=progress,
     )
     results = assemble(run, *found, REFERENCE)
-    return _with_noise(results, run, again, found.data, found.ask)
+    return with_noise(results, run, again, found.data, found.ask)
 
 
 def lacking(run: Run) -> dict[str, str]:
@@ -294,9 +294,10 @@ def _measure_there(*args: Any, **rest: Any) -> dict[str, Cell]:
     return measure(*args, **rest)
 
 
-def _with_noise(
+def with_noise(
     results: xr.Dataset, run: Run, again: Run | None, data: Objects, ask: Settings
 ) -> xr.Dataset:
+    """The results with their noise floor, or with the word that there is none."""
     if again is None:
         said = "not measured: there is no second capture of these objects (--again RUN)"
         return results.assign_attrs(noise_floor=said)

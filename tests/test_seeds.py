@@ -8,6 +8,7 @@ from scipy import stats
 
 import store
 from probe.__main__ import ProbeConfig, main
+from probe.findings import controls
 from probe.page import write_report
 from probe.seeds import over_runs, over_seeds
 
@@ -168,6 +169,24 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
     section = text.read_text().partition("## Over seeds")[2].partition("## Depth")[0]
     assert "3 seeds (seed0, seed1, seed2)" in section and own in section
     assert "python -m probe seed0 seed1 seed2 --probes knn,drift --k 5" in text.read_text()
+
+
+def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(tmp_path, capsys):
+    first, other = (make(tmp_path / f"seed{seed}", seed) for seed in range(2))
+    second = shutil.copytree(first.path, tmp_path / "second")
+    main(ProbeConfig(run=first.path, probes="knn", k="5", again=str(second)))
+    main(ProbeConfig(run=other.path, probes="linear", k="5"))
+    capsys.readouterr()
+    main(ProbeConfig(run=first.path, more=(other.path,), probes="knn", k="5"))
+    said = capsys.readouterr().out.splitlines()[:2]
+    lost = "the noise floor that was kept is left out: --again RUN measures it"
+    assert said == [f"seed0: {lost}", "seed1: with linear, of the sweep that was kept"]
+    page = " ".join(controls(first.probes("sweep")))
+    assert "Noise floor: not measured" in page and "noise_cka_mean" not in first.probes("sweep")
+    main(ProbeConfig(run=first.path, probes="knn", k="5"))
+    alone = first.probes("sweep")
+    over_runs([first, other], ("knn",), k=(5,))
+    assert first.probes("sweep").identical(alone)
 
 
 def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
