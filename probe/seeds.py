@@ -145,8 +145,8 @@ def over_runs(
     `*_difference`, `_low`, `_high`, `_p`, by Holm over the layers `_p_adjusted`, and by Bonferroni
     the band over all of them `_wide_low`, `_wide_high` (comparison, ...). Of the verdicts
     `*_fall_by_run` (run, variant, ...) and `*_shift_by_run` (run, comparison, ...), with mean, low
-    and high over seeds where all runs have one. The attribute `shared` says whether all runs ask
-    about the same objects.
+    and high over seeds where all runs have one, low and high where these are not all the same. The
+    attribute `shared` says whether all runs ask about the same objects.
 
     Each run's own sweep is kept in it, and what it kept before of the same settings with it; `tell`
     is called with a sentence for each run of which more is kept, or less than before. Raises
@@ -224,9 +224,14 @@ def _compared(pair: xr.Dataset, key: str, name: str) -> str:
     where = f"at layer{'s' * (len(sure) > 1)} {', '.join(map(str, sure))}"
     where = where if len(sure) else "nowhere"
     said = f"Aligned less baseline in {name}: beyond seeds and objects {where}; at most {largest}."
-    if f"{key}_shift_mean" in pair and np.isfinite(float(pair[f"{key}_shift_mean"])):
-        moved = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
-        said += " Its fall comes {:+.1f} [{:+.1f}, {:+.1f}] layers later.".format(*moved)
+    if f"{key}_shift_mean" in pair:
+        mean, *ends = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
+        if np.isfinite(ends).all():
+            said += " Its fall comes {:+.1f} [{:+.1f}, {:+.1f}] layers later.".format(mean, *ends)
+        elif np.isfinite(mean):
+            said += (
+                f" Its fall comes {mean:+.1f} layers later in every run: that gives no interval."
+            )
     return said
 
 
@@ -256,7 +261,8 @@ def _put(
     dims = ("k", "layer") if key == "knn" else ("layer",)
     hits = key in SHARES
     found = over_seeds(values, shared=shared, hits=hits)
-    mean, low, high = (np.clip(part, *RANGES.get(key, (0, 2))) for part in found[:3])
+    least, most = RANGES.get(key, (0, 2))
+    mean, low, high = (np.clip(part, least, most) for part in found[:3])
     inside = OverSeeds(mean, low, high, found.p)
     _add(results, key, ("variant", *dims), inside, name, direction)
     by_run = np.stack([one.mean(axis=-1, dtype=np.float64) for one in values])
@@ -267,6 +273,9 @@ def _put(
     a, b = (list(side) for side in zip(*models, strict=True))
     gaps = [one[a].astype(float) - one[b] for one in values]
     gap = over_seeds(gaps, shared=shared, hits=hits)
+    furthest = least - most, most - least
+    low, high = np.clip(gap.low, *furthest), np.clip(gap.high, *furthest)
+    gap = gap._replace(low=low, high=high)
     where, text, none = ("comparison", *dims), f"difference in {name}", "0 = no difference"
     _add(results, f"{key}_difference", where, gap, text, none)
     together = 1 - (1 - LEVEL) / gap.mean.shape[-1]
@@ -274,7 +283,7 @@ def _put(
     for end, bound in (("low", band.low), ("high", band.high)):
         name = f"{text}, {end} end of the band over all layers, over seeds"
         about = {"long_name": name, "direction": none}
-        results[f"{key}_difference_wide_{end}"] = (where, bound, about)
+        results[f"{key}_difference_wide_{end}"] = (where, np.clip(bound, *furthest), about)
 
 
 def _add(
@@ -312,8 +321,10 @@ def _put_verdict(results: xr.Dataset, key: str, own: list[xr.Dataset]) -> None:
         whole = np.isfinite(values).all(axis=0)
         depth = np.where(whole, values, 0)[..., None]
         found = over_seeds(list(depth))
+        # Depths end at captured layers: runs that agree there do not say how far others scatter.
+        apart = whole & (np.ptp(depth, axis=0)[..., 0] > 0)
         for part, numbers in zip(("mean", "low", "high"), found[:3], strict=True):
-            kept = np.where(whole, numbers, np.nan)
+            kept = np.where(whole if part == "mean" else apart, numbers, np.nan)
             results[f"{name}_{part}"] = (each[0].dims, kept, attrs)
 
 

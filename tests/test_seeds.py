@@ -4,13 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
+import zarr
 from scipy import stats
 
 import store
 from probe.__main__ import ProbeConfig, main
 from probe.findings import controls
 from probe.page import write_report
-from probe.seeds import over_runs, over_seeds
+from probe.seeds import findings, over_runs, over_seeds
 
 SAMPLES, TOKENS, LAYERS = 60, 2, [0, 4]
 KEPT = {"baseline": 0.4, "aligned": 1.5}
@@ -187,6 +188,39 @@ def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(
     alone = first.probes("sweep")
     over_runs([first, other], ("knn",), k=(5,))
     assert first.probes("sweep").identical(alone)
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory):
+    """Two seeds of which no model keeps anything, so that all fall at layer 0."""
+    folder = tmp_path_factory.mktemp("lost")
+    runs = [make(folder / f"seed{seed}", seed) for seed in range(2)]
+    for seed, run in enumerate(runs):
+        group = zarr.open_group(run.path / "activations.zarr", mode="r+")
+        for variant, name in enumerate(KEPT):
+            states = group[f"{name}/hidden"]
+            states[:] = np.random.default_rng([seed, variant]).normal(size=states.shape)
+    return over_runs(runs, ("drift", "knn"), k=(5,))
+
+
+def test_runs_that_fall_at_the_same_layer_have_no_interval_over_seeds(lost):
+    np.testing.assert_array_equal(lost.knn_shift_by_run, 0)
+    assert lost.knn_shift_mean.item() == 0 and (lost.knn_fall_mean == 0).all()
+    for end in ("shift_low", "shift_high", "fall_low", "fall_high"):
+        assert lost[f"knn_{end}"].isnull().all()
+    said = next(one for one in findings(lost) if "neighbour" in one)
+    assert "Its fall comes +0.0 layers later in every run: that gives no interval." in said
+
+
+def test_a_difference_over_two_seeds_is_no_larger_than_it_can_be(lost):
+    gap = lost.knn_by_run.sel(variant="aligned") - lost.knn_by_run.sel(variant="baseline")
+    mean, error = gap.mean("run"), np.sqrt((gap.var("run", ddof=1) + 1 / (12 * 30**2)) / 2)
+    for ends, level in (("_", 0.95), ("_wide_", 0.975)):  # over both layers
+        low, high = stats.t.interval(level, 1, mean, error)
+        for end, exact in (("low", low), ("high", high)):
+            ours = lost[f"knn_difference{ends}{end}"].isel(comparison=0)
+            np.testing.assert_allclose(ours, np.clip(exact, -1, 1), atol=1e-6)
+    assert (high > 1).any() and (low < -1).any()  # what was cut off
 
 
 def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
