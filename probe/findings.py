@@ -152,7 +152,7 @@ def _course(
     first, last = results.layer.values[[0, -1]]
     unit = " in %" if scale == 100 else ""
     against = ""
-    for ending in ("shuffled", "random"):
+    for ending in ("shuffled", "shuffled_mean", "random"):
         if control and f"{score}_{ending}" in results:
             value = scale * float(results[f"{score}_{ending}"].mean())
             against = f" ({control}: {value:.{digits}f})"

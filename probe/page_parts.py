@@ -124,7 +124,7 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
         if f"{key}_{ending}" in results and "layer" in results[f"{key}_{ending}"].dims:
             control = f"{key}_{ending}"
             head.append(f"control: {words}")
-    for ending, (name, _) in REFERENCES.items():
+    for ending, (name, _) in (REFERENCES | {"shuffled": ("tokens of other objects", "")}).items():
         if f"{key}_{ending}_mean" in results:
             three = [scale * float(results[f"{key}_{ending}_{p}"]) for p in PARTS]
             title += "; {}: {:.{d}f} [{:.{d}f}, {:.{d}f}]".format(name, *three, d=digits)

@@ -5,6 +5,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from probe import tokens
+from probe.findings import findings
+from probe.page_parts import SCORES, tables
 from probe.reconstruction import judge, lessons, rebuild, reconstruction, unit_clouds
 from probe.tokens import Tokens
 from tests.test_sweep import write_run
@@ -78,3 +80,8 @@ def test_a_run_keeps_distances_controls_and_clouds(tmp_path):
     for key in ("chamfer", "chamfer_target", "f_score_shuffled"):
         assert (found[f"{key}_low"] <= found[f"{key}_mean"]).all()
     assert {"chamfer_difference_p_adjusted", "chamfer_fall_mean", "f_score_held"} < set(found)
+    three = "{:.4f} [{:.4f}, {:.4f}]".format(
+        *(float(found[f"chamfer_shuffled_{part}"]) for part in ("mean", "low", "high"))
+    )
+    assert f"(tokens of other objects: {three[:6]})" in findings(found)[0]
+    assert f"; tokens of other objects: {three}" in tables(found, SCORES)[0].title
