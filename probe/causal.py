@@ -207,7 +207,11 @@ def causal(
 
     found : variant -> its `effects`        objects : ids, (objects,)
     moved : variant that receives -> (variant that gives, its `transplants`); may be empty
+
+    Raises ValueError for a single layer, behind which nothing is compared with it.
     """
+    if (layers := next(iter(found.values())).sizes["layer"]) < 2:
+        raise ValueError(f"{layers} layer: where the text stops reading takes 2 or more")
     variants = xr.IndexVariable("variant", list(found))
     results = xr.concat(
         found.values(), variants, data_vars="all", coords="minimal", compat="override", join="exact"
@@ -277,9 +281,17 @@ def findings(results: xr.Dataset) -> list[str]:
             said.append(f"{variant}: its answers do not depend on the point tokens ({numbers}).")
             continue
         stops, low, high = (float(one[f"stops{part}"]) for part in ("", "_low", "_high"))
+        deepest = int(results.layer[-1])
+        if np.isinf(stops):
+            said.append(
+                f"{variant}: the text is not seen to stop reading the point tokens up to layer "
+                f"{deepest}, the last one changed ({numbers})."
+            )
+            continue
+        end = f"{high:g}" if np.isfinite(high) else f"beyond {deepest}"
         said.append(
             f"{variant}: the text stops reading the point tokens by layer {stops:g} "
-            f"[{low:g}, {high:g}]; behind it is under {STOPPED:.0%} of the effect of never "
+            f"[{low:g}, {end}]; behind it is under {STOPPED:.0%} of the effect of never "
             f"reading them ({numbers})."
         )
     for into in results.into.values.astype(str) if "into" in results.coords else ():

@@ -83,13 +83,15 @@ def depth_curves(sweeps: dict[str, xr.Dataset], k: int) -> pd.DataFrame:
     """One row a system, score and layer: depth (0 to 1), mean, low, high and target.
 
     sweeps : of `probe.sweep`, by the name of the system; one of several models gives several
-    k      : neighbours that vote; ValueError where a sweep has another
+    k      : neighbours that vote; ValueError where a sweep has another, or no score to draw
 
     The deepest captured layer of a system is its depth 1: capture all layers. `target` is the score
     of the target itself, for neighbours alone.
     """
     rows = []
     for name, results in sweeps.items():
+        if not any(f"{score}_mean" in results for score in SCORES):
+            raise ValueError(f"{name} was swept without knn and drift, of which the curves are")
         if "knn_mean" in results and k not in results.k.values:
             raise ValueError(f"{name} was asked for K = {results.k.values.tolist()}, not {k}")
         variants = results.variant.values.astype(str)

@@ -34,10 +34,10 @@ def wilson(hits: np.ndarray | int, n: int, level: float = 0.95) -> Interval:
     Stays within [0, 1] and holds its level for shares near 0 and 1, where the normal one fails
     (Wilson 1927; Brown, Cai & DasGupta 2001).
     """
-    share = np.asarray(hits) / n
-    if n < 1 or (share < 0).any() or (share > 1).any():
+    counted = np.asarray(hits)
+    if n < 1 or (counted < 0).any() or (counted > n).any():
         raise ValueError(f"hits={hits} of n={n}: need n of 1 or more, and hits from 0 to n")
-    return wilson_each(np.asarray(hits), np.asarray(n), level)
+    return wilson_each(counted, np.asarray(n), level)
 
 
 def wilson_each(hits: np.ndarray, n: np.ndarray, level: float = 0.95) -> Interval:

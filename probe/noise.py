@@ -24,7 +24,8 @@ def noise_floor(
     first capture, name the same class in both; k the largest of the sweep
 
     Models that were not captured again have nan. Raises ValueError where that is so of all, or the
-    second run has other objects, by id or by what is known of them, or lacks a layer.
+    second run has other objects, by id or by what is known of them, lacks a layer or is not yet
+    captured as far as the query objects.
     """
     variants, layers = results["variant"].values.astype(str).tolist(), results["layer"].values
     if not (both := [name for name in variants if name in again.variants]):
@@ -42,6 +43,12 @@ def noise_floor(
     every = np.array([place[name] for name in ids])
     _check_same(run, again, every)
     rows = every[data.query]
+    for name in both:
+        if (done := again.done(name)) <= rows.max():
+            raise ValueError(
+                f"{again.path} is not completely captured: {name} has {done} of {len(theirs)} "
+                f"objects, not all the query objects of {run.path}"
+            )
     likeness = np.full((3, len(variants), len(layers)), np.nan)
     same = np.full((len(variants), len(layers)), np.nan)
     for v, at in np.ndindex(same.shape):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import xarray as xr
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -44,16 +45,17 @@ def print_table(results: xr.Dataset, console: Console | None = None) -> None:
         _show(console, _geometry_table(results))
     if judged(results):
         _show(console, _verdict_table(results))
-    console.print(_footnote(results), highlight=False)
+    console.print(_footnote(results), highlight=False, markup=False)
     for sentence in findings(results):
-        console.print(f"• {sentence}", highlight=False)
+        console.print(f"• {sentence}", highlight=False, markup=False)
 
 
 def _show(console: Console, table: Table) -> None:
-    """Print a table whole: a narrow terminal may fold its lines, but no number is cut off."""
+    """Print a table whole: a narrow terminal may fold its lines, but no number is cut off, and a
+    name in brackets is no markup."""
     if console.width < WIDTH:
         console = Console(file=console.file, width=WIDTH, force_terminal=console.is_terminal)
-    console.print(table)
+    console.print(table, markup=False)
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("probe")
         yield lambda done, total, what: bar.update(
-            task, completed=done, total=total, description=f"probe {what}"
+            task, completed=done, total=total, description=f"probe {escape(what)}"
         )
 
 
@@ -245,7 +247,7 @@ def print_beside(name: str, results: xr.Dataset, console: Console | None = None)
         _show(console, _layer_table(results, score, title, scale=1, digits=3))
     _show(console, _verdict_table(results))
     for sentence in findings(results):
-        console.print(f"• {sentence}", highlight=False)
+        console.print(f"• {sentence}", highlight=False, markup=False)
 
 
 def _maps_table(results: xr.Dataset, method: str) -> Table:

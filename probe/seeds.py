@@ -150,8 +150,8 @@ def over_runs(
 
     Each run's own sweep is kept in it, and what it kept before of the same settings with it; `tell`
     is called with a sentence for each run of which more is kept, or less than before. Raises
-    ValueError for runs that lack a model, a layer or a class of the first, or of which one is given
-    twice or is a copy of another.
+    ValueError for runs that lack a model, a layer or a class of the first, or of which one is not
+    completely captured, is given twice or is a copy of another.
     """
     _check(runs)
     layers = list(runs[0].layers if layers is None else layers)
@@ -333,6 +333,8 @@ def _check(runs: Sequence[Run]) -> None:
     if len(runs) < 2 or len(set(paths)) < len(paths):
         raise ValueError(f"{', '.join(paths)}: intervals over seeds need 2 or more runs, each once")
     first = runs[0]
+    if unfinished := [run for run in runs if not run.complete]:
+        raise ValueError(f"{unfinished[0].path} is not completely captured: seeds want whole runs")
     for run in runs[1:]:
         for what in ("variants", "layers"):
             mine, theirs = getattr(first, what), getattr(run, what)

@@ -21,5 +21,5 @@ def print_seeds(results: xr.Dataset, console: Console | None = None) -> None:
         scale, digits = (100, 1) if share else (1, 3)
         _show(console, _layer_table(one, key, title, scale=scale, digits=digits))
     for sentence in findings(results):
-        console.print(f"• {sentence}", highlight=False)
+        console.print(f"• {sentence}", highlight=False, markup=False)
     console.print("* differs, p < 0.05 by Holm over the layers, paired by run and object.")

@@ -349,3 +349,19 @@ def test_a_finding_of_noise_says_so_and_effects_are_the_same_twice():
     quiet = once.assign(change=once.change * 0 + np.random.default_rng(0).normal(size=12))
     said = findings(causal({"untrained": quiet}, {}, objects=list("abcdefghijkl")))
     assert "do not depend on the point tokens" in said[0]
+
+
+def test_one_layer_is_refused_and_layers_that_do_not_reach_the_end_claim_no_stop():
+    asked, model = questions(), llama()
+    means, names = mean_states(model, asked), list("abcdefghijkl")
+    with pytest.raises(ValueError, match="1 layer: where the text stops reading takes 2 or more"):
+        causal({"untrained": effects(model, asked, LABELS, means, [0])}, {}, objects=names)
+    read_on = effects(model, asked, LABELS, means, [0, 2])
+    steady = np.random.default_rng(0).normal(-1, 0.1, size=read_on.change.shape)
+    found = causal(
+        {"baseline": read_on.assign(change=read_on.change * 0 + steady)}, {}, objects=names
+    )
+    assert np.isinf(found.stops).all()
+    said = findings(found)[0]
+    assert "not seen to stop reading the point tokens up to layer 2, the last" in said
+    assert "inf" not in said

@@ -38,6 +38,9 @@ def test_layers_are_laid_on_one_depth_and_each_system_keeps_its_target():
     assert set(several.system) == {"ours: baseline", "ours: aligned"}
     with pytest.raises(ValueError, match=r"ours was asked for K = \[1, 10\], not 5"):
         depth_curves({"ours": swept([0, 4])}, 5)
+    linear = swept([0, 4])[["k"]].assign(linear_mean=(("variant", "layer"), np.zeros((1, 2))))
+    with pytest.raises(ValueError, match="theirs was swept without knn and drift"):
+        depth_curves({"ours": swept([0, 4]), "theirs": linear}, 10)
 
 
 def run_with(path, results):

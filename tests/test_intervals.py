@@ -139,6 +139,7 @@ def test_the_normal_adjustment_is_none_for_one_test_and_near_bonferroni_for_inde
         (lambda: bootstrap(np.array([1, np.nan])), "hold NaN"),
         (lambda: paired_difference(np.zeros(3), np.zeros(4)), "are not paired"),
         (lambda: wilson(5, 4), "hits=5 of n=4"),
+        (lambda: wilson(0, 0), "hits=0 of n=0"),
         (lambda: mcnemar(np.zeros(3), np.zeros(4)), "are not paired"),
         (lambda: mcnemar(np.zeros(0), np.zeros(0)), "hits of 0 objects"),
     ],

@@ -450,7 +450,7 @@ class _Again:
 
     def __init__(self, run, variants, layers):
         self.path, self.variants, self.layers = Path("other"), variants, layers
-        self.final, self.samples = run.final, run.samples
+        self.final, self.samples, self.done = run.final, run.samples, run.done
 
 
 def test_maps_and_rebuilt_clouds_are_tabled(run, whole):

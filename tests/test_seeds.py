@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
     return [make(folder / f"seed{seed}", seed) for seed in range(3)]
 
 
-def make(path, seed, variants=tuple(KEPT), classes=3):
+def make(path, seed, variants=tuple(KEPT), classes=3, finish=True):
     rng = np.random.default_rng(seed)
     label = np.arange(SAMPLES) % classes
     target = 0.3 * rng.normal(size=(SAMPLES, TOKENS, 6)) + rng.normal(size=(SAMPLES, 1, 6))
@@ -57,7 +57,8 @@ def make(path, seed, variants=tuple(KEPT), classes=3):
         writer.append_encoder(rows, target[rows].mean(axis=1))
         for name in variants:
             writer.append(name, rows, hidden[name][:, rows])
-    writer.finish()
+    if finish:
+        writer.finish()
     return store.open_run(writer.path)
 
 
@@ -228,11 +229,13 @@ def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
     fewer = make(tmp_path / "fewer", 4, classes=2)
     shutil.copytree(runs[1].path, tmp_path / "copy")
     copy = store.open_run(tmp_path / "copy")
+    half = make(tmp_path / "half", 4, finish=False)
     for wrong, message in (
         ([runs[0]], "need 2 or more runs, each once"),
         ([runs[0], runs[0]], "each once"),
         ([*runs, copy], r"seed1 and \S*copy hold the same states: a copy of a run is no other"),
         ([runs[0], other], "has no variant aligned"),
+        ([runs[0], half], r"\S*half is not completely captured: seeds want whole runs"),
         ([runs[0], fewer], "other classes: class 2 is in one"),
     ):
         with pytest.raises(ValueError, match=message):

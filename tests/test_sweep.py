@@ -425,6 +425,14 @@ def test_a_run_of_another_seed_is_no_second_capture_though_its_objects_have_the_
         sweep(run, ["knn"], [0], ["aligned"], again=other)
 
 
+def test_an_unfinished_second_capture_is_one_sentence(tmp_path):
+    path, second = (flawed_run(tmp_path / name) for name in ("run", "second"))
+    short = store.open_run(second)
+    short.done = lambda name: 40
+    with pytest.raises(ValueError, match="second is not completely captured: baseline has 40 of"):
+        sweep(store.open_run(path), ["knn"], k=[1], again=short)
+
+
 def test_a_disk_that_takes_nothing_is_one_sentence_and_the_table_is_shown(
     tmp_path, monkeypatch, capsys
 ):
@@ -511,6 +519,11 @@ def test_a_class_that_cannot_be_told_is_counted_and_named(tmp_path):
         "(1); class 5 with one gallery object, which others outvote where K exceeds 2."
     )
     assert text.getvalue().count(said) == text.getvalue().count("too few") == 1
+    odd = found.assign_coords(variant=["[/own]"])  # what rich would take for markup
+    odd = odd.assign_attrs(absent_classes=["[/desk]"], single_classes=["[bold]"])
+    print_table(odd, Console(file=text, width=400))
+    said = said.replace("class 4", "[/desk]").replace("class 5", "[bold]")
+    assert said in text.getvalue() and "┃ [/own]" in " ".join(text.getvalue().split())
 
 
 def flawed_run(path, *, label=None, split=None, hidden=None, infinite=None):
