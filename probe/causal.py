@@ -318,9 +318,9 @@ def _transplanted(one: xr.Dataset) -> str:
         return f"{start}{gap}, and its point tokens close it at no layer, beyond noise{wider}."
     share, low, high = (float(best[f"transplant_share_{part}"]) for part in Interval._fields)
     return (
-        f"{start}its point tokens close most of the gap at layer {int(best.layer)}: {share:.0%} "
-        f"[{low:.0%}, {high:.0%}], p = {float(best.transplant_p_adjusted):.2g} over all layers; "
-        f"{gap}."
+        f"{start}its point tokens close {share:.0%} [{low:.0%}, {high:.0%}] of the gap at layer "
+        f"{int(best.layer)}, the most of any layer (p = {float(best.transplant_p_adjusted):.2g} "
+        f"over all layers); {gap}."
     )
 
 

@@ -188,9 +188,10 @@ def _token_alone(results: xr.Dataset, k: int) -> str:
     usual = one.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
     more = one.knn_token_from_mean.where(one.knn_token_from_mean_p_adjusted < SIGNIFICANT, 0) > 0
     tokens, layers = more.any("layer").values, more.any("token").values
+    verb = "tell" if tokens.sum() > 1 else "tells"
     told = (
-        f"token{plural(tokens)} {numbers(results.token.values[tokens])} tell more than the mean of "
-        f"all at layer{plural(layers)} {numbers(results.layer.values[layers])}"
+        f"token{plural(tokens)} {numbers(results.token.values[tokens])} {verb} more than the mean "
+        f"of all at layer{plural(layers)} {numbers(results.layer.values[layers])}"
         if tokens.any()
         else "none tells more than the mean of all at any layer, beyond noise"
     )

@@ -365,3 +365,20 @@ def test_one_layer_is_refused_and_layers_that_do_not_reach_the_end_claim_no_stop
     said = findings(found)[0]
     assert "not seen to stop reading the point tokens up to layer 2, the last" in said
     assert "inf" not in said
+
+
+def test_a_gap_that_is_closed_in_part_is_not_told_as_closed_for_the_most():
+    rng = np.random.default_rng(0)
+    asked, model = questions(), llama()
+    one = effects(model, asked, LABELS, mean_states(model, asked), [0, 2, 4])
+    better = one.assign(log_probability=one.log_probability + 1)
+    part = np.array([0, 0.12, 0])[:, None] + 0.01 * rng.normal(size=(3, 12)) * [[1], [1], [0]]
+    found = causal(
+        {"baseline": one, "aligned": better},
+        {"baseline": ("aligned", part)},
+        objects=[str(row) for row in range(12)],
+    )
+    share = np.mean(part[1])  # of a gap of 1 nat
+    said = findings(found)[-1]
+    assert f"its point tokens close {share:.0%} [" in said
+    assert "of the gap at layer 2, the most of any layer (p = " in said
