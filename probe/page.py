@@ -133,20 +133,17 @@ def _reproduce(
     named = where if where.name == results.attrs["run"] else results.attrs["run"]
     name = shlex.quote(str(record.get("config", {}).get("store") or named))
     commands = [str(record["command"])] if "command" in record else []
-    k = ",".join(map(str, results.k.values))
-    layers = results.layer.values.tolist()
-    some = "" if layers == run.layers else f" --layers {','.join(map(str, layers))}"
     asked = _by_name(results)
-    commands.append(f"python -m probe {name}{some}{asked} --k {k} --seed {results.attrs['seed']}")
+    commands.append(f"python -m probe {name}{asked}{_settings(results, run)}")
     for key, found in others.items():
         if key == "seeds":
             beside = [shlex.quote(str(where.parent / one)) for one in found.run.values.astype(str)]
             own = _by_name(found) or asked
-            commands.append(f"python -m probe {' '.join(beside)}{some}{own} --k {k}")
+            commands.append(f"python -m probe {' '.join(beside)}{own}{_settings(found, run)}")
         elif key in ("causal", "lens"):
             commands.append(f"python -m train.explain {name} --probes {key}")
         else:
-            commands.append(f"python -m probe {name} --probes {key} --seed {found.attrs['seed']}")
+            commands.append(f"python -m probe {name} --probes {key}{_settings(found, run)}")
     commands.append(f"python -m probe report {name}")
     return Section(
         "Commands",
@@ -159,6 +156,16 @@ def _by_name(results: xr.Dataset) -> str:
     """The flag that asks for the probes of these results."""
     probes = ",".join(np.atleast_1d(results.attrs.get("probes", [])))
     return f" --probes {probes}" if probes else ""
+
+
+def _settings(results: xr.Dataset, run: Run) -> str:
+    """The flags for the layers, k and seed of these results, as far as they have them."""
+    layers, flags = results.layer.values.tolist(), ""
+    if layers != run.layers:
+        flags += f" --layers {','.join(map(str, layers))}"
+    if "k" in results.coords:
+        flags += f" --k {','.join(map(str, results.k.values))}"
+    return f"{flags} --seed {results.attrs['seed']}"
 
 
 def _record(run: Run, folder: Path) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import html
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 import xarray as xr
 from rich.console import Console
 
@@ -19,13 +21,14 @@ from probe.cells import CELLS
 from probe.findings import findings
 from probe.judged import MAIN, SECOND, decimals, verdict_cell
 from probe.maps import maps
-from probe.page import as_html, as_markdown, write_report
+from probe.page import _reproduce, as_html, as_markdown, write_report
 from probe.page_text import Section, Table
 from probe.page_words import words
 from probe.plots import save_depth_png
 from probe.reconstruction import reconstruction
 from probe.report import print_beside, print_table
 from probe.sweep import ALL_PROBES, sweep
+from store.layers import parse_layers
 from tests.browser import NoBrowser, chromium, listen
 from tests.test_sweep import write_run
 
@@ -84,6 +87,24 @@ def test_numbers_and_sentences_are_those_of_the_run(report, run, whole):
     assert "python -m probe report run" in text.read_text().replace("\\", "")
 
 
+def test_the_commands_ask_for_what_the_results_were_made_with(run, whole):
+    others = {name: run.probes(name) for name in ("maps", "reconstruction")}
+    others["maps"].attrs["seed"] = 3
+    names = {"run": ["run", "other"], "layer": [12], "k": [5]}
+    others["seeds"] = xr.Dataset(coords=names, attrs={"probes": ["knn"], "seed": 4})
+    table = _reproduce(run, whole, {}, others).parts[0]
+    made = {"sweep": whole, **others}
+    for (typed,), results in zip(table.rows[:-1], made.values(), strict=True):
+        config = tyro.cli(command.ProbeConfig, args=shlex.split(typed)[3:])
+        assert parse_layers(config.layers, 12) == results.layer.values.tolist()
+        assert config.seed == results.attrs["seed"]
+        assert "k" not in results.coords or config.k == ",".join(map(str, results.k.values))
+    assert (config.run, config.more, config.probes) == ("run", ("other",), "knn")
+    every = others["maps"].reindex(layer=run.layers)
+    whole_depth = _reproduce(run, whole, {}, {"maps": every}).parts[0].rows[1][0]
+    assert whole_depth.endswith("--probes maps --seed 3")
+
+
 def test_in_print_every_live_figure_is_its_picture(report):
     page, text = report
     live = re.findall(r'<div id="figure-(\w+)"', page)
@@ -126,6 +147,17 @@ def test_where_two_models_are_alike_at_one_layer_it_is_one_layer(whole):
     alike.loc[{"comparison": MAIN}] = [0.01, 0.9]
     said = " ".join(findings(whole.assign(knn_alike_p=alike)))
     assert "proven alike within ± " in said and "points at layer 0 only" in said
+
+
+def test_one_token_tells_more_and_two_tell_more(whole):
+    name = "knn_token_from_mean"
+    for tokens, said in (([0], "token 0 tells more than"), ([0, 2], "tokens 0, 2 tell more than")):
+        here = whole.token.isin(tokens) & (whole.layer == 12)
+        gap, p = (whole[key] for key in (name, f"{name}_p_adjusted"))
+        sure = (0 * p + 1).where(~here, 0.01)
+        planted = {name: gap.where(~here, 0.1), f"{name}_p_adjusted": sure}
+        told = " ".join(findings(whole.assign(planted)))
+        assert f"{said} the mean of all at layer 12." in told
 
 
 def test_other_likenesses_are_told_with_their_values_and_by_which_aligned_is_closer(whole):
