@@ -184,13 +184,14 @@ def tuned_lens(
     held = torch.from_numpy(np.isin(text.of, kept_out))
     device = next(head.parameters()).device
     told = text.final.float()
-    for states in text.states.float():
+    for states in text.states:
+        states = states.float()
         draw = torch.Generator().manual_seed(seed)  # the same tokens in the same order each layer
         translator = Translator(states.shape[-1]).to(device)
         weights = list(translator.parameters())
         optimizer = torch.optim.Adam(weights, lr=RATE)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
-        before = _divergence(translator, states[held], told[held], norm, head)
+        before = _held_out(translator, states[held], told[held], norm, head)
         learnt = torch.nonzero(~held)[:, 0]
         for _ in range(steps):
             rows = learnt[torch.randint(len(learnt), (BATCH,), generator=draw)]
@@ -199,8 +200,8 @@ def tuned_lens(
                 weight.grad = slope
             optimizer.step()
             falling.step()
-        after = _divergence(translator, states[held], told[held], norm, head)
-        yield translator.requires_grad_(False), np.array([before.item(), after.item()])
+        after = _held_out(translator, states[held], told[held], norm, head)
+        yield translator.requires_grad_(False), np.array([before, after])
 
 
 def _divergence(
@@ -212,6 +213,18 @@ def _divergence(
         own = head(norm(told.to(device))).float().log_softmax(-1)
     seen = head(norm(translator(states.to(device)))).float().log_softmax(-1)
     return F.kl_div(seen, own, reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def _held_out(
+    translator: Translator, states: Tensor, told: Tensor, norm: nn.Module, head: nn.Module
+) -> float:
+    """`_divergence` of any number of tokens, few at a time."""
+    vocabulary = head(norm(told[:1].to(next(head.parameters()).device))).shape[-1]
+    rows = max(1, NUMBERS_AT_ONCE // vocabulary)
+    pieces = zip(states.split(rows), told.split(rows), strict=True)
+    total = sum(len(a) * _divergence(translator, a, b, norm, head).item() for a, b in pieces)
+    return total / len(states)
 
 
 def nearest_captions(hidden: Tensor, bank: Tensor) -> np.ndarray:

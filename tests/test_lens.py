@@ -93,6 +93,21 @@ def test_a_translator_begins_as_the_identity_and_is_the_same_for_the_same_seed()
         next(tuned_lens(Text(drawn(1, 8, DIM), drawn(8, DIM), np.arange(8) // 2), norm, head))
 
 
+def test_held_out_tokens_are_read_few_at_a_time_and_give_the_same_divergence(monkeypatch):
+    norm, head = unembedding()
+    whole = [kl for _, kl in tuned_lens(planted_text(), norm, head, steps=3)]
+    seen = []
+    head.register_forward_hook(
+        lambda _, args, out: None if out.requires_grad else seen.append(len(out))
+    )
+    monkeypatch.setattr("probe.lens.NUMBERS_AT_ONCE", 7 * VOCABULARY)
+    text = planted_text()
+    wide = Text(text.states.double(), text.final, text.of)  # made float32 layer by layer
+    pieces = [kl for _, kl in tuned_lens(wide, norm, head, steps=3)]
+    np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-7)
+    assert set(seen) == {1, 7, 120 % 7, 128}  # 128 are the model's own, of a batch of the fit
+
+
 def test_nearest_captions_are_the_neighbours_of_sklearn_in_centred_states():
     hidden, bank = drawn(6, 3, DIM) + 5, drawn(50, DIM, seed=1) - 3
     centred = (hidden - hidden.mean(dim=(0, 1))).reshape(18, DIM)
