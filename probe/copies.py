@@ -31,7 +31,8 @@ def duplicate_groups(
     """Group of each object, (samples,): copies and near-copies share one.
 
     clouds : (samples, points, 3 or 6), xyz and then rgb in [0, 1]; read a block at a time
-    folder : where the groups are kept by the hash of the clouds; by default they are not
+    folder : where the groups are kept by the hashes of the clouds in their order; by default they
+             are not
 
     Two clouds are near-copies where the mean distance from points of one to the nearest points of
     the other, both ways, is at most 1.1 times the mean distance between neighbours within either:
@@ -49,7 +50,7 @@ def duplicate_groups(
     if clouds.ndim != 3 or clouds.shape[2] not in (3, 6) or clouds.shape[1] < 2:
         return equal
     kept = np.unique(equal, return_index=True)[1]
-    key = cache.digest(sorted(set(marks)), kept)
+    key = cache.digest(list(dict.fromkeys(marks)))  # in order, which `kept` and the groups go by
     found = cache.kept(folder, "groups", key, lambda: {"root": _near(clouds, kept, block)})
     return _numbered(found["root"][equal].tolist())
 

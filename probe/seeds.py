@@ -352,13 +352,14 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def _same_objects(runs: Sequence[Run]) -> bool:
-    """Whether all runs hold the same clouds (or, where none are kept, targets) in one order."""
-    first, rest = runs[0], runs[1:]
-    ids = first.samples()["sample"].values
-    if any(not np.array_equal(ids, run.samples()["sample"].values) for run in rest):
-        return False
+    """Whether all runs ask about the same clouds (where none are kept, targets) in one order."""
+    tables = [run.samples() for run in runs]
+    for name in ("sample", "split"):
+        if any(not np.array_equal(tables[0][name], other[name]) for other in tables[1:]):
+            return False
     known = all(run.attrs["points"] is not None for run in runs)
-    some = slice(0, len(ids), max(1, len(ids) // 16))
+    samples = tables[0].sizes["sample"]
+    some = slice(0, samples, max(1, samples // 16))
     mine, *others = ((run.points() if known else run.target())[some].values for run in runs)
     return all(np.array_equal(mine, theirs) for theirs in others)
 

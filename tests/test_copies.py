@@ -76,6 +76,14 @@ def test_groups_are_kept_by_what_the_clouds_hold(clouds, tmp_path, monkeypatch):
         copies.duplicate_groups(clouds[::-1], folder=tmp_path)
 
 
+def test_groups_that_are_kept_are_not_those_of_the_same_clouds_in_another_order(clouds, tmp_path):
+    groups = copies.duplicate_groups(clouds, folder=tmp_path)
+    order = np.random.default_rng(1).permutation(len(clouds))
+    moved = copies.duplicate_groups(clouds[order], folder=tmp_path)
+    alike = groups[order][:, None] == groups[order]
+    np.testing.assert_array_equal(moved[:, None] == moved, alike)
+
+
 def test_clouds_of_few_points_only_equal_their_copies():
     few = xr.DataArray(np.random.default_rng(0).random((6, 32, 6)), dims=("sample", "point", "c"))
     np.testing.assert_array_equal(copies.duplicate_groups(few), range(6))

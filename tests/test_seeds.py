@@ -224,6 +224,20 @@ def test_a_difference_over_two_seeds_is_no_larger_than_it_can_be(lost):
     assert (high > 1).any() and (low < -1).any()  # what was cut off
 
 
+def test_the_same_objects_in_another_split_are_not_shared(tmp_path):
+    first = make(tmp_path / "first", 0)
+    second = store.open_run(shutil.copytree(first.path, tmp_path / "second"))
+    group = zarr.open_group(second.path / "activations.zarr", mode="r+")
+    for name in KEPT:
+        group[f"{name}/hidden"][:] = group[f"{name}/hidden"][:] + np.float16(0.5)
+    alike = over_runs([first, second], ("knn",), k=(5,))
+    table = first.samples()
+    second.samples = lambda: table.assign(split=("sample", table.split.values[::-1]))
+    swapped = over_runs([first, second], ("knn",), k=(5,))
+    assert (alike.attrs["shared"], swapped.attrs["shared"]) == (1, 0)
+    assert "30 query objects, others in each" in findings(swapped)[0]
+
+
 def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
     other = make(tmp_path / "other", 4, variants=("baseline",))
     fewer = make(tmp_path / "fewer", 4, classes=2)
