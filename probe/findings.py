@@ -130,7 +130,7 @@ def controls(results: xr.Dataset) -> list[str]:
         said.append(few)
     if "knn_encoder_mean" in results:
         said.append(of_encoder(results))
-    if "hubness_mean" in results:
+    if "hubness_mean" in results and results.hubness_random.notnull()[-1]:
         said.append(hubness(results))
     if "knn_shuffled" in results:
         said.append(_check_shuffled(results))

@@ -107,9 +107,15 @@ def tables(results: xr.Dataset, scores: dict[str, tuple[str, int, int]]) -> list
         score_table(results, key, *about)
         for key, about in scores.items()
         if f"{key}_mean" in results
-        and not results[f"{key}_mean"].isnull().all()
+        and not _shown(results, key).isnull().all()
         and tells(results, key)
     ]
+
+
+def _shown(results: xr.Dataset, key: str) -> xr.DataArray:
+    """The means that a table shows: of the largest k."""
+    mean = results[f"{key}_mean"]
+    return mean.isel(k=-1) if "k" in mean.dims else mean
 
 
 def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: int) -> Table:

@@ -18,6 +18,7 @@ from probe.__main__ import EVERY, ProbeConfig, main
 from probe.cli import exit_code
 from probe.geometry import descriptors, geometry_by_layer
 from probe.judged import counted
+from probe.page_parts import SCORES, tables
 from probe.plots import (
     depth_figure,
     difference_figure,
@@ -484,6 +485,13 @@ def test_a_noise_floor_that_a_sweep_without_a_second_capture_leaves_out_is_named
     assert capsys.readouterr().out.splitlines()[0] == lost
     main(ProbeConfig(run=path, probes="knn", k="1"))
     assert lost not in capsys.readouterr().out
+
+
+def test_neighbours_that_are_the_whole_gallery_have_no_hubs_to_tell_of(tmp_path):
+    found = sweep(store.open_run(flawed_run(tmp_path / "run")), ["knn"], k=[1, 32])
+    assert found.hubness_mean.sel(k=32).isnull().all() and found.hubness_random.sel(k=1) > 0
+    assert "nan" not in " ".join(findings(found))
+    assert not [table for table in tables(found, SCORES) if "Hubness" in table.title]
 
 
 def test_a_command_that_is_stopped_says_how_to_go_on(capsys):
