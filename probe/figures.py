@@ -83,7 +83,7 @@ def _draw_fall(axis: Any, one: xr.Dataset, score: str, name: str, y: float, end:
 
 
 def cka_png(results: xr.Dataset) -> bytes:
-    """CKA of every layer with every other, within each model and with the baseline."""
+    """CKA of every layer with every other, within each model."""
     names = results.variant.values.astype(str)
     figure, axes = canvas(1, len(names), 3.6, 3.5)
     for axis, name in zip(axes[0], names, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from probe import cka, hubness, intervals, variants, verdict
-from probe.cells import ENCODER, LEVEL, TARGET, Cell
+from probe.cells import ENCODER, LEVEL, SHUFFLES, TARGET, Cell
 from probe.sheet import HIGHER, Sheet
 
 NORMAL = 1.96  # errors on either side of a 95 % interval
@@ -251,7 +251,7 @@ def put_geometry(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> Non
         own = [cell[part] for part in ("mean", "low", "high")]
         sheet.put_interval(f"geometry_{ending}", ("property",), own, text, HIGHER)
     spread = sheet.stacked(cells, "shuffled_spread")
-    text = f"{name}, values shuffled, a control: standard deviation over 10 draws"
+    text = f"{name}, values shuffled, a control: standard deviation over {SHUFFLES} draws"
     sheet.put("geometry_shuffled_spread", dims, spread, text, "of one draw from another")
     # R^2 is 1 - the mean error: the gap in R^2 is that in error, the other way round
     errors = sheet.stacked(cells, "error").swapaxes(1, 2)  # (variants, properties, layers, queries)
