@@ -136,7 +136,7 @@ def score_table(results: xr.Dataset, key: str, title: str, scale: int, digits: i
             title += "; {}: {:.{d}f} [{:.{d}f}, {:.{d}f}]".format(name, *three, d=digits)
     if key in ("cka", "encoder_cka"):
         title += "; unrelated objects: 0"
-    if key == "hubness":
+    if "hubness_random" in results and key == "hubness":
         title += f"; neighbours at random: {float(results.hubness_random):.2f}"
     compared = f"{key}_difference" in results and MAIN in results.comparison.values
     if compared:
@@ -300,7 +300,8 @@ def over_seeds(results: xr.Dataset) -> Section:
     )
     live = figures.curves_figure(panels, results, below)
     picture = Picture("seeds", caption, figures.curves_png(panels, below), live)
-    return Section("Over seeds", seeds.findings(results), [picture, *tables(results, SCORES)])
+    shown = tables(results, SCORES | SPACE | LIKE)
+    return Section("Over seeds", seeds.findings(results), [picture, *shown])
 
 
 def rebuilt(results: xr.Dataset) -> Section:

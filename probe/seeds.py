@@ -15,32 +15,86 @@ import xarray as xr
 
 from probe import cka, sweep
 from probe.assemble import assemble
-from probe.cells import LEVEL
+from probe.cells import LEVEL, Cell
+from probe.dimension import STATISTICS
 from probe.intervals import holm
+from probe.pairs import ALIKE
 from probe.sheet import HIGHER, LOWER
+from probe.sheet_readouts import UNEVEN
+from probe.sheet_states import MORE, NAMES
 from store import Run
 
 SHARES = ("knn", "linear")  # of right and wrong
-RANGES = {"cka": (-1, 1), "encoder_cka": (-1, 1), **dict.fromkeys(SHARES, (0, 1))}
-"""What a score can be, which its interval does not leave: with two seeds it may be wide."""
-SCORES = {  # probe, part of its cells, long name and direction
-    "knn": ("knn", "hits", "k-nearest-neighbour accuracy", HIGHER),
-    "cka": ("drift", "cka_left_out", "debiased linear CKA with the target", "higher is closer"),
-    "encoder_cka": (
+CLOSER = "higher is closer"
+FILLS = "higher fills more directions"
+
+
+class Score(NamedTuple):
+    """A measure with intervals over seeds: where its cells have it object by object."""
+
+    probe: str
+    part: str
+    """Of a cell: (*extra, objects), or what is left of it without each object or group of them."""
+    name: str
+    direction: str
+    extra: tuple[str, ...] = ()
+    at: int | None = None
+    """Place among several statistics of a part."""
+
+
+SCORES = {
+    "knn": Score("knn", "hits", "k-nearest-neighbour accuracy", HIGHER, ("k",)),
+    "cka": Score("drift", "cka_left_out", "debiased linear CKA with the target", CLOSER),
+    "encoder_cka": Score(
         "drift",
         "encoder_cka_left_out",
         "debiased linear CKA with the encoder's output",
-        "higher is closer",
+        CLOSER,
     ),
-    "drift": ("drift", "plain", "drift from the target, 1 - cosine through a ridge map", LOWER),
-    "drift_centred": (
+    "drift": Score(
+        "drift", "plain", "drift from the target, 1 - cosine through a ridge map", LOWER
+    ),
+    "drift_centred": Score(
         "drift",
         "centred",
         "drift from the target, less what all objects share, 1 - cosine through a ridge map",
         LOWER,
     ),
-    "linear": ("linear", "hits", "linear read-out accuracy", HIGHER),
+    "linear": Score("linear", "hits", "linear read-out accuracy", HIGHER),
+    "linear_bits": Score(
+        "linear",
+        "bits_left_out",
+        "bits that the class of a gallery object costs, online code",
+        "lower is easier to read",
+    ),
+    "geometry": Score("geometry", "error", "R^2 of a linear read-out", HIGHER, ("property",)),
+    "hubness": Score("knn", "hubness_left_out", "hubness, skewness", UNEVEN, ("k",)),
+    **{
+        key: Score("dimension", "left_out", NAMES[key], MORE.get(key, FILLS), at=at)
+        for at, key in enumerate(STATISTICS)
+    },
+    "token_diversity": Score(
+        "dimension",
+        "diversity",
+        "token diversity, mean 1 - cosine in an object",
+        "0 = oversmoothed",
+    ),
+    "cka_rbf": Score("similarity", "cka_rbf_left_out", "debiased CKA with the target, RBF", CLOSER),
+    "drift_procrustes": Score(
+        "similarity", "drift_procrustes", "drift from the target through an orthogonal map", LOWER
+    ),
+    **{
+        key: Score("similarity", "left_out", NAMES[key], MORE[key], at=at)
+        for at, key in enumerate(ALIKE)
+    },
 }
+RANGES = {
+    **dict.fromkeys(("cka", "encoder_cka", "cka_rbf", "rsa"), (-1, 1)),
+    **dict.fromkeys((*SHARES, "mutual_knn", "svcca", "pwcca"), (0, 1)),
+    **dict.fromkeys(("drift", "drift_centred", "drift_procrustes", "token_diversity"), (0, 2)),
+}
+"""What a score can be, which its interval does not leave: with two seeds it may be wide."""
+ANY = (-np.inf, np.inf)
 
 
 class OverSeeds(NamedTuple):
@@ -123,7 +177,7 @@ def _p(size: np.ndarray, parts: list[tuple[np.ndarray, int]]) -> np.ndarray:
         middle = (low + high) / 2
         wide = _half(parts, middle) > size
         low, high = np.where(wide, low, middle), np.where(wide, middle, high)
-    return np.where(size > 0, 1 - low, 1.0)
+    return np.where(np.isnan(size), np.nan, np.where(size > 0, 1 - low, 1.0))
 
 
 def over_runs(
@@ -139,9 +193,10 @@ def over_runs(
 ) -> xr.Dataset:
     """Scores of several runs under other seeds, with 95 % intervals over seeds and objects.
 
-    `knn_*` (variant, k, layer), `cka_*`, `encoder_cka_*`, `drift_*`, `drift_centred_*`, `linear_*`
-    (variant, layer) as far as their probes are asked for and all runs have what they need: `_mean`,
-    `_low`, `_high`, and `_by_run` (run, ...). Paired by run and object against the baseline:
+    Of each of `SCORES`, (variant, layer), of neighbours by k and of geometry by property, as far as
+    their probes are asked for and all runs have what they need: `_mean`, `_low`, `_high`, and
+    `_by_run` (run, ...). What is no mean over objects is told by its jackknife's pseudo-values, of
+    groups of 16 where the sweep leaves groups out. Paired by run and object against the baseline:
     `*_difference`, `_low`, `_high`, `_p`, by Holm over the layers `_p_adjusted`, and by Bonferroni
     the band over all of them `_wide_low`, `_wide_high` (comparison, ...). Of the verdicts
     `*_fall_by_run` (run, variant, ...) and `*_shift_by_run` (run, comparison, ...), with mean, low
@@ -169,9 +224,10 @@ def over_runs(
         run.write_probe("sweep", own[-1])
         asked = {name: found.cells[name] for name in probes}
         scores.append(_scores(found._replace(cells=asked)))
-    shared = _same_objects(runs)
+    shared, own = _same_objects(runs), _in_common(own, scores)
+    along = [name for name in ("variant", "layer", "k", "property") if name in own[0].coords]
     results = xr.Dataset(
-        coords={**own[0][["variant", "layer", "k"]].coords, "run": _names(runs)},
+        coords={**own[0][along].coords, "run": _names(runs)},
         attrs={
             "level": LEVEL,
             "seed": seed,
@@ -201,10 +257,29 @@ def findings(results: xr.Dataset) -> list[str]:
         f"{' and '.join(map(str, dict.fromkeys(objects)))} query objects, {kind}: intervals cover "
         f"seeds and objects.{few}"
     ]
-    for key, (_, _, name, _) in SCORES.items():
-        if f"{key}_difference" in results and "aligned - baseline" in results.comparison:
-            said.append(_compared(results.sel(comparison="aligned - baseline"), key, name))
+    if "variants" in results.attrs["probes"]:
+        said.append("Other ways of asking for neighbours have intervals over objects alone.")
+    if "aligned - baseline" not in results.get("comparison", []):
+        return said
+    pair = results.sel(comparison="aligned - baseline")
+    for key, score in SCORES.items():
+        if f"{key}_difference" not in pair or pair[f"{key}_difference"].isnull().all():
+            continue
+        many = score.extra == ("property",)
+        said.append(_of_properties(pair) if many else _compared(pair, key, score.name))
     return said
+
+
+def _of_properties(pair: xr.Dataset) -> str:
+    sure = pair.geometry_difference_p_adjusted < 1 - LEVEL
+    better, worse = (
+        int((sure & (sign * pair.geometry_difference > 0)).any("layer").sum()) for sign in (1, -1)
+    )
+    return (
+        f"Of {pair.sizes['property']} properties, each by itself, aligned is read out better than "
+        f"baseline for {better} and worse for {worse}, beyond seeds and objects, at one layer or "
+        "more."
+    )
 
 
 def _compared(pair: xr.Dataset, key: str, name: str) -> str:
@@ -236,18 +311,41 @@ def _compared(pair: xr.Dataset, key: str, name: str) -> str:
 
 
 def _scores(found: sweep.Found) -> dict[str, np.ndarray]:
-    """Scores object by object, (variants, [k], layers, queries)."""
+    """Scores object by object, or group by group, (variants, *extra, layers, objects)."""
     scores = {}
-    for key, (probe, part, _, _) in SCORES.items():
-        cells = found.cells.get(probe, {})
-        if not cells or part not in cells[found.variants[0], found.layers[0]]:
+    for key, score in SCORES.items():
+        cells = found.cells.get(score.probe, {})
+        if not cells or score.part not in cells[found.variants[0], found.layers[0]]:
             continue
-        values = np.array([[cells[v, at][part] for at in found.layers] for v in found.variants])
-        if key in ("cka", "encoder_cka"):
-            whole = [[cells[v, at][key][0] for at in found.layers] for v in found.variants]
-            values = cka.own_parts(np.array(whole), values)
-        scores[key] = values.swapaxes(1, 2) if key == "knn" else values
+        values = np.array(
+            [[_own(cells[v, at], score) for at in found.layers] for v in found.variants]
+        )
+        scores[key] = np.moveaxis(values, 1, -2)
     return scores
+
+
+def _own(cell: Cell, score: Score) -> np.ndarray:
+    """Of one cell, (*extra, objects): what is no mean over them, by what each adds (jackknife)."""
+    part = cell[score.part]
+    if score.part == "error":
+        return 1 - part
+    if not score.part.endswith("left_out"):
+        return part
+    value = cell[score.part.removesuffix("left_out").removesuffix("_") or "values"]
+    if score.part.startswith(("cka", "encoder")):
+        value = value[0]  # of mean, low and high
+    return cka.own_parts(value, part)[... if score.at is None else score.at]
+
+
+def _in_common(own: list[xr.Dataset], scores: list[dict[str, np.ndarray]]) -> list[xr.Dataset]:
+    """Properties that vary in all runs; others are left out of the runs' scores, too."""
+    if "geometry" not in scores[0]:
+        return own
+    names = [set(one.property.values.tolist()) for one in own]
+    every = [name for name in own[0].property.values.tolist() if name in set.intersection(*names)]
+    for one, found in zip(own, scores, strict=True):
+        found["geometry"] = found["geometry"][:, np.isin(one.property.values, every)]
+    return [one.sel(property=every) for one in own]
 
 
 def _put(
@@ -257,11 +355,11 @@ def _put(
     models: list[tuple[int, int]],
     shared: bool,
 ) -> None:
-    _, _, name, direction = SCORES[key]
-    dims = ("k", "layer") if key == "knn" else ("layer",)
+    _, _, name, direction, extra, _ = SCORES[key]
+    dims = (*extra, "layer")
     hits = key in SHARES
     found = over_seeds(values, shared=shared, hits=hits)
-    least, most = RANGES.get(key, (0, 2))
+    least, most = RANGES.get(key, ANY)
     mean, low, high = (np.clip(part, least, most) for part in found[:3])
     inside = OverSeeds(mean, low, high, found.p)
     _add(results, key, ("variant", *dims), inside, name, direction)

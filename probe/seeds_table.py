@@ -11,13 +11,15 @@ def print_seeds(results: xr.Dataset, console: Console | None = None) -> None:
     """A table a score, a row a layer, then what holds over seeds."""
     console = console or Console()
     seeds = results.attrs["seeds"]
-    for key, (_, _, name, direction) in SCORES.items():
-        if f"{key}_mean" not in results:
+    for key, score in SCORES.items():
+        if f"{key}_mean" not in results or "property" in score.extra:
             continue
-        one = results.isel(k=-1) if key == "knn" else results
-        at_k = f", K = {int(one.k)}" if key == "knn" else ""
-        share = key in SHARES
-        title = f"{name}{at_k}{', %' if share else ''}, {direction}; over {seeds} seeds"
+        if results[f"{key}_mean"].isnull().all():  # PWCCA of few objects
+            continue
+        by_k, share, direction = "k" in score.extra, key in SHARES, score.direction
+        one = results.isel(k=-1) if by_k else results
+        at_k = f", K = {int(one.k)}" if by_k else ""
+        title = f"{score.name}{at_k}{', %' if share else ''}, {direction}; over {seeds} seeds"
         scale, digits = (100, 1) if share else (1, 3)
         _show(console, _layer_table(one, key, title, scale=scale, digits=digits))
     for sentence in findings(results):

@@ -11,7 +11,7 @@ import store
 from probe.__main__ import ProbeConfig, main
 from probe.findings import controls
 from probe.page import write_report
-from probe.seeds import findings, over_runs, over_seeds
+from probe.seeds import RANGES, SCORES, findings, over_runs, over_seeds
 
 SAMPLES, TOKENS, LAYERS = 60, 2, [0, 4]
 KEPT = {"baseline": 0.4, "aligned": 1.5}
@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
     return [make(folder / f"seed{seed}", seed) for seed in range(3)]
 
 
-def make(path, seed, variants=tuple(KEPT), classes=3, finish=True):
+def make(path, seed, variants=tuple(KEPT), classes=3, finish=True, factors=None):
     rng = np.random.default_rng(seed)
     label = np.arange(SAMPLES) % classes
     target = 0.3 * rng.normal(size=(SAMPLES, TOKENS, 6)) + rng.normal(size=(SAMPLES, 1, 6))
@@ -38,7 +38,8 @@ def make(path, seed, variants=tuple(KEPT), classes=3, finish=True):
             "class_name": [f"class {i}" for i in label],
             "split": np.where(np.arange(SAMPLES) < 30, "gallery", "query"),
             "caption": ["A shape."] * SAMPLES,
-        },
+        }
+        | (factors or {}),
         layers=LAYERS,
         variants=list(variants),
         tokens=TOKENS,
@@ -189,6 +190,48 @@ def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(
     alone = first.probes("sweep")
     over_runs([first, other], ("knn",), k=(5,))
     assert first.probes("sweep").identical(alone)
+
+
+def test_every_measure_of_a_sweep_has_an_interval_over_seeds(runs):
+    found = over_runs(runs, ["knn", "drift", "dimension", "linear", "similarity"], k=(1, 5))
+    whole = [key for key in SCORES if f"{key}_mean" in found]
+    assert set(SCORES) - set(whole) == {"geometry"}  # these runs hold no clouds
+    sweeps = [run.probes("sweep") for run in runs]
+    for key in (
+        "effective_rank",
+        "two_nn",
+        "rsa",
+        "svcca",
+        "cka_rbf",
+        "token_diversity",
+        "hubness",
+    ):
+        own = np.stack([one[f"{key}_mean"].transpose(*found[f"{key}_mean"].dims) for one in sweeps])
+        np.testing.assert_allclose(found[f"{key}_by_run"], own, atol=1e-9, err_msg=key)
+        low, high = stats.t.interval(0.95, 2, own.mean(axis=0), stats.sem(own))
+        bounds = RANGES.get(key, (-np.inf, np.inf))
+        np.testing.assert_allclose(found[f"{key}_low"], np.clip(low, *bounds), atol=1e-9)
+        np.testing.assert_allclose(found[f"{key}_high"], np.clip(high, *bounds), atol=1e-9)
+    assert found.linear_bits_by_run.dims == ("run", "variant", "layer")
+    said = " ".join(findings(found))
+    for name in ("effective rank", "RSA", "hubness", "bits that the class"):
+        assert f"Aligned less baseline in {name}" in said, name
+    assert "Other ways of asking" not in said
+
+
+def test_properties_are_put_together_as_far_as_all_runs_have_them(tmp_path):
+    side = np.random.default_rng(9).normal(size=SAMPLES)
+    pair = [
+        make(tmp_path / f"seed{seed}", seed, factors={"factor_side": side, "factor_flat": flat})
+        for seed, flat in enumerate((side**2, 0 * side))
+    ]
+    found = over_runs(pair, ["geometry"])
+    assert found.property.values.tolist() == ["factor_side"]  # the other varies in one of them
+    own = np.stack([run.probes("sweep").geometry_mean[..., 0] for run in pair])
+    np.testing.assert_allclose(found.geometry_by_run.isel(property=0), own, atol=1e-9)
+    assert "Of 1 properties, each by itself, aligned is read out better" in " ".join(
+        findings(found)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -119,9 +119,9 @@ def rounded(values: np.ndarray, drop: int) -> np.ndarray:
 
 def smaller(results: xr.Dataset) -> xr.Dataset:
     """Results without the captions that a lens was read against, which nothing shows, rebuilt
-    clouds rounded to ten bits of mantissa and scores to 30, nine digits.
+    clouds rounded to ten bits of mantissa and scores to 24, seven digits.
     """
-    kinds = {"<f4": 23 - 10, "<f8": 52 - 30}
+    kinds = {"<f4": 23 - 10, "<f8": 52 - 24}
     less = {
         name: part.copy(data=rounded(part.values, kinds[part.dtype.str]))
         for name, part in results.data_vars.items()
