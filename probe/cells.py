@@ -142,7 +142,7 @@ def dimension_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     """The fields of `LinearProbe`, intervals as (mean, low, high); `compression` likewise, and
     of its code `bits` a label and `bits_left_out` (groups,) with groups of objects left out; those
-    of `LearningCurve`; and `accuracy_without` massive tokens, with its `hits_without`.
+    of `LearningCurve`; and `hits_without` massive tokens.
     """
     known, wanted = data.labels[data.gallery], data.labels[data.query]
     alike: dict[str, Any] = {"groups": data.groups[data.gallery], "seed": ask.seed}
@@ -168,7 +168,6 @@ def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
         "fitted": curve.fitted,
         "curve": curve.hits,
         "spread": curve.spread,
-        "accuracy_without": np.array(other.accuracy),
         "hits_without": other.hits,
     }
 

@@ -26,7 +26,8 @@ class Drift(NamedTuple):
     plain, random               : cosine as it stands, and with another object's target
     centred, centred_random     : after taking off the gallery's mean token at each position,
                                   which all objects share: 0 = none, about 1 = nothing left
-    by_token                    : centred, (query_samples, tokens), which `centred` averages
+    by_token                    : centred, (query_samples, tokens), which `centred` averages, all
+                                  but those left out
     pooled, pooled_random       : centred, of the mean token, in which what tells an object's tokens
                                   apart cancels: it may be near where no token of its own is
     """
@@ -101,6 +102,9 @@ def drift_parts(
 
     # positions differ from one another far more than objects do: that part is not geometry
     base = fit if len(fit) else score
+    # nor is a token scored at a position of which no object has one to be centred with
+    there = keep & keep[base].any(axis=0)
+    keep = np.where(there.any(axis=1, keepdims=True), there, keep)
     mapped_mean = _mean(mapped, base, x.shape, keep)
     target_mean = _mean(goal, base, target.shape, keep)
     if mapped_mean.shape != target_mean.shape:
@@ -119,9 +123,8 @@ def drift_parts(
             found[2 + at, some] = token_drift(centred, goals)
             each = (_pooled(part, keep[score[some]]) for part in (centred, goals))
             pooled[at, some] = token_drift(*each)[:, 0]
-    counted = keep[score]
-    sums = (found * counted).sum(axis=2, dtype=np.float64)
-    plain, random, centred, unrelated = sums / counted.sum(axis=1)
+    each = found.mean(axis=2, dtype=np.float64, where=keep[score])
+    plain, random, centred, unrelated = each
     return Drift(plain, random, centred, unrelated, found[2], *pooled)
 
 

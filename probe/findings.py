@@ -105,9 +105,11 @@ def _told(results: xr.Dataset, sentence: Callable, brief: Callable) -> list[str]
 
 
 def by_alignment(results: xr.Dataset) -> list[str]:
-    """How the aligned model differs from the baseline; nothing where one of them is missing."""
+    """How the aligned model differs from the baseline; of several without a baseline, that."""
     if MAIN not in results.get("comparison", xr.DataArray([])).values:
-        return []
+        alone = "k" in results.coords and "comparison" not in results.coords
+        several = alone and results.sizes["variant"] > 1
+        return ["No two models are compared: that wants one called baseline."] * several
     said = [
         _compare(results, score, name.replace(" (K = {k})", ""))
         for score, (name, *_) in COURSES.items()

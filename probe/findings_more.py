@@ -3,7 +3,17 @@
 import numpy as np
 import xarray as xr
 
-from probe.judged import FINE, MAIN, SIGNIFICANT, listed, numbers, plural
+from probe.judged import (
+    FINE,
+    MAIN,
+    SIGNIFICANT,
+    at_layer,
+    decimals,
+    listed,
+    numbers,
+    plural,
+)
+from probe.verdict import SHARE
 
 ALIKE = {  # other likenesses to the target, each blind to something else
     "cka_rbf": "RBF CKA",
@@ -73,8 +83,9 @@ def likenesses(results: xr.Dataset, names: dict[str, str]) -> str:
             said.append(f"{words} not defined, as there are no more objects than dimensions")
             continue
         chance = f", shuffled {round(float(one[f'{key}_shuffled'].sel(layer=last)), 2) + 0.0:.2f}"
-        said.append("{} {:.2f} to {:.2f} [{:.2f}, {:.2f}]".format(words, start, *ends) + chance)
-    return f"Other likenesses of {name} to the target, layer {first} to {last}: {'; '.join(said)}."
+        begun = f"{start:.2f} to " if first != last else ""
+        said.append("{} {}{:.2f} [{:.2f}, {:.2f}]".format(words, begun, *ends) + chance)
+    return f"Other likenesses of {name} to the target, {_from(results)}: {'; '.join(said)}."
 
 
 def compare_likenesses(results: xr.Dataset, names: dict[str, str]) -> str:
@@ -113,10 +124,16 @@ def space(results: xr.Dataset) -> str:
             if not np.isfinite([start, *ends]).all():  # of few objects, or of a lattice
                 said.append(f"{words} not measured")
                 continue
-            form = "{} {:.{d}f} to {:.{d}f} [{:.{d}f}, {:.{d}f}]"
-            said.append(form.format(words, start, *ends, d=digits))
+            begun = f"{start:.{digits}f} to " if first != last else ""
+            form = "{} {}{:.{d}f} [{:.{d}f}, {:.{d}f}]"
+            said.append(form.format(words, begun, *ends, d=digits))
     said += _thinned(results.sel(variant=name)) if "two_nn_decimated" in results else []
-    return f"Space of {name}, layer {first} to {last}: {'; '.join(said)}."
+    return f"Space of {name}, {_from(results)}: {'; '.join(said)}."
+
+
+def _from(results: xr.Dataset) -> str:
+    first, last = results.layer.values[[0, -1]]
+    return f"layer {first} to {last}" if first != last else f"layer {last}"
 
 
 def _thinned(one: xr.Dataset) -> list[str]:
@@ -148,7 +165,7 @@ def learning(results: xr.Dataset) -> str:
         for share, count in zip(last.linear_curve_mean, last.fitted, strict=True)
     )
     gain, low, high = (
-        100 * float(last[f"linear_gain{part}"]) + 0.0 for part in ("", "_low", "_high")
+        round(100 * float(last[f"linear_gain{part}"]), 1) + 0.0 for part in ("", "_low", "_high")
     )
     p = float(last.linear_gain_p_adjusted)
     told = "it still learns" if p < SIGNIFICANT and gain > 0 else "no gain beyond noise"
@@ -167,13 +184,13 @@ def ways_apart(results: xr.Dataset) -> list[str]:
     usual = at_k.knn_ways_mean.sel(preparation="raw", pooling="mean", metric="cosine")
     gap = (mean - usual).mean(("variant", "layer")).to_series()
     best, worst = gap.idxmax(), gap.idxmin()
-    rank = results.whitened_rank.sel(pooling="mean").astype(int).values
+    rank = results.whitened_rank.sel(pooling="mean")
     said = [
         f"Of {len(gap)} ways to ask for neighbours (K = {k}), {int((gap.abs() < AGREE).sum())} are "
         f"within {100 * AGREE:.0f} points of the usual one on average; the furthest up is "
         f"{', '.join(best)} ({100 * gap[best]:+.1f}), down {', '.join(worst)} "
-        f"({100 * gap[worst]:+.1f}). Whitened keeps 99 % of the variance: {rank.min()} to "
-        f"{rank.max()} dimensions of the mean token."
+        f"({100 * gap[worst]:+.1f}). Whitened keeps 99 % of the variance: {_span(rank, 0)} "
+        "dimensions of the mean token."
     ]
     if results.knn_token_mean.sizes["token"] > 1:
         said.append(_token_alone(results, k))
@@ -225,19 +242,23 @@ def compare_ways(results: xr.Dataset) -> list[str]:
 
 def geometry_falls(results: xr.Dataset) -> str:
     """Which properties each model loses, where, and how many it surely keeps; each by itself."""
-    deepest, said = int(results.layer.values[-1]), []
+    first, deepest = (int(layer) for layer in results.layer.values[[0, -1]])
+    said = []
     for name in results.variant.values.astype(str):
         one = results.sel(variant=name)
         depth = one.geometry_fall_mean.where(one.geometry_fall_p < SIGNIFICANT)
         lost = depth[np.isfinite(depth)].sortby(depth[np.isfinite(depth)])
-        first = [f"{at.property.item()} at {float(at):.1f}" for at in lost[:FIRST]]
-        more = lost.size - len(first)
-        words = listed([*first, f"{more} more"] if more else first) if first else "none"
+        each = [
+            f"{at.property.item()} at layer {at_layer(float(at), first, deepest)}"
+            for at in lost[:FIRST]
+        ]
+        more = lost.size - len(each)
+        words = listed([*each, f"{more} more"] if more else each) if each else "none"
         kept = int(((one.geometry_held == deepest) & depth.isnull()).sum())
         said.append(f"{name} loses {words}, and surely keeps {kept} to layer {deepest}")
     return (
         f"Verdict on geometry, {results.sizes['property']} properties, each by itself (lost where "
-        f"its read-out is 5 % worse than the target's): {'; '.join(said)}."
+        f"its read-out is {SHARE:.0%} worse than the target's): {'; '.join(said)}."
     )
 
 
@@ -291,19 +312,23 @@ def _massive(results: xr.Dataset) -> str:
         if f"{key}_without_massive_mean" in results:
             gap = abs(results[f"{key}_without_massive_mean"] - results[f"{usual}_mean"])
             gap = gap.isel(k=-1) if "k" in gap.dims else gap  # the largest k it is told of
+            if gap.isnull().all():  # intrinsic dimension of few objects
+                continue
             most = scale * float(gap.max())
-            moved.append(f"{name} by {most:.{digits}f}{unit}{_place(gap) if most else ''}")
+            shown = decimals([most], digits)
+            moved.append(f"{name} by at most {most:.{shown}f}{unit}{_place(gap) if most else ''}")
     return (
         f"Massive tokens at layer{plural(at)} {numbers(layers)}, position{plural(there)} "
         f"{numbers(tokens)}"
-    ) + (f"; leaving them out changes at most {listed(moved)}" if moved else "")
+    ) + (f"; leaving them out changes {listed(moved)}" if moved else "")
 
 
 def _place(gap: xr.DataArray) -> str:
     """Model and layer of the largest value."""
     at = {str(dim): int(index) for dim, index in gap.argmax(...).items()}
     one = gap.isel(at)
-    return f" ({one.variant.item()}, layer {one.layer.item()})"
+    about = f", {one.property.item()}" if "property" in one.coords else ""
+    return f" ({one.variant.item()}, layer {one.layer.item()}{about})"
 
 
 def blocks(results: xr.Dataset) -> str:

@@ -86,14 +86,14 @@ def verdict_cell(row: xr.Dataset, score: str, variant: str) -> str:
         return "no reference"
     if p < SIGNIFICANT and np.isfinite(depth):
         first = int(row.layer.values[0])
-        words = (_at(layer, first, deepest) for layer in (depth, low, high))
+        words = (at_layer(layer, first, deepest) for layer in (depth, low, high))
         return "{} [{}, {}]".format(*words)
     if held == deepest:
         return f"holds to {deepest}"
     return "unsure anywhere" if np.isnan(held) else f"unsure past {held:.0f}"
 
 
-def _at(layer: float, first: int, deepest: int) -> str:
+def at_layer(layer: float, first: int, deepest: int) -> str:
     """A depth in words: before the first captured layer and behind the last nothing is known."""
     if np.isinf(layer):
         return f"beyond {deepest}"

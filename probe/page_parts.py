@@ -194,12 +194,13 @@ def more(results: xr.Dataset) -> list[Section]:
         picture = Picture("likeness", caption, figures.curves_png(panels), live)
         found.append(Section("Other likenesses", [], [picture, *tables(results, LIKE)]))
     if "knn_ways_mean" in results:
-        rank = results.whitened_rank.sel(pooling="mean").astype(int).values
+        rank = results.whitened_rank.sel(pooling="mean")
+        ranks = dict.fromkeys((int(rank.min()), int(rank.max())))
         caption = (
             "Neighbours by cosine, asked for in twelve ways: panels are ways to make one vector of "
             "an object's tokens, lines are the states as they stand (raw), less the gallery's mean "
             "(centred), or scaled to equal variance in the directions that hold 99 % of it in the "
-            f"gallery (whitened), of the mean of the tokens {rank.min()} to {rank.max()}: more "
+            f"gallery (whitened), of the mean of the tokens {' to '.join(map(str, ranks))}: more "
             "would weigh small ones higher. The grey band is of one curve; whether two models "
             "differ is tested in pairs of objects, which the first section tells."
         )

@@ -21,26 +21,15 @@ def learning_png(results: xr.Dataset) -> bytes:
     handles: dict[str, Any] = {}
     for axis, layer in zip(axes[0], some, strict=True):
         if "linear_curve_target_mean" in results:
-            target = 100 * results.linear_curve_target_mean.values
-            (mark,) = axis.plot(sizes, target, "--", color=INK, linewidth=1.1, zorder=1)
+            mark = _curve(
+                axis, sizes, results, "linear_curve_target", color=INK, fmt="--", zorder=1
+            )
             handles.setdefault(REFERENCES["target"][0], mark)
         for at, name in enumerate(results.variant.values.astype(str)):
+            beside = sizes * 2 ** (APART * (at + 1 - results.sizes["variant"] / 2))
             one = results.sel(variant=name, layer=layer)
-            mean, low, high = (
-                100 * one[f"linear_curve_{part}"].values for part in ("mean", "low", "high")
-            )
-            mark = axis.errorbar(
-                sizes * 2 ** (APART * (at - (results.sizes["variant"] - 1) / 2)),
-                mean,
-                yerr=[np.maximum(mean - low, 0), np.maximum(high - mean, 0)],
-                color=colour(name),
-                marker=MARKERS[shape(name)],
-                markersize=5,
-                linewidth=1.5,
-                elinewidth=1.0,
-                capsize=2,
-            )
-            handles.setdefault(name, mark)
+            style = {"color": colour(name), "marker": MARKERS[shape(name)], "markersize": 5}
+            handles.setdefault(name, _curve(axis, beside, one, "linear_curve", **style))
         _dress(axis, f"layer {layer}", sizes)
     low = min(axis.get_ylim()[0] for axis in axes[0])
     high = max(axis.get_ylim()[1] for axis in axes[0])
@@ -49,6 +38,13 @@ def learning_png(results: xr.Dataset) -> bytes:
     axes[0, 0].set_ylabel("linear read-out accuracy in %\n(higher is better)", fontsize=11)
     legend(figure, handles)
     return png(figure)
+
+
+def _curve(axis: Any, x: np.ndarray, results: xr.Dataset, key: str, **style: Any) -> Any:
+    """Means in % with their intervals, by the objects that are fitted on."""
+    mean, low, high = (100 * results[f"{key}_{part}"].values for part in ("mean", "low", "high"))
+    bars = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+    return axis.errorbar(x, mean, yerr=bars, linewidth=1.5, elinewidth=1.0, capsize=2, **style)
 
 
 def _dress(axis: Any, title: str, sizes: np.ndarray) -> None:

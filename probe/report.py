@@ -100,7 +100,7 @@ def _shift_cell(row: xr.Dataset, score: str) -> str:
     if not fell(row, score):
         return "–"
     if censored > 1 - float(row.attrs["level"]):
-        _, low, high = numbers
+        _, low, high = (round(part, 1) for part in numbers)
         return f"≥ {low:+.1f}" if low > 0 else f"≤ {high:+.1f}" if high < 0 else "–"
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers)
 

@@ -91,6 +91,7 @@ SCORES = {
 RANGES = {
     **dict.fromkeys(("cka", "encoder_cka", "cka_rbf", "rsa"), (-1, 1)),
     **dict.fromkeys((*SHARES, "mutual_knn", "svcca", "pwcca"), (0, 1)),
+    "geometry": (-np.inf, 1),
     **dict.fromkeys(("drift", "drift_centred", "drift_procrustes", "token_diversity"), (0, 2)),
 }
 """What a score can be, which its interval does not leave: with two seeds it may be wide."""
@@ -196,9 +197,10 @@ def over_runs(
     Of each of `SCORES`, (variant, layer), of neighbours by k and of geometry by property, as far as
     their probes are asked for and all runs have what they need: `_mean`, `_low`, `_high`, and
     `_by_run` (run, ...). What is no mean over objects is told by its jackknife's pseudo-values, of
-    groups of 16 where the sweep leaves groups out. Paired by run and object against the baseline:
-    `*_difference`, `_low`, `_high`, `_p`, by Holm over the layers `_p_adjusted`, and by Bonferroni
-    the band over all of them `_wide_low`, `_wide_high` (comparison, ...). Of the verdicts
+    single objects (CKA) or of the groups that the sweep leaves out. Paired by run and object
+    against the baseline: `*_difference`, `_low`, `_high`, `_p`, by Holm over the layers
+    `_p_adjusted`, and by Bonferroni the band over all of them `_wide_low`, `_wide_high`
+    (comparison, ...). Of the verdicts
     `*_fall_by_run` (run, variant, ...) and `*_shift_by_run` (run, comparison, ...), with mean, low
     and high over seeds where all runs have one, low and high where these are not all the same. The
     attribute `shared` says whether all runs ask about the same objects.
@@ -257,13 +259,15 @@ def findings(results: xr.Dataset) -> list[str]:
         f"{' and '.join(map(str, dict.fromkeys(objects)))} query objects, {kind}: intervals cover "
         f"seeds and objects.{few}"
     ]
-    if "variants" in results.attrs["probes"]:
-        said.append("Other ways of asking for neighbours have intervals over objects alone.")
+    said[0] += " What is not named here has them over objects alone, in the sweep of each run."
     if "aligned - baseline" not in results.get("comparison", []):
         return said
     pair = results.sel(comparison="aligned - baseline")
     for key, score in SCORES.items():
-        if f"{key}_difference" not in pair or pair[f"{key}_difference"].isnull().all():
+        if f"{key}_difference" not in pair:
+            continue
+        gap = pair[f"{key}_difference"]
+        if (gap.isel(k=-1) if "k" in gap.dims else gap).isnull().all():
             continue
         many = score.extra == ("property",)
         said.append(_of_properties(pair) if many else _compared(pair, key, score.name))
@@ -290,7 +294,7 @@ def _compared(pair: xr.Dataset, key: str, name: str) -> str:
         pair[f"{key}_difference{part}"].values for part in ("", "_low", "_high", "_p_adjusted")
     )
     scale, digits, unit = (100, 1, " points") if key in SHARES else (1, 4, "")
-    at = int(np.abs(gap).argmax())
+    at = int(np.nanargmax(np.abs(gap)))
     largest = (
         f"{scale * gap[at]:+.{digits}f} [{scale * low[at]:+.{digits}f}, "
         f"{scale * high[at]:+.{digits}f}]{unit} at layer {int(pair.layer[at])}"
@@ -302,12 +306,24 @@ def _compared(pair: xr.Dataset, key: str, name: str) -> str:
     if f"{key}_shift_mean" in pair:
         mean, *ends = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
         if np.isfinite(ends).all():
-            said += " Its fall comes {:+.1f} [{:+.1f}, {:+.1f}] layers later.".format(mean, *ends)
-        elif np.isfinite(mean):
-            said += (
-                f" Its fall comes {mean:+.1f} layers later in every run: that gives no interval."
+            said += " Its fall comes {:.1f} [{:.1f}, {:.1f}] layers {}.".format(
+                *_signed(mean, ends)
             )
+        elif np.isfinite(mean):
+            said += f" Its fall comes {_all_alike(mean)} in every run: that gives no interval."
     return said
+
+
+def _signed(mean: float, ends: Sequence[float]) -> tuple[float, float, float, str]:
+    """Layers later, or earlier where the mean is below 0."""
+    low, high = ends
+    return (mean, low, high, "later") if mean >= 0 else (-mean, -high, -low, "earlier")
+
+
+def _all_alike(mean: float) -> str:
+    if not mean:
+        return "at the same layer"
+    return f"{abs(mean):.1f} layers {'later' if mean > 0 else 'earlier'}"
 
 
 def _scores(found: sweep.Found) -> dict[str, np.ndarray]:
@@ -355,8 +371,8 @@ def _put(
     models: list[tuple[int, int]],
     shared: bool,
 ) -> None:
-    _, _, name, direction, extra, _ = SCORES[key]
-    dims = (*extra, "layer")
+    score = SCORES[key]
+    name, direction, dims = score.name, score.direction, (*score.extra, "layer")
     hits = key in SHARES
     found = over_seeds(values, shared=shared, hits=hits)
     least, most = RANGES.get(key, ANY)

@@ -14,10 +14,10 @@ def print_seeds(results: xr.Dataset, console: Console | None = None) -> None:
     for key, score in SCORES.items():
         if f"{key}_mean" not in results or "property" in score.extra:
             continue
-        if results[f"{key}_mean"].isnull().all():  # PWCCA of few objects
-            continue
         by_k, share, direction = "k" in score.extra, key in SHARES, score.direction
         one = results.isel(k=-1) if by_k else results
+        if one[f"{key}_mean"].isnull().all():  # PWCCA of few objects, hubness of all of them
+            continue
         at_k = f", K = {int(one.k)}" if by_k else ""
         title = f"{score.name}{at_k}{', %' if share else ''}, {direction}; over {seeds} seeds"
         scale, digits = (100, 1) if share else (1, 3)

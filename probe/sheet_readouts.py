@@ -188,7 +188,7 @@ def _put_without(
         gaps = [_hit_differences(hits[a], hits[b], sheet.seed) for a, b in sheet.pairs]
         where = ("comparison", "layer")
         sheet.put_differences(f"{key}_difference", where, gaps, f"difference in {name}")
-    target = np.broadcast_to(own.astype(np.float64), hits.shape)
+    target = own.astype(np.float64)
     sheet.put_verdict(key, (), hits, target, chance, name, against="the target", hits=True)
 
 
@@ -197,10 +197,10 @@ def _put_curve(sheet: Sheet, cells: dict[Any, Cell]) -> None:
     sheet.results = sheet.results.assign_coords(fitted=cells[TARGET]["fitted"])
     name = "linear read-out accuracy by the gallery objects fitted on, mean of disjoint parts"
     hits, dims = sheet.stacked(cells, "curve"), ("variant", "layer", "fitted")
-    curve = _curve_interval(hits, sheet.stacked(cells, "accuracy"), sheet.seed)
+    curve = _curve_interval(hits, sheet.stacked(cells, "accuracy"))
     sheet.put_interval("linear_curve", dims, curve, name, HIGHER)
     for ending, text, cell in references(cells, name):
-        curve = _curve_interval(cell["curve"], cell["accuracy"], sheet.seed)
+        curve = _curve_interval(cell["curve"], cell["accuracy"])
         sheet.put_interval(f"linear_curve_{ending}", ("fitted",), curve, text, HIGHER)
     text = "linear read-out accuracy by the objects fitted on: standard deviation over the parts"
     why = "of one part from another, 0 of the whole"
@@ -212,12 +212,14 @@ def _put_curve(sheet: Sheet, cells: dict[Any, Cell]) -> None:
         sheet.put_differences("linear_gain", ("variant", "layer"), gaps, text)
 
 
-def _curve_interval(hits: np.ndarray, accuracy: np.ndarray, seed: int) -> intervals.Interval:
+def _curve_interval(hits: np.ndarray, accuracy: np.ndarray) -> intervals.Interval:
     """Of shares (..., sizes, queries), over (..., sizes); the last is `accuracy`, (..., 3)."""
-    found = intervals.bootstrap(hits, level=LEVEL, seed=seed)
-    for part, whole in zip(found, np.moveaxis(accuracy, -1, 0), strict=True):
+    mean, (middle, error) = hits.mean(axis=-1), verdict.hit_error(hits)
+    low = np.clip(np.minimum(middle - NORMAL * error, mean), 0, 1)
+    high = np.clip(np.maximum(middle + NORMAL * error, mean), 0, 1)
+    for part, whole in zip((mean, low, high), np.moveaxis(accuracy, -1, 0), strict=True):
         part[..., -1] = whole
-    return found
+    return intervals.Interval(mean, low, high)
 
 
 def _put_code_verdict(sheet: Sheet, cells: dict[Any, Cell]) -> None:

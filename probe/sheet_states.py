@@ -16,7 +16,7 @@ def put_drift(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     name = "debiased linear CKA with the target"
     _put_cka(sheet, cells, "cka", name)
     _put_cka(sheet, cells, "cka_without_massive", f"{name}, massive tokens left out")
-    text = f"{name}, dimensions standardised on the gallery"
+    text = f"{name}, dimensions standardised on the gallery, massive tokens left out"
     _put_cka(sheet, cells, "cka_standardised", text)
     if sheet.data.encoder is not None:
         text = "debiased linear CKA with the encoder's output"

@@ -146,7 +146,7 @@ def _not_of(kept: xr.Dataset, run: Run, layers: Sequence[int], k: Sequence[int],
     if cache.folder_of(run) is None:
         return "behind a URL there is no cache to assemble them from"
     then = [kept[dim].values.tolist() for dim in ("variant", "layer", "k")]
-    now = [run.variants, list(layers), list(k)]
+    now = [run.variants, sorted(set(layers)), sorted(set(k))]
     each = zip(
         ("models", "layers", "k", "seed"), [*then, kept.attrs["seed"]], [*now, seed], strict=True
     )

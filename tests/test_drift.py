@@ -167,3 +167,15 @@ def test_an_object_that_would_lose_all_tokens_keeps_them_and_masks_must_fit():
     np.testing.assert_allclose(found.plain, usual.plain)
     with pytest.raises(ValueError, match=r"left_out \(3, 3\) of tokens"):
         drift_parts(x, target, gallery=gallery, left_out=every[:3, :3])
+
+
+def test_a_position_that_no_gallery_object_keeps_is_not_scored():
+    x, target = objects()
+    gallery = np.arange(40)
+    first = np.zeros(x.shape[:2], bool)
+    first[:40, 0] = True  # as a first token that is massive all but everywhere
+    found = drift_parts(x, target, gallery=gallery, left_out=first)
+    first[:, 0] = True
+    never = drift_parts(x, target, gallery=gallery, left_out=first)
+    for part in ("plain", "centred", "centred_random", "pooled"):
+        np.testing.assert_allclose(getattr(found, part), getattr(never, part))

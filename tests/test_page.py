@@ -298,11 +298,18 @@ def test_what_falls_is_told_of_every_k_and_of_the_linear_read_out_and_by_propert
     named = one.split("baseline loses ")[1].split(" more")[0].replace(" and ", ", ").split(", ")
     assert int(named[-1]) == np.isfinite(own).sum() - 5 > 0 and own["extent_z"] < 12
     for text in named[:-1]:
-        name, at = text.split(" at ")
+        name, at = text.split(" at layer ")
         assert own[name] <= own.sort_values().iloc[4] and at == f"{own[name]:.1f}"
     kept = found.geometry_held.sel(variant="aligned") == 12
     holds = int((kept & np.isinf(depth.sel(variant="aligned"))).sum())
     assert one.endswith(f"surely keeps {holds} to layer 12.")
+
+
+def test_models_that_are_not_compared_are_said_not_to_be(run):
+    said = "No two models are compared: that wants one called baseline."
+    assert said in findings(sweep(run, ["knn"], [8], ["aligned", "untrained"], k=(5,)))
+    assert said not in findings(sweep(run, ["knn"], [8], ["aligned"], k=(5,)))
+    assert said not in findings(sweep(run, ["knn"], [8], ["baseline", "untrained"], k=(5,)))
 
 
 def test_where_no_fall_is_shown_none_is_moved(run):
@@ -358,10 +365,14 @@ def test_what_the_mean_token_massive_ones_and_one_dimension_change_is_told(whole
     massive = whole.assign(
         massive_tokens=whole.massive_tokens + 1, drift_without_massive_mean=moved
     )
-    assert "leaving them out changes at most accuracy by 0.0 points, " in (
+    assert "leaving them out changes accuracy by at most 0.0 points, " in (
         told := " ".join(findings(massive))
     )
-    assert ", drift by 0.0300 (baseline, layer " in told and "intrinsic dimension by 0.0, " in told
+    assert ", drift by at most 0.0300 (baseline, layer " in told
+    assert ", intrinsic dimension by at most 0.0, " in told
+    dimensions = ("two_nn_mean", "two_nn_without_massive_mean")  # of few objects there is none
+    few = massive.assign({name: np.nan * massive[name] for name in dimensions})
+    assert "intrinsic dimension by" not in " ".join(findings(few))
     assert "Drift, massive tokens left out from layer 0 to 12" in told
     assert "massive tokens left out" not in " ".join(said)
     names = ("drift_pooled", "drift_without_massive", "cka_standardised")

@@ -9,8 +9,11 @@ from scipy import stats
 
 import store
 from probe.__main__ import ProbeConfig, main
+from probe.cka import own_parts
+from probe.dimension import shape
 from probe.findings import controls
 from probe.page import write_report
+from probe.pairs import alike
 from probe.seeds import RANGES, SCORES, findings, over_runs, over_seeds
 
 SAMPLES, TOKENS, LAYERS = 60, 2, [0, 4]
@@ -193,7 +196,8 @@ def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(
 
 
 def test_every_measure_of_a_sweep_has_an_interval_over_seeds(runs):
-    found = over_runs(runs, ["knn", "drift", "dimension", "linear", "similarity"], k=(1, 5))
+    runs = runs[:2]
+    found = over_runs(runs, ["knn", "drift", "dimension", "linear", "similarity"], k=(5,))
     whole = [key for key in SCORES if f"{key}_mean" in found]
     assert set(SCORES) - set(whole) == {"geometry"}  # these runs hold no clouds
     sweeps = [run.probes("sweep") for run in runs]
@@ -208,7 +212,7 @@ def test_every_measure_of_a_sweep_has_an_interval_over_seeds(runs):
     ):
         own = np.stack([one[f"{key}_mean"].transpose(*found[f"{key}_mean"].dims) for one in sweeps])
         np.testing.assert_allclose(found[f"{key}_by_run"], own, atol=1e-9, err_msg=key)
-        low, high = stats.t.interval(0.95, 2, own.mean(axis=0), stats.sem(own))
+        low, high = stats.t.interval(0.95, 1, own.mean(axis=0), stats.sem(own))
         bounds = RANGES.get(key, (-np.inf, np.inf))
         np.testing.assert_allclose(found[f"{key}_low"], np.clip(low, *bounds), atol=1e-9)
         np.testing.assert_allclose(found[f"{key}_high"], np.clip(high, *bounds), atol=1e-9)
@@ -216,7 +220,34 @@ def test_every_measure_of_a_sweep_has_an_interval_over_seeds(runs):
     said = " ".join(findings(found))
     for name in ("effective rank", "RSA", "hubness", "bits that the class"):
         assert f"Aligned less baseline in {name}" in said, name
-    assert "Other ways of asking" not in said
+    assert "What is not named here has them over objects alone, in the sweep of each run." in said
+    undefined = found.copy(deep=True)  # at one layer: told of the others
+    undefined["two_nn_difference"][:, 0] = np.nan
+    assert "nan" not in " ".join(findings(undefined))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_no_mean_over_objects_is_covered_over_seeds_too(shared):
+    """By what groups of objects add: 300 runs of three seeds hold 92 to 98 % of objects that they
+    share, 94 to 97 % of objects of their own.
+    """
+    rng = np.random.default_rng(3 + 10 * shared)
+    found = []
+    for _ in range(150):
+        x, seeds = None, []
+        for _ in range(3):
+            if x is None or not shared:
+                x = rng.normal(size=(120, 10)) * np.linspace(2, 0.5, 10)
+            y = x @ (np.eye(10) + 0.15 * rng.normal(size=(10, 10)))
+            y = y + 0.3 * rng.normal(size=x.shape)
+            each = shape(y), alike(y, x)
+            seeds.append(np.concatenate([own_parts(one.values, one.left_out) for one in each]))
+        found.append(over_seeds(seeds, shared=shared)[:3])
+    mean, low, high = np.array(found).swapaxes(0, 1)
+    truth = mean.mean(axis=0)  # of as many objects
+    held = ((low <= truth) & (truth <= high)).mean(axis=0)
+    assert held.min() > 0.88 and 0.93 < held.mean() < 0.97, held
 
 
 def test_properties_are_put_together_as_far_as_all_runs_have_them(tmp_path):
@@ -253,7 +284,7 @@ def test_runs_that_fall_at_the_same_layer_have_no_interval_over_seeds(lost):
     for end in ("shift_low", "shift_high", "fall_low", "fall_high"):
         assert lost[f"knn_{end}"].isnull().all()
     said = next(one for one in findings(lost) if "neighbour" in one)
-    assert "Its fall comes +0.0 layers later in every run: that gives no interval." in said
+    assert "Its fall comes at the same layer in every run: that gives no interval." in said
 
 
 def test_a_difference_over_two_seeds_is_no_larger_than_it_can_be(lost):

@@ -28,7 +28,7 @@ from probe.plots import (
 )
 from probe.report import findings, first_fall, print_table
 from probe.splits import duplicate_groups, gallery_query, without_copies
-from probe.sweep import ALL_PROBES, lacking, sweep
+from probe.sweep import ALL_PROBES, lacking, sweep, with_kept
 
 ROOT = Path(__file__).parents[1]
 SAMPLES, CLASSES, TOKENS, DIM, TARGET_DIM = 360, 6, 4, 16, 12
@@ -460,31 +460,27 @@ def test_a_probe_that_is_added_leaves_the_others_and_other_settings_replace_them
     run = store.open_run(path)
     whole = sweep(run, ["knn", "drift", "dimension"], k=(1, 5), keep=False)
     assert run.probes("sweep").equals(whole) and run.probes("sweep").attrs == whole.attrs
-    for more, why in (({"seed": 1}, "seed"), ({"layers": "4", "seed": 1}, "layers")):
-        main(ProbeConfig(run=path, probes="knn,drift", k="1,5", **more))
-        said = capsys.readouterr().out.splitlines()[0]
-        assert said == f"the kept sweep is replaced, without dimension: it is of other {why}"
-        main(ProbeConfig(run=path, probes="dimension", k="1,5", **more))
-        capsys.readouterr()
-    assert run.probes("sweep").attrs["probes"] == ["knn", "drift", "dimension"]
+    alone = "the kept sweep is replaced, without dimension: "
+    for layers, why in (([0, 4], "seed"), ([4], "layers and seed")):
+        names, said = with_kept(run, ["knn", "drift"], layers, k=[1, 5], seed=1)
+        assert names == ["knn", "drift"] and said == f"{alone}it is of other {why}"
     run.write_probe("sweep", run.probes("sweep").assign_attrs(code="of a version before"))
-    main(ProbeConfig(run=path, probes="knn,drift", k="1,5", **more))
-    assert "without dimension: another version measured it" in capsys.readouterr().out
+    main(ProbeConfig(run=path, probes="knn,drift", k="1,5"))
+    assert f"{alone}another version measured it" in capsys.readouterr().out
+    assert run.probes("sweep").attrs["probes"] == ["knn", "drift"]
 
 
-def test_a_noise_floor_that_a_sweep_without_a_second_capture_leaves_out_is_named(tmp_path, capsys):
-    path, second = (flawed_run(tmp_path / name) for name in ("run", "second"))
-    states = zarr.open_group(second / "activations.zarr", mode="r+")["baseline/hidden"]
+def test_a_noise_floor_that_a_sweep_without_a_second_capture_leaves_out_is_named(tmp_path):
+    run, second = (store.open_run(flawed_run(tmp_path / name)) for name in ("run", "second"))
+    states = zarr.open_group(second.path / "activations.zarr", mode="r+")["baseline/hidden"]
     states[1, 0] = states[1, 0] + np.float16(0.1)
-    again = ProbeConfig(run=path, probes="knn", k="1", again=str(second))
+    run.write_probe("sweep", sweep(run, ["knn", "drift"], k=(1,), again=second))
     lost = "the noise floor that was kept is left out: --again RUN measures it"
-    main(again)
-    main(again)
-    assert lost not in capsys.readouterr().out
-    main(ProbeConfig(run=path, probes="knn", k="1"))
-    assert capsys.readouterr().out.splitlines()[0] == lost
-    main(ProbeConfig(run=path, probes="knn", k="1"))
-    assert lost not in capsys.readouterr().out
+    assert with_kept(run, ["knn", "drift"], run.layers, k=[1], seed=0) == (["knn", "drift"], lost)
+    _, said = with_kept(run, ["knn"], run.layers, k=[1], seed=0)
+    assert said == f"with drift, of the sweep that was kept; {lost}"
+    _, said = with_kept(run, ["knn"], run.layers, k=[1], seed=0, again=True)
+    assert said == "with drift, of the sweep that was kept"
 
 
 def test_neighbours_that_are_the_whole_gallery_have_no_hubs_to_tell_of(tmp_path):
@@ -559,11 +555,12 @@ def flawed_run(path, *, label=None, split=None, hidden=None, infinite=None):
 
 
 def test_of_one_layer_no_fall_is_told_that_would_be_measured_from_itself(run):
-    one = sweep(run, ["knn", "drift"], [8], ["baseline"], k=(1,))
+    asked = ["knn", "drift", "dimension", "similarity"]
+    one = sweep(run, asked, [8], ["baseline"], k=(1,))
     assert "knn_fall_mean" in one and "cka_fall_mean" not in one and "drift_fall_mean" not in one
     said = findings(one)
     assert any(each.startswith("Accuracy (K = 1) in % at layer 8") for each in said)
-    assert "from layer 8 to 8" not in " ".join(said)
+    assert "layer 8 to 8" not in " ".join(said)
 
 
 def test_the_order_that_ks_are_named_in_changes_nothing(run):

@@ -204,7 +204,7 @@ def test_cka_and_drift_are_told_without_massive_tokens_too():
 @pytest.mark.parametrize(
     ("probe", "part", "without"),
     [
-        ("linear", "accuracy", "accuracy_without"),
+        ("linear", "hits", "hits_without"),
         ("geometry", ("mean", "low", "high"), "without"),
         ("dimension", "values", "values_without"),
         ("similarity", "values", "values_without"),
@@ -216,7 +216,8 @@ def test_what_massive_tokens_change_is_told_by_every_probe(probe, part, without)
     target = tokens @ np.random.default_rng(1).normal(size=(DIM, DIM))
 
     def usual(cell):
-        return np.array([cell[one] for one in part] if isinstance(part, tuple) else cell[part])
+        found = [cell[one] for one in part] if isinstance(part, tuple) else cell[part]
+        return np.array(found, np.float64)
 
     before = cell_of(tokens, target, labels, probe)
     np.testing.assert_array_equal(before[without], usual(before))
