@@ -21,11 +21,10 @@ from probe.intervals import holm
 from probe.pairs import ALIKE
 from probe.sheet import HIGHER, LOWER
 from probe.sheet_readouts import UNEVEN
-from probe.sheet_states import MORE, NAMES
+from probe.sheet_states import CLOSER, LIKENESS_RANGES, MORE, NAMES
 from store import Run
 
 SHARES = ("knn", "linear")  # of right and wrong
-CLOSER = "higher is closer"
 FILLS = "higher fills more directions"
 
 
@@ -89,8 +88,9 @@ SCORES = {
     },
 }
 RANGES = {
-    **dict.fromkeys(("cka", "encoder_cka", "cka_rbf", "rsa"), (-1, 1)),
-    **dict.fromkeys((*SHARES, "mutual_knn", "svcca", "pwcca"), (0, 1)),
+    **LIKENESS_RANGES,
+    **dict.fromkeys(("cka", "encoder_cka", "cka_rbf"), (-1, 1)),
+    **dict.fromkeys(SHARES, (0, 1)),
     "geometry": (-np.inf, 1),
     **dict.fromkeys(("drift", "drift_centred", "drift_procrustes", "token_diversity"), (0, 2)),
 }

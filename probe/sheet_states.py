@@ -87,7 +87,7 @@ NAMES = {
 }
 MORE = {"anisotropy": "lower spreads the directions", "procrustes": LOWER}
 MORE |= {key: CLOSER for key in ("rsa", "mutual_knn", "svcca", "pwcca")}
-RANGES = {"rsa": (-1, 1), "mutual_knn": (0, 1), "svcca": (0, 1), "pwcca": (0, 1)}
+LIKENESS_RANGES = {"rsa": (-1, 1), "mutual_knn": (0, 1), "svcca": (0, 1), "pwcca": (0, 1)}
 """What a likeness can be, which its interval does not leave."""
 
 
@@ -164,7 +164,9 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
         rest = without[0][..., at], without[1][..., at, :]
         for ending, words, parts in (("", name, (one, out)), ("_without_massive", text, rest)):
             estimate = intervals.group_jackknife(*parts, LEVEL)
-            inside = [np.clip(part, *RANGES.get(key, (-np.inf, np.inf))) for part in estimate]
+            inside = [
+                np.clip(part, *LIKENESS_RANGES.get(key, (-np.inf, np.inf))) for part in estimate
+            ]
             sheet.put_interval(f"{key}{ending}", dims, inside, words, direction)
         own = cells[TARGET]["values"][at], cells[TARGET]["left_out"][at]
         if key in dimension.STATISTICS:
