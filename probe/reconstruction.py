@@ -66,9 +66,11 @@ def reconstruction(
     Clouds are centred and scaled to a mean radius of 1, and distances are in that unit. Beside
     each curve stand `*_target` (the decoder fitted on the target's tokens) and `*_shuffled`
     (fitted with the clouds dealt out among the objects: what the set alone tells); paired
-    differences and verdicts are as in a sweep. `cloud` (variant, layer, shown, point, axis) keeps
-    what was rebuilt of a few query objects, `target_cloud` what was from their targets and
-    `true_cloud` the objects themselves; `shown` holds their ids.
+    differences and verdicts are as in a sweep. `chamfer` and `f_score` (variant, layer, object),
+    and both with `_target` and `_shuffled` (object), are of each query object, whose mean is
+    `*_mean`. `cloud` (variant, layer, shown, point, axis) keeps what was rebuilt of a few of them,
+    `target_cloud` what was from their targets and `true_cloud` the objects themselves; `object` and
+    `shown` hold ids.
     """
     names = list(run.variants if variants is None else variants)
     depth = layers_of(run, layers)
@@ -292,12 +294,14 @@ def _assemble(
 ) -> xr.Dataset:
     others = [name for name in names if name != REFERENCE and REFERENCE in names]
     models = [(names.index(name), names.index(REFERENCE)) for name in others]
+    ids = table["sample"].values[query]
     shown = _spread_out(table["label"].values[query])
     results = xr.Dataset(
         coords={
             "variant": names,
             "layer": depth,
-            "shown": table["sample"].values[query][shown],
+            "object": ids,
+            "shown": ids[shown],
             "axis": ["x", "y", "z"],
         },
         attrs={
@@ -329,6 +333,9 @@ def _assemble(
         ):
             estimate = intervals.bootstrap(numbers, level=LEVEL, seed=seed)
             sheet.put_interval(f"{key}{ending}", dims, estimate, text, direction)
+            about = {"long_name": f"{text}, of each object", "direction": direction}
+            each = numbers.astype(np.float32)
+            sheet.results[f"{key}{ending}"] = ((*dims, "object"), each, about)
         gaps = [intervals.paired_difference(values[a], values[b], seed=seed) for a, b in models]
         if gaps:
             where = ("comparison", "layer")

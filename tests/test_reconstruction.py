@@ -79,6 +79,16 @@ def test_a_run_keeps_distances_controls_and_clouds(tmp_path):
     assert found.sizes["shown"] == 6 and found.true_cloud.shape[1] == 32
     for key in ("chamfer", "chamfer_target", "f_score_shuffled"):
         assert (found[f"{key}_low"] <= found[f"{key}_mean"]).all()
+        np.testing.assert_allclose(found[key].mean("object"), found[f"{key}_mean"], rtol=1e-6)
+        assert found[key].dtype == "float32" and found[key].attrs["direction"]
+    assert found.chamfer.dims == ("variant", "layer", "object")
+    query = run.samples()["sample"].values[240:]
+    np.testing.assert_array_equal(found.object, query)
+    np.testing.assert_allclose(
+        found.chamfer_target.sel(object=found.shown.values),
+        judge(found.target_cloud.values, found.true_cloud.values).chamfer,
+        rtol=1e-5,
+    )
     assert {"chamfer_difference_p_adjusted", "chamfer_fall_mean", "f_score_held"} < set(found)
     three = "{:.4f} [{:.4f}, {:.4f}]".format(
         *(float(found[f"chamfer_shuffled_{part}"]) for part in ("mean", "low", "high"))
