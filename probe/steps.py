@@ -41,8 +41,10 @@ def steps(
     progress         : called with (places done, places in all, what is next)
 
     Returns `cka_*`, `drift_*` and `drift_centred_*` (mean, low, high over variant, step, layer),
-    measured as in `probe.sweep.sweep`, with 95 % intervals over the query objects; nan at steps
-    that a model was not captured at. Paired by object against the baseline at the same step:
+    measured as in `probe.sweep.sweep`, with 95 % intervals over the query objects, and what each
+    object adds as `cka`, `drift` and `drift_centred` (variant, step, layer, object), of CKA the
+    jackknife's pseudo-values, whose mean is the CKA; nan at steps that a model was not captured at.
+    Paired by object against the baseline at the same step:
     `*_step_difference`, `_low`, `_high`, `_p` and, over all layers and steps at once, `_p_adjusted`
     and the band `_wide_low`, `_wide_high` (comparison, step, layer), nan at steps that one of the
     two lacks. Raises ValueError where no model has steps.
@@ -56,7 +58,9 @@ def steps(
     depth = layers_of(run, layers)
     data = read_objects(run, names)
     every = sorted({step for name in names for step in run.steps(name)})
-    found = np.full((len(SCORES), 3, len(names), len(every), len(depth)), np.nan)
+    grid = (len(names), len(every), len(depth))
+    found = np.full((len(SCORES), 3, *grid), np.nan)
+    each = np.full((len(SCORES), *grid, len(data.query)), np.nan, np.float32)
     places = [(name, step, layer) for name in names for step in run.steps(name) for layer in depth]
     ask = Settings((1,), seed)
     folder, known = cache.folder_of(run), cache.digest(*data[:-1])
@@ -70,9 +74,15 @@ def steps(
             cell = cache.kept(folder, "drift", key, partial(drift_cell, data, tokens, ask))
         place = names.index(name), every.index(step), depth.index(layer)
         found[(slice(None), slice(None), *place)] = _scores(cell, seed)
+        each[(slice(None), *place)] = _of_each(cell)
         cells[name, step, layer] = cell
     results = xr.Dataset(
-        coords={"variant": names, "step": every, "layer": depth},
+        coords={
+            "variant": names,
+            "step": every,
+            "layer": depth,
+            "object": run.samples()["sample"].values[data.query],
+        },
         attrs={
             "run": run.path.name,
             "seed": seed,
@@ -81,11 +91,13 @@ def steps(
             "gallery_objects": len(data.gallery),
         },
     )
-    for (key, (name, direction)), three in zip(SCORES.items(), found, strict=True):
+    for (key, (name, direction)), three, own in zip(SCORES.items(), found, each, strict=True):
         for part, values in zip(("mean", "low", "high"), three, strict=True):
             bound = "" if part == "mean" else f", {part} end of the {LEVEL:.0%} interval"
             about = {"long_name": f"{name}{bound}", "direction": direction}
             results[f"{key}_{part}"] = (DIMS, values, about)
+        about = {"long_name": f"{name}, of each object", "direction": direction}
+        results[key] = ((*DIMS, "object"), own, about)
     for name in names:
         if name != REFERENCE and REFERENCE in names:
             gaps = _differences(cells, name, every, depth, seed)
@@ -169,3 +181,10 @@ def _scores(cell: Cell, seed: int) -> np.ndarray:
     """Mean, low and high of each of `SCORES`, (scores, 3)."""
     means = [intervals.bootstrap(cell[part], level=LEVEL, seed=seed) for part in PARTS]
     return np.array([cell["cka"], *means])
+
+
+def _of_each(cell: Cell) -> np.ndarray:
+    """What each object adds to each of `SCORES`, whose mean is the score: (scores, objects)."""
+    return np.stack(
+        [cka.own_parts(cell["cka"][0], cell["cka_left_out"]), *(cell[part] for part in PARTS)]
+    )

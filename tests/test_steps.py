@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import store
 from probe.__main__ import ProbeConfig, main
@@ -73,6 +74,18 @@ def test_what_training_gains_and_loses_is_seen_step_by_step(results):
     for score in ("cka", "drift", "drift_centred"):
         mean, low, high = (results[f"{score}_{p}"].sel(step=40) for p in ("mean", "low", "high"))
         assert ((low <= mean) & (mean <= high)).all() and mean.attrs["direction"]
+
+
+def test_what_each_object_adds_has_the_mean_and_error_of_the_score(run, results):
+    np.testing.assert_array_equal(results.object, run.samples()["sample"].values[50:])
+    for score in ("cka", "drift", "drift_centred"):
+        each, mean = results[score], results[f"{score}_mean"]
+        assert each.dims == (*mean.dims, "object") and each.dtype == "float32"
+        np.testing.assert_allclose(each.mean("object", skipna=False), mean, atol=1e-6)
+        assert (each.isnull() == mean.isnull()).all() and mean.isnull().any()
+    error = results.cka.std("object", ddof=1, skipna=False) / np.sqrt(40)
+    half = (results.cka_high - results.cka_low) / 2 / norm.ppf(0.975)
+    np.testing.assert_allclose(error, half, rtol=1e-4)
 
 
 def test_the_difference_at_each_step_is_that_of_the_sweep_and_nan_where_one_model_is_missing(
