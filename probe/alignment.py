@@ -44,8 +44,9 @@ def alignment(
 
     `through_alignment_*` and `through_alignment_centred_*` (mean, low, high over variant, trained,
     layer), with `*_random` for the targets of other objects; `trained` is the layer behind which
-    the projector was trained. 95 % intervals over the query objects. Variants are those of the
-    run's models that have a projector; the attribute `without` names the others.
+    the projector was trained. 95 % intervals over the query objects; without a suffix, and with the
+    dimension `object`, of each of these. Variants are those of the run's models that have a
+    projector; the attribute `without` names the others.
 
     Raises ValueError for a run whose checkpoints hold no projector, or one toward something else
     than the target.
@@ -61,8 +62,10 @@ def alignment(
     trained = sorted({layer for known in found.values() for layer in known})
     data = read_objects(run, list(found))
     target, rows = data.target, {"gallery": data.gallery, "query": data.query}
-    estimates = np.full((len(SCORES), 3, len(found), len(trained), len(depth)), np.nan)
-    random = np.full((len(SCORES), len(found), len(trained), len(depth)), np.nan)
+    grid = (len(found), len(trained), len(depth))
+    estimates = np.full((len(SCORES), 3, *grid), np.nan)
+    each = np.full((len(SCORES), *grid, len(data.query)), np.nan, np.float32)
+    random = np.full((len(SCORES), *grid), np.nan)
     places = [(name, at, layer) for name, own in found.items() for at in own for layer in depth]
     for done, (name, at, layer) in enumerate(places):
         if progress:
@@ -76,9 +79,15 @@ def alignment(
         scores = np.stack([parts.plain, parts.centred])
         estimate = intervals.bootstrap(scores, level=LEVEL, seed=seed)
         estimates[(slice(None), slice(None), *where)] = np.stack(estimate, axis=1)
+        each[(slice(None), *where)] = scores
         random[(slice(None), *where)] = parts.random.mean(), parts.centred_random.mean()
     results = xr.Dataset(
-        coords={"variant": list(found), "trained": trained, "layer": depth},
+        coords={
+            "variant": list(found),
+            "trained": trained,
+            "layer": depth,
+            "object": run.samples()["sample"].values[data.query],
+        },
         attrs={
             "run": run.path.name,
             "seed": seed,
@@ -94,6 +103,8 @@ def alignment(
         for part, values in zip(PARTS, estimates[at], strict=True):
             results[f"{key}_{part}"] = (dims, values, about)
         results[f"{key}_random"] = (dims, random[at], about)
+        about = about | {"long_name": f"{name}, of each object"}
+        results[key] = ((*dims, "object"), each[at], about)
     return results
 
 

@@ -78,6 +78,11 @@ def test_it_is_the_loss_that_the_trained_projector_has(tmp_path, layers):
             for part in ("mean", "low", "high")
         )
         assert low < mean < high and mean == pytest.approx(float(loss), abs=1e-6)
+    np.testing.assert_array_equal(results.object, [f"object-{i}" for i in range(14, SAMPLES)])
+    for score in ("through_alignment", "through_alignment_centred"):
+        each = results[score]
+        assert each.dims == ("variant", "trained", "layer", "object") and each.dtype == "float32"
+        np.testing.assert_allclose(each.mean("object"), results[f"{score}_mean"], atol=1e-6)
     said = " ".join(findings(results))
     assert "circular" in said and "undefined for baseline, which has no projector" in said
 
