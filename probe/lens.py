@@ -16,7 +16,9 @@ advantage_mean         | lens, layer          | the same less the mean over the 
 rank_mean              | lens, layer          | rank of the class word among all tokens, a
                        |                      | geometric mean; 1 is the most probable
 entropy_mean           | lens, layer          | nats of the lens' distribution; 0 is certain
-advantage              | lens, layer, object  | of each object
+log_probability,       | lens, layer, object  | of each object: the means are means of these
+advantage, entropy     |                      |
+log_rank               | lens, layer, object  | of each object: rank_mean is e to their mean
 top_word, top_share    | lens, layer, place   | words most often on top; share of point tokens
 word                   | lens, layer, object, | row of `vocabulary` that is on top
                        | token                |
@@ -25,6 +27,7 @@ kl                     | lens, layer          | nats from the model's own next-t
 caption_match_mean     | layer                | share of point tokens whose nearest caption token
                        |                      | is of their class; higher is better
 caption_match_shuffled | layer                | the same where captions swap their classes
+caption_match          | layer, object        | of each object
 nearest_caption        | layer, object, token | row of `caption`
 """
 
@@ -54,6 +57,7 @@ UNITS = {
     "log_probability": "nats, of the word of the object's class; higher is better",
     "advantage": "nats more than the words of other classes; 0 is chance, higher is better",
     "rank": "rank of the class word among all tokens, geometric mean; 1 is the most probable",
+    "log_rank": "log of the rank of the class word among all tokens; 0 is the most probable word",
     "entropy": "nats; 0 is certain of one word",
     "kl": "nats from the model's own next token on held-out text; lower is better",
     "caption_match": "share of point tokens; higher is better",
@@ -331,7 +335,6 @@ def lens(
         ("variant", "layer", "object", "token"),
         stacked["nearest_caption"],
     )
-    results["advantage"] = ((*each, "object"), stacked["advantage"].astype(np.float32))
     results["word"] = ((*each, "object", "token"), stacked["word"])
     results["top_word"] = ((*each, "place"), np.asarray(vocabulary)[stacked["top_word"]])
     results["top_share"] = ((*each, "place"), stacked["top_share"])
@@ -395,6 +398,8 @@ def _of_one(
 def _add_means(
     results: xr.Dataset, name: str, dims: tuple[str, ...], values: np.ndarray, seed: int
 ) -> None:
+    """Values of each object, and their means with intervals. values : (*dims, objects)."""
+    results[name] = ((*dims, "object"), values.astype(np.float32))
     found = bootstrap(values, seed=seed)
     for part, numbers in zip(found._fields, found, strict=True):
         results[f"{name}_{part}"] = (dims, numbers)

@@ -158,6 +158,16 @@ def test_a_planted_word_is_found_and_nothing_where_nothing_is():
     assert "the caption nearest to a token is of its class for" in findings(there)[0]
 
 
+def test_the_means_are_those_of_what_is_kept_of_each_object():
+    found = read_planted(2.0)
+    found["log_rank_mean"] = np.log(found.rank_mean)
+    for name in ("log_probability", "advantage", "log_rank", "entropy", "caption_match"):
+        each, mean = found[name], found[f"{name}_mean"]
+        assert each.dims == (*mean.dims, "object") and each.dtype == "float32"
+        assert "0 is the most probable" in each.attrs["units"] or name != "log_rank"
+        np.testing.assert_allclose(each.mean("object"), mean, rtol=1e-5, atol=1e-6)
+
+
 def test_classes_of_one_first_token_are_no_control_of_each_other():
     norm, head = unembedding()
     words = np.array([3, 3, 20])
