@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from probe import cache
+from probe.cka import own_parts
 from probe.halves import by_halves
 from probe.hsic import finite
 from probe.intervals import Interval, group_jackknife
@@ -51,9 +52,10 @@ def maps(
     axis), scaled so that the objects' mean distance to their centre is 1, with `trustworthiness`
     and `continuity` (method, draw, variant, layer; 1 is perfect, of 15 neighbours by cosine) and
     the `_low` and `_high` ends of their 95 % intervals over objects (see `faithful_interval`),
-    `jump` (...), the mean distance an object moves from the layer before, and `label` and
-    `class_name` (object). Every map is rotated onto the one before, and the first of each model
-    onto that of the first model.
+    `*_of_groups` (..., group), what each of 16 groups of objects adds to them (their mean is the
+    value, and their scatter has the interval's error), `jump` (...), the mean distance an object
+    moves from the layer before, and `label` and `class_name` (object). Every map is rotated onto
+    the one before, and the first of each model onto that of the first model.
     """
     names = list(run.variants if variants is None else variants)
     depth = layers_of(run, layers)
@@ -71,6 +73,7 @@ def maps(
     grid = (len(methods), seeds, len(names), len(depth))
     position = np.empty((*grid, len(objects), 2))
     trusted = np.empty((2, 3, *grid))  # mean, low, high
+    of_groups = np.empty((2, *grid, GROUPS), np.float32)
     draws = list(np.ndindex(len(methods), seeds))
     for v, name in enumerate(names):
         states = [_mean_tokens(run, name, at, objects) for at in depth]
@@ -83,6 +86,7 @@ def maps(
             onto = position[m, 0, 0, 0] if v or d else None
             position[m, d, v] = chained(found["shown"], onto)
             trusted[..., m, d, v, :] = found["trusted"]
+            of_groups[:, m, d, v] = found["of_groups"]
     jump = np.full(grid, np.nan)
     jump[..., 1:] = np.linalg.norm(np.diff(position, axis=3), axis=-1).mean(axis=-1)
     dims = ("method", "draw", "variant", "layer")
@@ -94,6 +98,14 @@ def maps(
                 for (name, direction), three in zip(FAITHFUL.items(), trusted, strict=True)
                 for at, ending in enumerate(("", "_low", "_high"))
             },
+            **{
+                f"{name}_of_groups": (
+                    (*dims, "group"),
+                    parts,
+                    {"long_name": f"{name}, of each group", "direction": direction},
+                )
+                for (name, direction), parts in zip(FAITHFUL.items(), of_groups, strict=True)
+            },
             "jump": (dims, jump, {"long_name": "mean move from the layer before, in mean radii"}),
             "label": ("object", table["label"].values[objects]),
             "class_name": ("object", table["class_name"].values[objects]),
@@ -104,6 +116,7 @@ def maps(
             "variant": names,
             "layer": depth,
             "object": table["sample"].values[objects],
+            "group": np.arange(GROUPS),
             "axis": ["x", "y"],
         },
         {"neighbours": NEIGHBOURS, "seed": seed, "run": run.path.name, "metric": "cosine"},
@@ -113,10 +126,17 @@ def maps(
 def _drawn(
     method: str, states: list[np.ndarray], seed: int, drawn_by: int
 ) -> dict[str, np.ndarray]:
-    """`shown` (layers, objects, 2), and how far each is `trusted`: (names, bounds, layers)."""
+    """`shown` (layers, objects, 2), how far each is `trusted`: (names, bounds, layers), and what
+    the objects' groups add to it, `of_groups` (names, layers, groups).
+    """
     shown = (_pca if method == "pca" else _aligned_umap)(states, drawn_by)
-    bounds = [faithful_interval(*each, seed=seed) for each in zip(states, shown, strict=True)]
-    return {"shown": shown, "trusted": np.stack([np.stack(one, axis=1) for one in bounds], -1)}
+    angles = [_angles(*each, NEIGHBOURS, seed) for each in zip(states, shown, strict=True)]
+    bounds = [_interval(one) for one in angles]
+    return {
+        "shown": shown,
+        "trusted": np.stack([np.stack(one, axis=1) for one in bounds], -1),
+        "of_groups": np.stack([_parts(one) for one in angles], axis=1),
+    }
 
 
 def _mean_tokens(run: Run, name: str, layer: int, objects: np.ndarray) -> np.ndarray:
@@ -170,16 +190,7 @@ def faithful_interval(
     whose error hangs less on the value. Simulated 95 % intervals of 300 objects hold 94.5 to 97 %,
     and of 120 objects 94 to 97 %: halves count twice what two objects do together.
     """
-    orders = _orders(states, shown, k)
-
-    def angle(keep: np.ndarray) -> np.ndarray:
-        ranks, one = _lost(orders, keep, round(k * keep.mean()))
-        return np.arcsin(np.sqrt(1 - ranks * one))
-
-    group = np.random.default_rng([seed, 29]).permutation(len(states)) % GROUPS
-    found = by_halves(angle, group, lambda _, first, second: first - second)
-    bounds = np.stack(group_jackknife(found[0], found[1:].T, level))
-    return Interval(*np.sin(bounds.clip(0, np.pi / 2)) ** 2)
+    return _interval(_angles(states, shown, k, seed), level)
 
 
 def quality(one: xr.Dataset) -> str:
@@ -191,6 +202,33 @@ def quality(one: xr.Dataset) -> str:
             text += f" ± {float(one[name] - one[f'{name}_low']):.2f}"
         said.append(text)
     return " / ".join(said)
+
+
+def _angles(states: np.ndarray, shown: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Arcsine of the root of `faithful`, then as with each group left out: (1 + groups, 2)."""
+    orders = _orders(states, shown, k)
+
+    def angle(keep: np.ndarray) -> np.ndarray:
+        ranks, one = _lost(orders, keep, round(k * keep.mean()))
+        return np.arcsin(np.sqrt(1 - ranks * one))
+
+    group = np.random.default_rng([seed, 29]).permutation(len(states)) % GROUPS
+    return by_halves(angle, group, lambda _, first, second: first - second)
+
+
+def _interval(angles: np.ndarray, level: float = 0.95) -> Interval:
+    """angles : of `_angles`."""
+    bounds = np.stack(group_jackknife(angles[0], angles[1:].T, level))
+    return Interval(*np.sin(bounds.clip(0, np.pi / 2)) ** 2)
+
+
+def _parts(angles: np.ndarray) -> np.ndarray:
+    """What each group adds to `faithful`, (2, groups): pseudo-values of the angle, whose error its
+    slope there takes to the value.
+    """
+    value, left_out = angles[0][:, None], angles[1:].T
+    parts = own_parts(angles[0], left_out)
+    return np.sin(value) ** 2 + np.sin(2 * value) * (parts - value)
 
 
 def _orders(states: np.ndarray, shown: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

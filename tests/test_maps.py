@@ -122,6 +122,30 @@ def test_trust_is_that_of_scikit_learn_and_its_error_that_of_halves():
     np.testing.assert_allclose((ends[0] - ends[1]) / 2 / t.ppf(0.975, 15), error)
 
 
+def test_groups_of_objects_have_the_value_as_mean_and_halves_of_them_its_error(run):
+    found = maps(run, [8], ["aligned"], methods=["pca"]).isel({"method": 0}).squeeze()
+    states = run.hidden("aligned").sel(layer=8).values[240:].mean(axis=1, dtype=np.float64)
+    rows, shown = unit_rows(states), found.position.values.astype(float)
+    half = halvings(np.arange(16))
+    group = np.random.default_rng([0, 29]).permutation(120) % 16
+    for name, pair in (("trustworthiness", (rows, shown)), ("continuity", (shown, rows))):
+        parts, value = found[f"{name}_of_groups"].values.astype(float), float(found[name])
+        assert parts.mean() == pytest.approx(value)
+        sides = [at for one in halvings(group) for at in (one, ~one)]  # of 56 to 64 objects
+        near = [round(15 * at.sum() / 120) for at in sides]
+        trust = [
+            trustworthiness(pair[0][at], pair[1][at], n_neighbors=k)
+            for at, k in zip(sides, near, strict=True)
+        ]
+        angle = np.arcsin(np.sqrt(trust)).reshape(15, 2)
+        slope = 2 * np.sqrt(value * (1 - value))
+        apart = [parts[one].mean() - parts[~one].mean() for one in half]
+        np.testing.assert_allclose(apart, slope * (angle[:, 0] - angle[:, 1]), atol=1e-5)
+        ends = np.arcsin(np.sqrt([found[f"{name}_high"], found[f"{name}_low"]]))
+        error = (ends[0] - ends[1]) / 2 / t.ppf(0.975, 15)
+        assert parts.std(ddof=1) / 4 == pytest.approx(slope * error, rel=1e-5)
+
+
 def test_a_perfect_map_is_perfect_in_any_half():
     angle = np.random.default_rng(0).uniform(0, 6, 96)
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
