@@ -30,6 +30,7 @@ CLASSES = ("chair", "stool", "table", "bench", "bed", "lamp", "cup", "bowl", "ro
 GALLERY, QUERY = 4, 4  # objects of each class
 VARIANTS = ["baseline", "aligned"]
 COPIED = ("sweep", "steps", "lens", "causal", "reconstruction", "alignment")
+SHOWN = ("advantage", "word")  # of what results keep of each object, these are on a page
 MANTISSA = 5  # bits kept, of 10
 POINTS = 360
 
@@ -118,17 +119,18 @@ def rounded(values: np.ndarray, drop: int) -> np.ndarray:
 
 
 def smaller(results: xr.Dataset) -> xr.Dataset:
-    """Results without the captions that a lens was read against, which nothing shows, rebuilt
-    clouds rounded to ten bits of mantissa and scores to 24, seven digits.
+    """Results without what no page shows, as scores of each object and the captions that a lens was
+    read against, rebuilt clouds rounded to ten bits of mantissa and scores to 24, seven digits.
     """
+    unseen = [n for n, part in results.items() if "object" in part.dims and n not in SHOWN]
+    results = results.drop_vars(unseen).drop_dims("caption", errors="ignore")
     kinds = {"<f4": 23 - 10, "<f8": 52 - 24}
     less = {
         name: part.copy(data=rounded(part.values, kinds[part.dtype.str]))
         for name, part in results.data_vars.items()
         if part.dtype == "f8" or name in ("cloud", "target_cloud", "true_cloud")
     }
-    shown = results.drop_vars("nearest_caption", errors="ignore").assign(less)
-    return shown.drop_dims("caption", errors="ignore")
+    return results.assign(less)
 
 
 def copy_answers(source: Path, out: Path, samples: list[str]) -> None:
