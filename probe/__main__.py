@@ -155,7 +155,7 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
 
 def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
     from probe.report import progress_bar
-    from probe.seeds import over_runs
+    from probe.seeds_runs import over_runs
     from probe.seeds_table import print_seeds
     from store import open_run
 

@@ -173,8 +173,8 @@ def linear_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
 
 
 def geometry_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
-    """What `geometry_probe` returns, over properties; and `without` massive tokens (mean, low and
-    high; properties).
+    """What `geometry_probe` returns, over properties; and without massive tokens `without` (mean,
+    low and high; properties) and `error_without` (properties, queries).
     """
     assert data.properties is not None
     known, wanted = (data.properties.isel(sample=rows) for rows in (data.gallery, data.query))
@@ -195,7 +195,8 @@ def geometry_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:
     without = _without_massive(tokens)
     other = found if without is None else read(without, 1)
     parts = {str(name): values.values for name, values in found.data_vars.items()}
-    return parts | {"without": np.array([other[part].values for part in ("mean", "low", "high")])}
+    three = np.array([other[part].values for part in ("mean", "low", "high")])
+    return parts | {"without": three, "error_without": other["error"].values}
 
 
 def variants_cell(data: Objects, tokens: Tokens, ask: Settings) -> Cell:

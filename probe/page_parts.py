@@ -288,7 +288,7 @@ def _classes(results: xr.Dataset) -> Section:
 
 def over_seeds(results: xr.Dataset) -> Section:
     """What holds over several trainings of the same recipe, with intervals over seeds."""
-    from probe import seeds
+    from probe.seeds_words import findings as over
 
     one = results.isel(k=-1) if "k" in results.dims else results
     about = {
@@ -302,7 +302,7 @@ def over_seeds(results: xr.Dataset) -> Section:
     live = figures.curves_figure(panels, results, below)
     picture = Picture("seeds", caption, figures.curves_png(panels, below), live)
     shown = tables(results, SCORES | SPACE | LIKE)
-    return Section("Over seeds", seeds.findings(results), [picture, *shown])
+    return Section("Over seeds", over(results), [picture, *shown])
 
 
 def rebuilt(results: xr.Dataset) -> Section:

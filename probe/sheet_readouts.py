@@ -12,6 +12,7 @@ from probe.sheet import HIGHER, Sheet
 
 NORMAL = 1.96  # errors on either side of a 95 % interval
 FITTED = "says how the read-out was fitted, no score"
+BITS = "bits that the class of a gallery object costs, online code"
 UNEVEN = "0 = shared out evenly, above it a few are neighbours of many"
 
 
@@ -147,6 +148,8 @@ def put_linear(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
     easier = "higher is easier to read, 1 = nothing to read"
     estimate = np.moveaxis(sheet.stacked(cells, "compression"), -1, 0)
     sheet.put_interval("linear_compression", dims, estimate, code, easier)
+    mean, low, high = sheet.stacked(cells, "bits") * estimate[0] / estimate  # the ends swapped
+    sheet.put_interval("linear_bits", dims, (mean, high, low), BITS, "lower is easier to read")
     for ending, text, cell in references(cells, code):
         sheet.put_interval(f"linear_compression_{ending}", (), cell["compression"], text, easier)
     for ending, text, cell in references(cells, name):
@@ -223,13 +226,11 @@ def _curve_interval(hits: np.ndarray, accuracy: np.ndarray) -> intervals.Interva
 
 
 def _put_code_verdict(sheet: Sheet, cells: dict[Any, Cell]) -> None:
-    name = "bits that the class of a gallery object costs, online code"
     own = cka.own_parts(*(sheet.stacked(cells, part) for part in ("bits", "bits_left_out")))
     target = cka.own_parts(*(cells[TARGET][part] for part in ("bits", "bits_left_out")))
     classes = len(np.unique(sheet.data.labels[sheet.data.gallery]))
-    sheet.put_verdict(
-        "linear_bits", (), -own, -target, -np.log2(classes), name, against="the target"
-    )
+    chance, against = -np.log2(classes), "the target"
+    sheet.put_verdict("linear_bits", (), -own, -target, chance, BITS, against=against)
 
 
 def put_geometry(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:

@@ -1,0 +1,185 @@
+"""Several runs of one recipe under other seeds: does what one run shows hold for the next?
+
+Each run is swept by itself; then its measures are put together with those of the others, with
+intervals over seeds and objects (`probe.seeds`).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe import sweep
+from probe.assemble import assemble
+from probe.cells import LEVEL
+from probe.seeds_scores import EVERY, Parts, layers_of, parts_of
+from probe.seeds_sheet import SeedsSheet
+from store import Run
+
+
+def over_runs(
+    runs: Sequence[Run],
+    probes: Sequence[str] = sweep.PROBES,
+    layers: Sequence[int] | None = None,
+    *,
+    k: Sequence[int] = (1, 10),
+    seed: int = 0,
+    dask: str | None = None,
+    progress: sweep.Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> xr.Dataset:
+    """Scores of several runs under other seeds, with 95 % intervals over seeds and objects.
+
+    Of each measure of `probe.seeds_scores`, in the names and dimensions of a sweep, as far as
+    their probes are asked for and all runs have what they need: `_mean`, `_low`, `_high`,
+    `_by_run` (run, ...), and of the references `_target_*` and `_encoder_*` where a sweep has them;
+    `cka_layers_*` of all pairs of layers. What is no mean over objects is told by its jackknife's
+    pseudo-values, of single objects (CKA) or of the groups that the sweep leaves out. Paired by run
+    and object, against the baseline `*_difference` (comparison, ...) and against the target
+    `*_from_target` (variant, ...), each with `_low`, `_high`, `_p`, by Holm over the layers
+    `_p_adjusted`, and by Bonferroni the band over all of them `_wide_low`, `_wide_high`. Of the
+    verdicts `*_fall_by_run` (run, variant, ...) and `*_shift_by_run` (run, comparison, ...), with
+    mean, low and high over seeds where all runs have one, low and high where these are not all the
+    same. The attribute `shared` says whether all runs ask about the same objects.
+
+    Each run's own sweep is kept in it, and what it kept before of the same settings with it; `tell`
+    is called with a sentence for each run of which more is kept, or less than before. Raises
+    ValueError for runs that lack a model, a layer or a class of the first, or of which one is not
+    completely captured, is given twice or is a copy of another.
+    """
+    _check(runs)
+    layers = list(runs[0].layers if layers is None else layers)
+    variants = list(runs[0].variants)
+    own, parts, pairs = [], [], []
+    for run, name in zip(runs, _names(runs), strict=True):
+        more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed)
+        if said and tell:
+            tell(f"{name}: {said}")
+        found = sweep.cells_of(
+            run, more, layers, variants, k=k, seed=seed, dask=dask, progress=progress
+        )
+        results = assemble(run, *found, sweep.REFERENCE)
+        own.append(sweep.with_noise(results, run, None, found.data, found.ask))
+        run.write_probe("sweep", own[-1])
+        asked = {name: found.cells[name] for name in probes}
+        parts.append(parts_of(found._replace(cells=asked)))
+        pairs.append(layers_of(found._replace(cells=asked)))
+    shared = _same_objects(runs)
+    own, parts = _in_common(own, parts)
+    keys = [key for key in EVERY if all(key in one for one in parts)]
+    compared = [one for one in pairs if one is not None]
+    dims = dict.fromkeys(dim for key in keys for dim in EVERY[key].extra)
+    dims |= dict.fromkeys(("other_variant", "other_layer") if compared else ())
+    results = xr.Dataset(
+        coords={**_along(own, ["variant", "layer", *dims]), "run": _names(runs)},
+        attrs={
+            "level": LEVEL,
+            "seed": seed,
+            "seeds": len(runs),
+            "shared": int(shared),
+            "probes": list(probes),
+            "query_objects": [one.attrs["query_objects"] for one in own],
+        },
+    )
+    others = [name for name in variants if name != sweep.REFERENCE and sweep.REFERENCE in variants]
+    models = [(variants.index(name), variants.index(sweep.REFERENCE)) for name in others]
+    if others:
+        results = results.assign_coords(comparison=[f"{name} - baseline" for name in others])
+    sheet = SeedsSheet(results, own, models, shared)
+    for key in keys:
+        sheet.put(key, [one[key] for one in parts])
+    if compared:
+        sheet.put_layers(compared)
+    return results
+
+
+def _in_common(
+    own: list[xr.Dataset], parts: list[dict[str, Parts]]
+) -> tuple[list[xr.Dataset], list[dict[str, Parts]]]:
+    """What all runs have: properties that vary in all, and as many sizes of learning curves.
+
+    A gallery of some objects more or less has curves of other sizes: the whole, its half and so on
+    are put together.
+    """
+    for dim in ("property", "class"):
+        if any(dim not in one.coords for one in own):
+            continue
+        names = [one[dim].values.tolist() for one in own]
+        every = [name for name in names[0] if all(name in one for one in names)]
+        rows = [[one.index(name) for name in every] for one in names]
+        own = [one.isel({dim: some}) for one, some in zip(own, rows, strict=True)]
+        parts = [_chosen(one, dim, some) for one, some in zip(parts, rows, strict=True)]
+    if all("fitted" in one.coords for one in own):
+        sizes = [one.sizes["fitted"] for one in own]
+        rows = [list(range(size - min(sizes), size)) for size in sizes]
+        own = [one.isel(fitted=some) for one, some in zip(own, rows, strict=True)]
+        parts = [_chosen(one, "fitted", some) for one, some in zip(parts, rows, strict=True)]
+    return own, parts
+
+
+def _chosen(parts: dict[str, Parts], dim: str, rows: list[int]) -> dict[str, Parts]:
+    """Some places along the first of a measure's own dimensions."""
+    return parts | {
+        key: Parts(one.models[:, rows], *(None if part is None else part[rows] for part in one[1:]))
+        for key, one in parts.items()
+        if EVERY[key].extra[:1] == (dim,)
+    }
+
+
+def _along(own: list[xr.Dataset], dims: Sequence[str]) -> dict[str, Any]:
+    """Coordinates of the first run's sweep; learning curves have the mean sizes of all runs."""
+    used: dict[str, Any] = {dim: own[0][dim].variable for dim in dims}
+    if "fitted" in used:
+        sizes = np.mean([one.fitted.values for one in own], axis=0)
+        used["fitted"] = ("fitted", sizes.round().astype(int))
+    return used
+
+
+def _check(runs: Sequence[Run]) -> None:
+    paths = [str(run.path) for run in runs]
+    if len(runs) < 2 or len(set(paths)) < len(paths):
+        raise ValueError(f"{', '.join(paths)}: intervals over seeds need 2 or more runs, each once")
+    first = runs[0]
+    if unfinished := [run for run in runs if not run.complete]:
+        raise ValueError(f"{unfinished[0].path} is not completely captured: seeds want whole runs")
+    for run in runs[1:]:
+        for what in ("variants", "layers"):
+            mine, theirs = getattr(first, what), getattr(run, what)
+            if absent := [one for one in mine if one not in theirs]:
+                raise ValueError(f"{run.path} has no {what[:-1]} {absent[0]}, {first.path} has")
+        classes = [set(one.samples()["class_name"].values.astype(str)) for one in (first, run)]
+        if lost := sorted(classes[0] ^ classes[1]):
+            raise ValueError(f"{first.path} and {run.path} have other classes: {lost[0]} is in one")
+    for one, other in combinations(runs, 2):
+        if all(_same_states(one, other, variant, first.layers[-1]) for variant in first.variants):
+            raise ValueError(
+                f"{one.path} and {other.path} hold the same states: a copy of a run is no other "
+                "seed, name it once"
+            )
+
+
+def _same_objects(runs: Sequence[Run]) -> bool:
+    """Whether all runs ask about the same clouds (where none are kept, targets) in one order."""
+    tables = [run.samples() for run in runs]
+    for name in ("sample", "split"):
+        if any(not np.array_equal(tables[0][name], other[name]) for other in tables[1:]):
+            return False
+    known = all(run.attrs["points"] is not None for run in runs)
+    samples = tables[0].sizes["sample"]
+    some = slice(0, samples, max(1, samples // 16))
+    mine, *others = ((run.points() if known else run.target())[some].values for run in runs)
+    return all(np.array_equal(mine, theirs) for theirs in others)
+
+
+def _same_states(one: Run, other: Run, variant: str, layer: int) -> bool:
+    """Of the first few objects; two trainings end in none alike."""
+    mine, theirs = (run.final(variant).sel(layer=layer)[:4].values for run in (one, other))
+    return np.array_equal(mine, theirs, equal_nan=True)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Folder names, or whole paths where two are alike."""
+    names = [run.path.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

@@ -1,0 +1,173 @@
+"""The Dataset of several runs: one way to put a measure, a reference or a difference into it."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probe.cells import LEVEL
+from probe.intervals import holm
+from probe.seeds import OverSeeds, over_seeds
+from probe.seeds_scores import EVERY, Parts
+
+REFERENCES = ("target", "encoder")
+ROWS = 2**22  # numbers of all objects put together at a time
+
+
+class SeedsSheet:
+    """The Dataset that grows, and what all measures need.
+
+    own    : the sweep of each run, whose names and directions the measures keep
+    models : places of (a model, the reference) among the variants
+    shared : whether all runs ask about the same objects
+    """
+
+    def __init__(
+        self,
+        results: xr.Dataset,
+        own: list[xr.Dataset],
+        models: list[tuple[int, int]],
+        shared: bool,
+    ):
+        self.results = results
+        self.own = own
+        self.models = models
+        self.shared = shared
+
+    def put(self, key: str, parts: list[Parts]) -> None:
+        """One measure: each run's mean, that over seeds, its references and its differences."""
+        score, single = EVERY[key], f"{key}_mean" in self.own[0]
+        dims, about = (*score.extra, "layer"), self._about(f"{key}_mean" if single else key)
+        name = about["long_name"]
+        models = [one.models for one in parts]
+        means = np.nanmean if "class" in dims else np.mean  # nan: an object of another class
+        by_run = np.stack([means(one, axis=-1, dtype=np.float64) for one in models])
+        self.results[f"{key}_by_run"] = (("run", "variant", *dims), by_run, about)
+        found = self._inside(key, self._over(key, models))
+        if not single:  # a difference already, with a test of its own
+            self._put_tested(key, ("variant", *dims), found, name)
+            return
+        self._put_interval(key, ("variant", *dims), found, about)
+        for ending in REFERENCES:
+            self._put_reference(key, ending, [getattr(one, ending) for one in parts])
+        if f"{key}_from_target" in self.own[0]:
+            targets = [one.target for one in parts if one.target is not None]
+            gaps = [_less(a, b[..., None, :]) for a, b in zip(models, targets, strict=True)]
+            text = f"{name}, less the target's"
+            self._put_difference(key, "from_target", ("variant", *dims), gaps, text)
+        if self.models:
+            a, b = (list(side) for side in zip(*self.models, strict=True))
+            gaps = [_less(one[a], one[b]) for one in models]
+            text = f"difference in {name}"
+            self._put_difference(key, "difference", ("comparison", *dims), gaps, text)
+        self._put_verdict(key)
+
+    def put_layers(self, parts: list[np.ndarray]) -> None:
+        """CKA of all pairs of layers and models. parts : (pairs, objects), rows of the triangle."""
+        step = max(1, ROWS // parts[0].shape[-1])
+        blocks = [
+            over_seeds([one[start : start + step] for one in parts], shared=self.shared)
+            for start in range(0, len(parts[0]), step)
+        ]
+        sizes = [self.results.sizes[dim] for dim in ("variant", "layer")] * 2
+        above = np.triu_indices(sizes[0] * sizes[1], 1)
+        dims = ("variant", "layer", "other_variant", "other_layer")
+        for part in ("mean", "low", "high"):
+            grid = np.eye(sizes[0] * sizes[1])
+            values = np.concatenate([getattr(block, part) for block in blocks])
+            grid[above] = grid.T[above] = values.clip(-1, 1)
+            about = {"long_name": "debiased linear CKA of two layers, over seeds"}
+            about |= {"direction": self._about("cka_layers_mean")["direction"]}
+            self.results[f"cka_layers_{part}"] = (dims, grid.reshape(sizes), about)
+
+    def _about(self, name: str) -> dict[str, Any]:
+        return dict(self.own[0][name].attrs)
+
+    def _over(self, key: str, values: list[np.ndarray], level: float = LEVEL) -> OverSeeds:
+        """A model at a time: as floats, all of them would take many times their memory."""
+        hits, dims = EVERY[key].hits, EVERY[key].extra
+        how: dict[str, Any] = {"shared": self.shared, "hits": hits, "level": level}
+        over = _over_each_class if "class" in dims else over_seeds
+        each = [over([one[at] for one in values], **how) for at in range(len(values[0]))]
+        return OverSeeds(*(np.stack(part) for part in zip(*each, strict=True)))
+
+    def _put_reference(self, key: str, ending: str, values: list[np.ndarray | None]) -> None:
+        name = f"{key}_{ending}"
+        if f"{name}_mean" not in self.own[0] or any(one is None for one in values):
+            return
+        found = self._over(key, [one[None] for one in values if one is not None])
+        found = self._inside(key, OverSeeds(*(part[0] for part in found)))
+        self._put_interval(name, EVERY[key].extra, found, self._about(f"{name}_mean"))
+
+    def _put_difference(
+        self, key: str, ending: str, dims: tuple[str, ...], gaps: list[np.ndarray], text: str
+    ) -> None:
+        name, layers = f"{key}_{ending}", gaps[0].shape[-2]
+        self._put_tested(name, dims, self._inside(key, self._over(key, gaps), paired=True), text)
+        band = self._over(key, gaps, 1 - (1 - LEVEL) / layers)
+        for end, bound in zip(
+            ("low", "high"), self._inside(key, band, paired=True)[1:3], strict=True
+        ):
+            about = f"{text}, {end} end of the band over all layers, over seeds"
+            attrs = {"long_name": about, "direction": "0 = no difference"}
+            self.results[f"{name}_wide_{end}"] = (dims, bound, attrs)
+
+    def _put_interval(
+        self, key: str, dims: tuple[str, ...], found: OverSeeds, about: dict[str, Any]
+    ) -> None:
+        about = about | {"long_name": f"{about['long_name']}, over seeds"}
+        for part, values in zip(("mean", "low", "high"), found[:3], strict=True):
+            self.results[f"{key}_{part}"] = (dims, values, about)
+
+    def _put_tested(self, key: str, dims: tuple[str, ...], found: OverSeeds, text: str) -> None:
+        about = {"long_name": f"{text}, over seeds", "direction": "0 = no difference"}
+        for ending, values in zip(("", "_low", "_high"), found[:3], strict=True):
+            self.results[f"{key}{ending}"] = (dims, values, about)
+        about = {"long_name": f"{text}, p over seeds", "direction": "smaller is stronger evidence"}
+        self.results[f"{key}_p"] = (dims, found.p, about)
+        self.results[f"{key}_p_adjusted"] = (dims, holm(found.p), about)
+
+    def _inside(self, key: str, found: OverSeeds, *, paired: bool = False) -> OverSeeds:
+        """What can be: of a difference, the ends are as far apart as the measure's."""
+        least, most = EVERY[key].inside
+        ends = (least - most, most - least) if paired else (least, most)
+        mean, low, high = (np.clip(part, *ends) for part in found[:3])
+        return OverSeeds(mean, low, high, found.p)
+
+    def _put_verdict(self, key: str) -> None:
+        """The layer of each run's fall and shift, and over seeds where every run has one."""
+        for what in ("fall", "shift"):
+            name = f"{key}_{what}"
+            if f"{name}_mean" not in self.own[0]:
+                continue
+            each = [one[f"{name}_mean"] for one in self.own]
+            values = np.stack([one.values for one in each])
+            if what == "shift":  # one that a model without a fall bounds from below is no number
+                sure = np.stack([one[f"{name}_censored"].values for one in self.own]) <= 1 - LEVEL
+                values = np.where(sure, values, np.nan)
+            attrs: dict[str, Any] = each[0].attrs
+            self.results[f"{name}_by_run"] = (("run", *map(str, each[0].dims)), values, attrs)
+            whole = np.isfinite(values).all(axis=0)
+            depth = np.where(whole, values, 0)[..., None]
+            found = over_seeds(list(depth))
+            # Depths end at captured layers: runs that agree there do not say how others scatter
+            apart = whole & (np.ptp(depth, axis=0)[..., 0] > 0)
+            for part, numbers in zip(("mean", "low", "high"), found[:3], strict=True):
+                kept = np.where(whole if part == "mean" else apart, numbers, np.nan)
+                self.results[f"{name}_{part}"] = (each[0].dims, kept, attrs)
+
+
+def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b, of right and wrong too."""
+    return np.subtract(a, b, dtype=np.int8 if a.dtype == bool else None)
+
+
+def _over_each_class(values: list[np.ndarray], **how: Any) -> OverSeeds:
+    """values : (classes, layers, objects) of each seed, nan of the objects of another class."""
+    each = []
+    for at in range(len(values[0])):
+        own = [one[at][:, np.isfinite(one[at, 0])] for one in values]
+        enough = min(one.shape[-1] for one in own) > 1  # else there is no scatter of objects
+        nothing = OverSeeds(*np.full((4, values[0].shape[1]), np.nan))
+        each.append(over_seeds(own, **how) if enough else nothing)
+    return OverSeeds(*(np.stack(part) for part in zip(*each, strict=True)))

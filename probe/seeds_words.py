@@ -1,0 +1,141 @@
+"""Several runs under other seeds in words: what holds over seeds and objects."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from probe.judged import MAIN, SIGNIFICANT, tells
+from probe.seeds_scores import MANY, OTHERWISE, SCORES, SHARE
+
+MANY_OF = {  # what there are many of, and how they compare
+    "geometry": ("properties", "read out better", "worse"),
+    "geometry_without_massive": (
+        "properties without massive tokens",
+        "read out better",
+        "worse",
+    ),
+    "knn_class": ("classes", "more often right by its neighbours", "less often"),
+    "knn_ways": ("ways of asking for neighbours", "more often right", "less often"),
+    "knn_token": ("single tokens", "more often right by its neighbours", "less often"),
+    "token_drift": ("single tokens", "farther from the target", "closer"),
+    "linear_curve": ("sizes of the gallery", "read out better", "worse"),
+}
+
+
+def findings(results: xr.Dataset) -> list[str]:
+    """What holds over seeds, a sentence for each score, the number of seeds first."""
+    seeds, objects = results.attrs["seeds"], np.atleast_1d(results.attrs["query_objects"])
+    kind = "the same" if results.attrs["shared"] else "others in each"
+    few = " With two seeds an interval is up to 6 times wider than with many." if seeds == 2 else ""
+    said = [
+        f"{seeds} seeds ({', '.join(results.run.values.astype(str))}), of "
+        f"{' and '.join(map(str, dict.fromkeys(objects)))} query objects, {kind}: intervals cover "
+        f"seeds and objects.{few}"
+    ]
+    if MAIN not in results.get("comparison", []):
+        return said
+    pair = results.sel(comparison=MAIN)
+    for key in SCORES:
+        if key in MANY_OF:
+            said += _of_many(pair, key)
+        elif _there(pair, key):
+            said.append(_compared(pair, key))
+    said += _otherwise(pair)
+    for key in MANY:
+        said += _of_many(pair, key)
+    return said
+
+
+def _there(pair: xr.Dataset, key: str) -> bool:
+    """Whether a measure is compared, and is defined, and has something of its own to tell."""
+    if f"{key}_difference" not in pair or not tells(pair, key):
+        return False
+    gap = pair[f"{key}_difference"]
+    return not bool((gap.isel(k=-1) if "k" in gap.dims else gap).isnull().all())
+
+
+def _of_many(pair: xr.Dataset, key: str) -> list[str]:
+    if key not in MANY_OF or not _there(pair, key):
+        return []
+    what, more, less = MANY_OF[key]
+    gap, sure = pair[f"{key}_difference"], pair[f"{key}_difference_p_adjusted"] < SIGNIFICANT
+    above, below = (int((sure & (sign * gap > 0)).any("layer").sum()) for sign in (1, -1))
+    return [
+        f"Of {gap.isel(layer=0).size} {what}, each by itself, aligned is {more} than baseline for "
+        f"{above} and {less} for {below}, beyond seeds and objects, at one layer or more."
+    ]
+
+
+def _otherwise(pair: xr.Dataset) -> list[str]:
+    """The same asked in other ways, in one sentence: those that differ, and those that do not."""
+    found, nowhere = [], []
+    for key in OTHERWISE:
+        if not _there(pair, key):
+            continue
+        name, (gap, _, _, p) = _numbers(pair, key)
+        if (p < SIGNIFICANT).any():
+            sign = "/".join(dict.fromkeys("+" if one > 0 else "-" for one in gap[p < SIGNIFICANT]))
+            found.append(f"{name} ({sign}, {_layers(pair, p)})")
+        else:
+            nowhere.append(name)
+    if not found and not nowhere:
+        return []
+    said = "; ".join(found) or "none"
+    rest = f". Nowhere: {'; '.join(nowhere)}" if nowhere else ""
+    return [f"Asked otherwise, aligned less baseline beyond seeds and objects: {said}{rest}."]
+
+
+def measure_name(results: xr.Dataset, key: str) -> str:
+    """The long name of a measure."""
+    return str(results[f"{key}_by_run"].attrs["long_name"])
+
+
+def _numbers(pair: xr.Dataset, key: str) -> tuple[str, list[np.ndarray]]:
+    """Name, and difference, low, high and adjusted p by layer, of the largest k."""
+    name = measure_name(pair, key)
+    if "k" in pair[f"{key}_difference"].dims:
+        pair = pair.isel(k=-1)
+        name = f"{name}, K = {int(pair.k)}"
+    endings = ("", "_low", "_high", "_p_adjusted")
+    return name, [pair[f"{key}_difference{ending}"].values for ending in endings]
+
+
+def _layers(pair: xr.Dataset, p: np.ndarray) -> str:
+    sure = pair.layer.values[p < SIGNIFICANT]
+    return f"layer{'s' * (len(sure) > 1)} {', '.join(map(str, sure))}"
+
+
+def _compared(pair: xr.Dataset, key: str) -> str:
+    name, (gap, low, high, p) = _numbers(pair, key)
+    pair = pair.isel(k=-1) if "k" in pair[f"{key}_difference"].dims else pair
+    share = SCORES[key].inside == SHARE and SCORES[key].hits
+    scale, digits, unit = (100, 1, " points") if share else (1, 4, "")
+    at = int(np.nanargmax(np.abs(gap)))
+    largest = (
+        f"{scale * gap[at]:+.{digits}f} [{scale * low[at]:+.{digits}f}, "
+        f"{scale * high[at]:+.{digits}f}]{unit} at layer {int(pair.layer[at])}"
+    )
+    where = f"at {_layers(pair, p)}" if (p < SIGNIFICANT).any() else "nowhere"
+    said = f"Aligned less baseline in {name}: beyond seeds and objects {where}; at most {largest}."
+    if f"{key}_shift_mean" in pair:
+        mean, *ends = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
+        if np.isfinite(ends).all():
+            said += " Its fall comes {:.1f} [{:.1f}, {:.1f}] layers {}.".format(
+                *_signed(mean, ends)
+            )
+        elif np.isfinite(mean):
+            said += f" Its fall comes {_all_alike(mean)} in every run: that gives no interval."
+    return said
+
+
+def _signed(mean: float, ends: Sequence[float]) -> tuple[float, float, float, str]:
+    """Layers later, or earlier where the mean is below 0."""
+    low, high = ends
+    return (mean, low, high, "later") if mean >= 0 else (-mean, -high, -low, "earlier")
+
+
+def _all_alike(mean: float) -> str:
+    if not mean:
+        return "at the same layer"
+    return f"{abs(mean):.1f} layers {'later' if mean > 0 else 'earlier'}"
