@@ -32,7 +32,8 @@ class ProbeConfig:
     """Run folder, or URL of its states as s3://bucket/run."""
     more: Positional[tuple[str, ...]] = ()
     """Runs of the same recipe under other seeds: intervals then cover seeds as well as objects,
-    and are kept in the first run."""
+    and are kept in the first run. What all runs keep beside the sweep, as lenses and causes, is put
+    together too."""
     layers: str = "all"
     """Captured layers to probe: all, or a list as 0,8,16 or 4,8,...,32."""
     probes: str = EVERY
@@ -154,15 +155,45 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
 
 
 def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
+    from probe.seeds_beside import kept_by_all, over_kept
+    from probe.seeds_runs import check, same_objects
+    from probe.seeds_words import findings_beside
+    from store import open_run
+
+    if config.again or "objects" in probes:
+        what = "--again" if config.again else "--probes objects"
+        raise ValueError(f"{what} is of one run: ask for it run by run")
+    runs = [run, *(open_run(path) for path in config.more)]
+    check(runs)
+    if swept := [name for name in probes if name not in BESIDE]:
+        _sweeps_over_seeds(config, runs, swept, layers)
+    beside = [name for name in probes if name in BESIDE]
+    for name in dict.fromkeys(beside):
+        for one in runs:
+            print(f"{one.name}:")
+            _beside(name, one, layers, config.seed)
+    every, lacking = kept_by_all(runs)
+    shared = same_objects(runs)
+    for name in every:
+        try:
+            results = over_kept(runs, name, shared)
+        except ValueError as error:
+            if name in beside:
+                raise
+            lacking.append(f"{name}: {error}")
+            continue
+        run.write_probe(f"seeds_{name}", results)
+        for sentence in findings_beside(name, results):
+            print(f"• {sentence}")
+    for sentence in lacking:
+        print(f"without {sentence}")
+
+
+def _sweeps_over_seeds(config: ProbeConfig, runs, probes: list[str], layers: list[int]) -> None:
     from probe.report import progress_bar
     from probe.seeds_runs import over_runs
     from probe.seeds_table import print_seeds
-    from store import open_run
 
-    if config.again or (single := [name for name in probes if name in BESIDE]):
-        what = "--again" if config.again else f"--probes {single[0]}"
-        raise ValueError(f"{what} is of one run: ask for it run by run")
-    runs = [run, *(open_run(path) for path in config.more)]
     k, said = numbers(config.k, "--k"), list[str]()
     with progress_bar() as show:
         results = over_runs(
@@ -177,7 +208,7 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
         )
     for sentence in said:
         print(sentence)
-    run.write_probe("seeds", results)
+    runs[0].write_probe("seeds", results)
     print_seeds(results)
 
 

@@ -71,7 +71,7 @@ def _sections(run: Run, results: xr.Dataset, record: dict[str, Any]) -> list[Sec
         Section("Question", question, [glossary]),
         Section("What was found", over_depth(results), parts.verdicts(results)),
         Section("What alignment changes", by_alignment(results), []),
-        *([parts.over_seeds(others["seeds"])] if "seeds" in others else []),
+        parts.over_seeds(others.get("seeds"), _over_seeds_beside(run)),
         Section("Depth", [], parts.depth(results)),
         *parts.more(results),
     ]
@@ -93,6 +93,13 @@ def _sections(run: Run, results: xr.Dataset, record: dict[str, Any]) -> list[Sec
         _reproduce(run, results, record, others),
     ]
     return [section for section in found if section.sentences or section.parts]
+
+
+def _over_seeds_beside(run: Run) -> dict[str, xr.Dataset]:
+    """By probe, what is put together of several runs beside their sweeps."""
+    from probe.seeds_beside import KEPT
+
+    return {name: run.probes(f"seeds_{name}") for name in KEPT if _has(run, f"seeds_{name}")}
 
 
 def _asked(results: xr.Dataset) -> str:

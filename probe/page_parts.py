@@ -286,23 +286,32 @@ def _classes(results: xr.Dataset) -> Section:
     return Section("Classes", [sentence], [Picture("confusion", caption, png, live)])
 
 
-def over_seeds(results: xr.Dataset) -> Section:
+def over_seeds(results: xr.Dataset | None, beside: dict[str, xr.Dataset]) -> Section:
     """What holds over several trainings of the same recipe, with intervals over seeds."""
     from probe.seeds_words import findings as over
+    from probe.seeds_words import findings_beside
 
+    said, shown = list[str](), list[Part]()
+    if results is not None:
+        said += over(results)
+        shown += [_curves_over_seeds(results), *tables(results, SCORES | SPACE | LIKE)]
+    for name, found in beside.items():
+        said += findings_beside(name, found)
+        shown += tables(found, SCORES) if name == "reconstruction" else []
+    return Section("Over seeds", said, shown)
+
+
+def _curves_over_seeds(results: xr.Dataset) -> Picture:
     one = results.isel(k=-1) if "k" in results.dims else results
-    about = {
-        key: (title.format(k=int(one.k)), axis) for key, (title, axis) in figures.SEEDS.items()
-    }
+    k = int(one.k) if "k" in one.coords else 0
+    about = {key: (title.format(k=k), axis) for key, (title, axis) in figures.SEEDS.items()}
     panels, below = figures.curves(one, about), figures.gaps(one, about)
     caption = (
         f"Means over {results.attrs['seeds']} runs under other seeds; bars are 95 % intervals over "
         "seeds and objects."
     )
     live = figures.curves_figure(panels, results, below)
-    picture = Picture("seeds", caption, figures.curves_png(panels, below), live)
-    shown = tables(results, SCORES | SPACE | LIKE)
-    return Section("Over seeds", over(results), [picture, *shown])
+    return Picture("seeds", caption, figures.curves_png(panels, below), live)
 
 
 def rebuilt(results: xr.Dataset) -> Section:

@@ -49,7 +49,7 @@ def over_runs(
     ValueError for runs that lack a model, a layer or a class of the first, or of which one is not
     completely captured, is given twice or is a copy of another.
     """
-    _check(runs)
+    check(runs)
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
     own, parts, pairs = [], [], []
@@ -66,7 +66,7 @@ def over_runs(
         asked = {name: found.cells[name] for name in probes}
         parts.append(parts_of(found._replace(cells=asked)))
         pairs.append(layers_of(found._replace(cells=asked)))
-    shared = _same_objects(runs)
+    shared = same_objects(runs)
     own, parts = _in_common(own, parts)
     keys = [key for key in EVERY if all(key in one for one in parts)]
     compared = [one for one in pairs if one is not None]
@@ -137,7 +137,8 @@ def _along(own: list[xr.Dataset], dims: Sequence[str]) -> dict[str, Any]:
     return used
 
 
-def _check(runs: Sequence[Run]) -> None:
+def check(runs: Sequence[Run]) -> None:
+    """Raises ValueError, in a sentence, for runs that can't be put together."""
     paths = [str(run.path) for run in runs]
     if len(runs) < 2 or len(set(paths)) < len(paths):
         raise ValueError(f"{', '.join(paths)}: intervals over seeds need 2 or more runs, each once")
@@ -160,7 +161,7 @@ def _check(runs: Sequence[Run]) -> None:
             )
 
 
-def _same_objects(runs: Sequence[Run]) -> bool:
+def same_objects(runs: Sequence[Run]) -> bool:
     """Whether all runs ask about the same clouds (where none are kept, targets) in one order."""
     tables = [run.samples() for run in runs]
     for name in ("sample", "split"):

@@ -43,11 +43,11 @@ class SeedsSheet:
         means = np.nanmean if "class" in dims else np.mean  # nan: an object of another class
         by_run = np.stack([means(one, axis=-1, dtype=np.float64) for one in models])
         self.results[f"{key}_by_run"] = (("run", "variant", *dims), by_run, about)
-        found = self._inside(key, self._over(key, models))
+        found = inside(self._over(key, models), score.inside)
         if not single:  # a difference already, with a test of its own
-            self._put_tested(key, ("variant", *dims), found, name)
+            put_tested(self.results, key, ("variant", *dims), found, name)
             return
-        self._put_interval(key, ("variant", *dims), found, about)
+        put_interval(self.results, key, ("variant", *dims), found, about)
         for ending in REFERENCES:
             self._put_reference(key, ending, [getattr(one, ending) for one in parts])
         if f"{key}_from_target" in self.own[0]:
@@ -60,7 +60,7 @@ class SeedsSheet:
             gaps = [_less(one[a], one[b]) for one in models]
             text = f"difference in {name}"
             self._put_difference(key, "difference", ("comparison", *dims), gaps, text)
-        self._put_verdict(key)
+        self.put_verdict(key)
 
     def put_layers(self, parts: list[np.ndarray]) -> None:
         """CKA of all pairs of layers and models. parts : (pairs, objects), rows of the triangle."""
@@ -96,65 +96,86 @@ class SeedsSheet:
         if f"{name}_mean" not in self.own[0] or any(one is None for one in values):
             return
         found = self._over(key, [one[None] for one in values if one is not None])
-        found = self._inside(key, OverSeeds(*(part[0] for part in found)))
-        self._put_interval(name, EVERY[key].extra, found, self._about(f"{name}_mean"))
+        found = inside(OverSeeds(*(part[0] for part in found)), EVERY[key].inside)
+        put_interval(self.results, name, EVERY[key].extra, found, self._about(f"{name}_mean"))
 
     def _put_difference(
         self, key: str, ending: str, dims: tuple[str, ...], gaps: list[np.ndarray], text: str
     ) -> None:
-        name, layers = f"{key}_{ending}", gaps[0].shape[-2]
-        self._put_tested(name, dims, self._inside(key, self._over(key, gaps), paired=True), text)
-        band = self._over(key, gaps, 1 - (1 - LEVEL) / layers)
-        for end, bound in zip(
-            ("low", "high"), self._inside(key, band, paired=True)[1:3], strict=True
-        ):
+        name, bounds, layers = f"{key}_{ending}", EVERY[key].inside, gaps[0].shape[-2]
+        found = inside(self._over(key, gaps), bounds, paired=True)
+        put_tested(self.results, name, dims, found, text)
+        band = inside(self._over(key, gaps, 1 - (1 - LEVEL) / layers), bounds, paired=True)
+        for end, bound in zip(("low", "high"), (band.low, band.high), strict=True):
             about = f"{text}, {end} end of the band over all layers, over seeds"
             attrs = {"long_name": about, "direction": "0 = no difference"}
             self.results[f"{name}_wide_{end}"] = (dims, bound, attrs)
 
-    def _put_interval(
-        self, key: str, dims: tuple[str, ...], found: OverSeeds, about: dict[str, Any]
-    ) -> None:
-        about = about | {"long_name": f"{about['long_name']}, over seeds"}
-        for part, values in zip(("mean", "low", "high"), found[:3], strict=True):
-            self.results[f"{key}_{part}"] = (dims, values, about)
-
-    def _put_tested(self, key: str, dims: tuple[str, ...], found: OverSeeds, text: str) -> None:
-        about = {"long_name": f"{text}, over seeds", "direction": "0 = no difference"}
-        for ending, values in zip(("", "_low", "_high"), found[:3], strict=True):
-            self.results[f"{key}{ending}"] = (dims, values, about)
-        about = {"long_name": f"{text}, p over seeds", "direction": "smaller is stronger evidence"}
-        self.results[f"{key}_p"] = (dims, found.p, about)
-        self.results[f"{key}_p_adjusted"] = (dims, holm(found.p), about)
-
-    def _inside(self, key: str, found: OverSeeds, *, paired: bool = False) -> OverSeeds:
-        """What can be: of a difference, the ends are as far apart as the measure's."""
-        least, most = EVERY[key].inside
-        ends = (least - most, most - least) if paired else (least, most)
-        mean, low, high = (np.clip(part, *ends) for part in found[:3])
-        return OverSeeds(mean, low, high, found.p)
-
-    def _put_verdict(self, key: str) -> None:
-        """The layer of each run's fall and shift, and over seeds where every run has one."""
+    def put_verdict(self, key: str) -> None:
+        """The layer of each run's fall, and by how much alignment shifts it."""
         for what in ("fall", "shift"):
             name = f"{key}_{what}"
             if f"{name}_mean" not in self.own[0]:
                 continue
             each = [one[f"{name}_mean"] for one in self.own]
-            values = np.stack([one.values for one in each])
             if what == "shift":  # one that a model without a fall bounds from below is no number
-                sure = np.stack([one[f"{name}_censored"].values for one in self.own]) <= 1 - LEVEL
-                values = np.where(sure, values, np.nan)
-            attrs: dict[str, Any] = each[0].attrs
-            self.results[f"{name}_by_run"] = (("run", *map(str, each[0].dims)), values, attrs)
-            whole = np.isfinite(values).all(axis=0)
-            depth = np.where(whole, values, 0)[..., None]
-            found = over_seeds(list(depth))
-            # Depths end at captured layers: runs that agree there do not say how others scatter
-            apart = whole & (np.ptp(depth, axis=0)[..., 0] > 0)
-            for part, numbers in zip(("mean", "low", "high"), found[:3], strict=True):
-                kept = np.where(whole if part == "mean" else apart, numbers, np.nan)
-                self.results[f"{name}_{part}"] = (each[0].dims, kept, attrs)
+                sure = [one[f"{name}_censored"] <= 1 - LEVEL for one in self.own]
+                each = [one.where(known) for one, known in zip(each, sure, strict=True)]
+            put_depths(self.results, name, each)
+
+
+def put_interval(
+    results: xr.Dataset, key: str, dims: tuple[str, ...], found: OverSeeds, about: dict[str, Any]
+) -> None:
+    """Mean and ends; about : attributes that a single run's has."""
+    about = about | {"long_name": f"{about['long_name']}, over seeds"}
+    for part, values in zip(("mean", "low", "high"), found[:3], strict=True):
+        results[f"{key}_{part}"] = (dims, values, about)
+
+
+def put_tested(
+    results: xr.Dataset,
+    key: str,
+    dims: tuple[str, ...],
+    found: OverSeeds,
+    text: str,
+    *,
+    family: int = 1,
+) -> None:
+    """A difference with its test, adjusted over the last dimensions, as many as make a family."""
+    about = {"long_name": f"{text}, over seeds", "direction": "0 = no difference"}
+    for ending, values in zip(("", "_low", "_high"), found[:3], strict=True):
+        results[f"{key}{ending}"] = (dims, values, about)
+    about = {"long_name": f"{text}, p over seeds", "direction": "smaller is stronger evidence"}
+    results[f"{key}_p"] = (dims, found.p, about)
+    together = found.p.reshape(*found.p.shape[:-family], -1)
+    results[f"{key}_p_adjusted"] = (dims, holm(together).reshape(found.p.shape), about)
+
+
+def put_depths(results: xr.Dataset, name: str, each: list[xr.DataArray]) -> None:
+    """The layer that each run has something at, and over seeds where all runs have one.
+
+    Depths are captured layers or between them: runs that agree do not say how others scatter, and
+    have no interval.
+    """
+    values = np.stack([one.values for one in each])
+    dims, about = tuple(map(str, each[0].dims)), dict(each[0].attrs)
+    results[f"{name}_by_run"] = (("run", *dims), values, about)
+    whole = np.isfinite(values).all(axis=0)
+    depth = np.where(whole, values, 0)[..., None]
+    found = over_seeds(list(depth))
+    apart = whole & (np.ptp(depth, axis=0)[..., 0] > 0)
+    for part, numbers in zip(("mean", "low", "high"), found[:3], strict=True):
+        kept = np.where(whole if part == "mean" else apart, numbers, np.nan)
+        results[f"{name}_{part}"] = (dims, kept, about)
+
+
+def inside(found: OverSeeds, bounds: tuple[float, float], *, paired: bool = False) -> OverSeeds:
+    """What can be: a difference is no larger than the bounds are apart."""
+    least, most = bounds
+    ends = (least - most, most - least) if paired else bounds
+    mean, low, high = (np.clip(part, *ends) for part in found[:3])
+    return OverSeeds(mean, low, high, found.p)
 
 
 def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -23,6 +23,16 @@ MANY_OF = {  # what there are many of, and how they compare
 }
 
 
+TITLES = {
+    "reconstruction": "The cloud rebuilt",
+    "steps": "During training",
+    "alignment": "Through the trained projector",
+    "maps": "Maps",
+    "lens": "In words",
+    "causal": "Causes",
+}
+
+
 def findings(results: xr.Dataset) -> list[str]:
     """What holds over seeds, a sentence for each score, the number of seeds first."""
     seeds, objects = results.attrs["seeds"], np.atleast_1d(results.attrs["query_objects"])
@@ -118,15 +128,19 @@ def _compared(pair: xr.Dataset, key: str) -> str:
     )
     where = f"at {_layers(pair, p)}" if (p < SIGNIFICANT).any() else "nowhere"
     said = f"Aligned less baseline in {name}: beyond seeds and objects {where}; at most {largest}."
-    if f"{key}_shift_mean" in pair:
-        mean, *ends = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
-        if np.isfinite(ends).all():
-            said += " Its fall comes {:.1f} [{:.1f}, {:.1f}] layers {}.".format(
-                *_signed(mean, ends)
-            )
-        elif np.isfinite(mean):
-            said += f" Its fall comes {_all_alike(mean)} in every run: that gives no interval."
-    return said
+    return said + _shifted(pair, key)
+
+
+def _shifted(pair: xr.Dataset, key: str) -> str:
+    """By how many layers alignment moves the fall, where all runs have one."""
+    if f"{key}_shift_mean" not in pair:
+        return ""
+    mean, *ends = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
+    if np.isfinite(ends).all():
+        return " Its fall comes {:.1f} [{:.1f}, {:.1f}] layers {}.".format(*_signed(mean, ends))
+    if np.isfinite(mean):
+        return f" Its fall comes {_all_alike(mean)} in every run: that gives no interval."
+    return ""
 
 
 def _signed(mean: float, ends: Sequence[float]) -> tuple[float, float, float, str]:
@@ -139,3 +153,75 @@ def _all_alike(mean: float) -> str:
     if not mean:
         return "at the same layer"
     return f"{abs(mean):.1f} layers {'later' if mean > 0 else 'earlier'}"
+
+
+def findings_beside(name: str, results: xr.Dataset) -> list[str]:
+    """What holds over seeds of what runs keep beside the sweep, see `probe.seeds_beside`."""
+    alike = "the same objects" if results.attrs["shared"] else "other objects in each"
+    said = [f"{TITLES[name]}, {results.attrs['seeds']} seeds, {alike}."]
+    if "comparison" in results.coords and MAIN in results.comparison.values:
+        pair = results.sel(comparison=MAIN)
+        keys = [str(key).removesuffix("_difference") for key in pair if f"{key}_p_adjusted" in pair]
+        said += [_anywhere(pair, key) + _shifted(pair, key) for key in keys]
+    if "stops_mean" in results:
+        said += [_stopped(results.sel(variant=one)) for one in results.variant.values]
+    for into in results.into.values if "transplant_share_mean" in results else ():
+        said += _closed(results.sel(into=into))
+    return said
+
+
+def _anywhere(pair: xr.Dataset, key: str) -> str:
+    """A difference over any dimensions: where it is beyond seeds and objects, and the largest."""
+    gap, p = pair[f"{key}_difference"], pair[f"{key}_difference_p_adjusted"]
+    name = gap.attrs["long_name"].removeprefix("difference in ").removesuffix(", over seeds")
+    if gap.isnull().all():
+        return f"{name}: the two models have nothing in common to compare."
+    largest_at = np.unravel_index(np.nanargmax(np.abs(gap.values)), gap.shape)
+    at = {str(dim): int(where) for dim, where in zip(gap.dims, largest_at, strict=True)}
+    three = (float(pair[f"{key}_difference{end}"].isel(at)) for end in ("", "_low", "_high"))
+    place = ", ".join(f"{dim} {gap[dim].values[where]}" for dim, where in at.items())
+    many = int((p < SIGNIFICANT).sum())
+    where = f"at {many or 'none'} of {int(gap.notnull().sum())} places"
+    where = f"{where}; at most" if gap.dims else ("yes:" if many else "no:")
+    largest = "{:+.4g} [{:+.4g}, {:+.4g}]".format(*three)
+    return (
+        f"Aligned less baseline in {name}: beyond seeds and objects {where} {largest}"
+        f"{f' at {place}' if place else ''}."
+    )
+
+
+def _stopped(one: xr.Dataset) -> str:
+    """By which layer the text stops reading the point tokens."""
+    one = one.sel(intervention="unread")
+    each = one.stops_by_run.values
+    start = f"{one.variant.item()}: the text stops reading the point tokens by layer "
+    mean, low, high = (float(one[f"stops_{part}"]) for part in ("mean", "low", "high"))
+    if not np.isfinite(mean) or np.isinf(each).any():
+        words = [
+            "never read" if np.isnan(at) else "beyond the deepest" if np.isinf(at) else f"{at:g}"
+            for at in each
+        ]
+        return f"{start}{', '.join(words)}, run by run."
+    if np.isnan(low):
+        return start + f"{mean:g} in every run: that gives no interval."
+    return start + f"{mean:.1f} [{low:.1f}, {high:.1f}]."
+
+
+def _closed(one: xr.Dataset) -> list[str]:
+    """How much of the gap between two models a transplant closes."""
+    into, giver = one.into.item(), one.giver.item()
+    gap = "{:+.3g} [{:+.3g}, {:+.3g}]".format(
+        *(float(one[f"transplant_gap_{part}"]) for part in ("mean", "low", "high"))
+    )
+    start = f"{giver} into {into}: {giver} is {gap} nats from {into}"
+    share = one.transplant_share_mean
+    if share.isnull().all():
+        return [f"{start}, within noise in one run or more: there is no gap to close."]
+    best = one.isel(layer=int(share.argmax("layer")))
+    three = (100 * float(best[f"transplant_share_{part}"]) for part in ("mean", "low", "high"))
+    closed = "{:.0f} [{:.0f}, {:.0f}] %".format(*three)
+    sure = float(best.transplant_p_adjusted) < SIGNIFICANT
+    return [
+        f"{start}; its point tokens close {closed} of that at layer {int(best.layer)}, the most of "
+        f"any layer, {'beyond' if sure else 'within'} seeds and objects."
+    ]

@@ -373,5 +373,5 @@ def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             over_runs(wrong)
-    with pytest.raises(ValueError, match="--probes maps is of one run"):
-        main(ProbeConfig(run=runs[0].path, more=(runs[1].path,), probes="maps"))
+    with pytest.raises(ValueError, match="--probes objects is of one run"):
+        main(ProbeConfig(run=runs[0].path, more=(runs[1].path,), probes="objects"))
