@@ -1,0 +1,178 @@
+"""What runs keep beside their sweeps, put together over seeds: closed forms, and by the command."""
+
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import stats
+
+from probe.__main__ import ProbeConfig, main
+from probe.causal import INTERVENTIONS, causal
+from probe.lens import lens
+from probe.page import write_report
+from probe.seeds_beside import over_kept
+from probe.seeds_words import findings_beside
+from tests.test_seeds import make
+
+LAYERS, OBJECTS = [0, 4, 8], 40
+MODELS = ("baseline", "aligned")
+
+
+def causes(seed, objects=OBJECTS, gap=2.0, name="object"):
+    """The text reads the points up to layer 4; aligned answers `gap` nats better."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for at, model in enumerate(MODELS):
+        change = -2 + rng.normal(size=(len(INTERVENTIONS), len(LAYERS), objects))
+        change[:, 2] = 0
+        found[model] = xr.Dataset(
+            {
+                "log_probability": ("object", -5 + at * gap + rng.normal(size=objects)),
+                "change": (("intervention", "layer", "object"), change),
+                "knockout": (("window", "object"), rng.normal(-1, 1, size=(2, objects))),
+            },
+            {
+                "intervention": list(INTERVENTIONS),
+                "layer": LAYERS,
+                "window": ["1–4", "5–8"],
+                "window_first": ("window", [1, 5]),
+                "window_last": ("window", [4, 8]),
+            },
+        )
+    closed = np.array([1.0, 0.6, 0.1])[:, None] * gap + 0.3 * rng.normal(size=(3, objects))
+    moved = {"baseline": ("aligned", closed), "aligned": ("baseline", -closed)}
+    ids = [f"{name} {row}" for row in range(objects)]
+    return causal(found, moved, objects=ids).assign_attrs(answer="caption", run="run")
+
+
+def words(seed, advantage=0.5):
+    rng = np.random.default_rng(seed)
+    shape = (2, len(LAYERS), OBJECTS)
+    found = {
+        model: {
+            "log_probability": rng.normal(-6, 0.5, size=shape),
+            "advantage": at * advantage + 0.1 * rng.normal(size=shape),
+            "log_rank": rng.uniform(0, 3, size=shape),
+            "entropy": rng.uniform(1, 2, size=shape),
+            "caption_match": rng.uniform(size=shape[1:]),
+            "caption_match_shuffled": np.full(len(LAYERS), 0.1),
+            "nearest_caption": np.zeros((*shape[1:], 2), np.int32),
+            "word": np.zeros((*shape, 2), np.int32),
+            "top_word": np.zeros((2, len(LAYERS), 1), int),
+            "top_share": np.ones((2, len(LAYERS), 1)),
+            "kl": rng.uniform(0.1, 0.5, size=shape[:2]),
+        }
+        for at, model in enumerate(MODELS)
+    }
+    ids = [f"object {row}" for row in range(OBJECTS)]
+    return lens(found, layers=LAYERS, objects=ids, vocabulary=["a"], captions=["A cup."])
+
+
+@pytest.fixture
+def runs(tmp_path):
+    pair = [make(tmp_path / f"seed{seed}", seed) for seed in range(3)]
+    for seed, run in enumerate(pair):
+        run.write_probe("causal", causes(seed))
+        run.write_probe("lens", words(seed))
+    return pair
+
+
+def students_t(found, each, name):
+    """Of the runs' means, as objects of their own have it."""
+    values = np.stack([one[f"{name}_mean"] for one in each])
+    low, high = stats.t.interval(
+        0.95, len(values) - 1, values.mean(axis=0), stats.sem(values) + 1e-12
+    )
+    np.testing.assert_allclose(found[f"{name}_by_run"], values, atol=1e-6)
+    np.testing.assert_allclose(found[f"{name}_mean"], values.mean(axis=0), atol=1e-6)
+    return np.stack([found[f"{name}_low"], found[f"{name}_high"]]), np.stack([low, high])
+
+
+def test_objects_of_their_own_give_students_t_of_each_measure(runs):
+    for name, keys in {
+        "causal": ("log_probability", "change", "knockout", "transplant", "transplant_gap"),
+        "lens": ("log_probability", "advantage", "entropy", "caption_match"),
+    }.items():
+        found = over_kept(runs, name, shared=False)
+        for key in keys:
+            ours, exact = students_t(found, [run.probes(name) for run in runs], key)
+            bounds = {"log_probability": (-np.inf, 0), "entropy": (0, np.inf)}.get(
+                key, (0, 1) if key == "caption_match" else (-np.inf, np.inf)
+            )
+            np.testing.assert_allclose(ours, exact.clip(*bounds), atol=1e-5, err_msg=key)
+    each = np.stack([np.log(run.probes("lens").rank_mean) for run in runs])
+    low, high = stats.t.interval(0.95, 2, each.mean(axis=0), stats.sem(each))
+    np.testing.assert_allclose(found.rank_low, np.exp(low.clip(0)), rtol=1e-5)
+    np.testing.assert_allclose(found.rank_high, np.exp(high), rtol=1e-5)
+    kl = np.stack([run.probes("lens").kl for run in runs])
+    half = stats.t.ppf(0.975, 2) * stats.sem(kl)
+    np.testing.assert_allclose(found.kl_high, kl.mean(axis=0) + half)
+
+
+def test_models_are_compared_by_object_and_a_known_difference_is_found(runs):
+    found = over_kept(runs, "causal", shared=False)
+    gaps = [
+        (one.log_probability.sel(variant="aligned") - one.log_probability.sel(variant="baseline"))
+        for one in (run.probes("causal") for run in runs)
+    ]
+    theirs = stats.ttest_1samp([float(gap.mean()) for gap in gaps], 0)
+    assert found.log_probability_difference_p.item() == pytest.approx(theirs.pvalue, abs=1e-6)
+    assert found.log_probability_difference_low.item() > 1
+    share = found.transplant_share_mean.sel(into="baseline")
+    np.testing.assert_allclose(share, [1.0, 0.6, 0.1], atol=0.1)
+    truth = xr.DataArray([1.0, 0.6, 0.1], dims="layer")
+    assert ((found.transplant_share_low < truth) & (truth < found.transplant_share_high)).all()
+    assert (found.stops_mean.sel(intervention="unread") == 8).all()
+    said = " ".join(findings_beside("causal", found))
+    assert "other objects in each" in said and "by layer 8 in every run: that gives no" in said
+    assert re.search(r"aligned into baseline: .* close \d+ \[\d+, \d+\] % of that at layer 0", said)
+    said = " ".join(findings_beside("lens", over_kept(runs, "lens", shared=False)))
+    assert (
+        "advantage of the class word over others, nats: beyond seeds and objects at 6 of 6" in said
+    )
+
+
+def test_seeds_that_agree_have_the_interval_over_the_objects_they_share(runs):
+    first = runs[0].probes("causal")
+    for at, run in enumerate(runs[1:], 1):
+        run.write_probe("causal", first.assign(change=first.change * (1 + 1e-4 * at)))
+    found = over_kept(runs, "causal", shared=True)
+    assert found.attrs["shared"] == 1
+    for name in ("log_probability", "knockout", "transplant", "transplant_gap", "transplant_share"):
+        width = found[f"{name}_high"] - found[f"{name}_low"]
+        own = first[f"{name}_high"] - first[f"{name}_low"]
+        np.testing.assert_allclose(width / own, 1, atol=0.12, err_msg=name)
+    others = first.assign_coords(object=[f"other {row}" for row in range(OBJECTS)])
+    runs[1].write_probe("causal", others)
+    assert over_kept(runs, "causal", shared=True).attrs["shared"] == 0
+
+
+def test_a_gap_that_one_run_does_not_show_has_no_share_over_seeds(runs):
+    runs[2].write_probe("causal", causes(2, gap=0.0))
+    found = over_kept(runs, "causal", shared=False)
+    assert found.transplant_share_mean.isnull().all()
+    assert "there is no gap to close" in " ".join(findings_beside("causal", found))
+
+
+def test_the_command_puts_together_what_all_runs_keep_and_names_the_rest(runs, capsys):
+    first, second, third = runs
+    third.write_probe("maps", causes(0)[["log_probability"]])
+    old = words(1).drop_vars(["log_probability"])
+    second.write_probe("lens", old)
+    names = (second.path, third.path)
+    main(ProbeConfig(run=first.path, more=names, probes="knn", k="5"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Causes, 3 seeds, other objects in each." in said
+    assert f"without maps: not in {first.path}: python -m probe {first.path} --probes maps" in said
+    assert f"without lens: {second.path} keeps lens without its objects, of an older" in said
+    assert "seeds_causal" in first.probe_names() and "seeds_lens" not in first.probe_names()
+    text = write_report(first)[1].read_text()
+    section = text.partition("## Over seeds")[2].partition("## Depth")[0]
+    assert "Causes, 3 seeds" in section and "nats from baseline; its point tokens close" in section
+
+
+def test_runs_that_were_measured_otherwise_are_named(runs):
+    runs[1].write_probe("causal", causes(1).isel(layer=[0, 2]))
+    with pytest.raises(ValueError, match="keep causal of other values of layer: measure both"):
+        over_kept(runs, "causal", shared=False)
