@@ -51,11 +51,11 @@ def tells(results: xr.Dataset, score: str) -> bool:
     """Whether there is anything to tell: without massive tokens only where there are some."""
     if not score.endswith(WITHOUT):
         return True
-    mean = results.get(f"{score}_mean")
-    usual = results.get(f"{USUAL.get(score, score.removesuffix(WITHOUT))}_mean")
-    if mean is None or usual is None:
+    without, with_them = f"{score}_mean", f"{USUAL.get(score, score.removesuffix(WITHOUT))}_mean"
+    if without not in results or with_them not in results:
         return False
-    return bool((mean != (usual.isel(k=-1) if "k" in usual.dims else usual)).any())
+    usual = results[with_them]
+    return bool((results[without] != (usual.isel(k=-1) if "k" in usual.dims else usual)).any())
 
 
 def own(results: xr.Dataset, score: str) -> xr.Dataset:

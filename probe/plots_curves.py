@@ -76,8 +76,9 @@ def curves(results: xr.Dataset, about: About) -> list[Panel]:
         mean, low, high = (scale * results[f"{key}_{part}"] for part in ("mean", "low", "high"))
         lines = []
         for ending, (name, dash) in (REFERENCES | {"shuffled": ("shuffled", "dot")}).items():
-            control = results.get(f"{key}_{ending}_mean", results.get(f"{key}_{ending}"))
-            if control is not None and not control.isnull().any():
+            there = [one for one in (f"{key}_{ending}_mean", f"{key}_{ending}") if one in results]
+            if there and not results[there[0]].isnull().any():
+                control = results[there[0]]
                 flat = control.mean([d for d in control.dims if d != "layer"])
                 values = np.broadcast_to(scale * flat.values, results.sizes["layer"])
                 lines.append(Line(name, values, dash))

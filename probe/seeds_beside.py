@@ -114,9 +114,10 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
     for key in KEPT[name]:
         if (part := _part(found[0], key)) in found[0]:
             _put(results, name, key, [one[part] for one in found])
-    sheet = SeedsSheet(results, found, [], shared)
+    sheet = SeedsSheet(found, [], shared)
     for key in ("chamfer", "f_score"):
         sheet.put_verdict(key)
+    results = results.assign(sheet.found)
     if "stops" in found[0]:
         put_depths(results, "stops", [one.stops for one in found])
     if "transplant" in found[0]:

@@ -87,12 +87,12 @@ def over_runs(
     models = [(variants.index(name), variants.index(sweep.REFERENCE)) for name in others]
     if others:
         results = results.assign_coords(comparison=[f"{name} - baseline" for name in others])
-    sheet = SeedsSheet(results, own, models, shared)
+    sheet = SeedsSheet(own, models, shared)
     for key in keys:
         sheet.put(key, [one[key] for one in parts])
     if compared:
         sheet.put_layers(compared)
-    return results
+    return results.assign(sheet.found)
 
 
 def _in_common(

@@ -11,25 +11,20 @@ from probe.seeds import OverSeeds, over_seeds
 from probe.seeds_scores import EVERY, Parts
 
 REFERENCES = ("target", "encoder")
+Results = xr.Dataset | dict[str, Any]
 ROWS = 2**22  # numbers of all objects put together at a time
 
 
 class SeedsSheet:
-    """The Dataset that grows, and what all measures need.
+    """The variables that are `found`, for one Dataset, and what all measures need.
 
     own    : the sweep of each run, whose names and directions the measures keep
     models : places of (a model, the reference) among the variants
     shared : whether all runs ask about the same objects
     """
 
-    def __init__(
-        self,
-        results: xr.Dataset,
-        own: list[xr.Dataset],
-        models: list[tuple[int, int]],
-        shared: bool,
-    ):
-        self.results = results
+    def __init__(self, own: list[xr.Dataset], models: list[tuple[int, int]], shared: bool):
+        self.found: dict[str, Any] = {}  # a Dataset merges each with all before it
         self.own = own
         self.models = models
         self.shared = shared
@@ -42,12 +37,12 @@ class SeedsSheet:
         models = [one.models for one in parts]
         means = np.nanmean if "class" in dims else np.mean  # nan: an object of another class
         by_run = np.stack([means(one, axis=-1, dtype=np.float64) for one in models])
-        self.results[f"{key}_by_run"] = (("run", "variant", *dims), by_run, about)
+        self.found[f"{key}_by_run"] = (("run", "variant", *dims), by_run, about)
         found = inside(self._over(key, models), score.inside)
         if not single:  # a difference already, with a test of its own
-            put_tested(self.results, key, ("variant", *dims), found, name)
+            put_tested(self.found, key, ("variant", *dims), found, name)
             return
-        put_interval(self.results, key, ("variant", *dims), found, about)
+        put_interval(self.found, key, ("variant", *dims), found, about)
         for ending in REFERENCES:
             self._put_reference(key, ending, [getattr(one, ending) for one in parts])
         if f"{key}_from_target" in self.own[0]:
@@ -69,7 +64,7 @@ class SeedsSheet:
             over_seeds([one[start : start + step] for one in parts], shared=self.shared)
             for start in range(0, len(parts[0]), step)
         ]
-        sizes = [self.results.sizes[dim] for dim in ("variant", "layer")] * 2
+        sizes = [self.own[0].sizes[dim] for dim in ("variant", "layer")] * 2
         above = np.triu_indices(sizes[0] * sizes[1], 1)
         dims = ("variant", "layer", "other_variant", "other_layer")
         for part in ("mean", "low", "high"):
@@ -78,7 +73,7 @@ class SeedsSheet:
             grid[above] = grid.T[above] = values.clip(-1, 1)
             about = {"long_name": "debiased linear CKA of two layers, over seeds"}
             about |= {"direction": self._about("cka_layers_mean")["direction"]}
-            self.results[f"cka_layers_{part}"] = (dims, grid.reshape(sizes), about)
+            self.found[f"cka_layers_{part}"] = (dims, grid.reshape(sizes), about)
 
     def _about(self, name: str) -> dict[str, Any]:
         return dict(self.own[0][name].attrs)
@@ -97,19 +92,19 @@ class SeedsSheet:
             return
         found = self._over(key, [one[None] for one in values if one is not None])
         found = inside(OverSeeds(*(part[0] for part in found)), EVERY[key].inside)
-        put_interval(self.results, name, EVERY[key].extra, found, self._about(f"{name}_mean"))
+        put_interval(self.found, name, EVERY[key].extra, found, self._about(f"{name}_mean"))
 
     def _put_difference(
         self, key: str, ending: str, dims: tuple[str, ...], gaps: list[np.ndarray], text: str
     ) -> None:
         name, bounds, layers = f"{key}_{ending}", EVERY[key].inside, gaps[0].shape[-2]
         found = inside(self._over(key, gaps), bounds, paired=True)
-        put_tested(self.results, name, dims, found, text)
+        put_tested(self.found, name, dims, found, text)
         band = inside(self._over(key, gaps, 1 - (1 - LEVEL) / layers), bounds, paired=True)
         for end, bound in zip(("low", "high"), (band.low, band.high), strict=True):
             about = f"{text}, {end} end of the band over all layers, over seeds"
             attrs = {"long_name": about, "direction": "0 = no difference"}
-            self.results[f"{name}_wide_{end}"] = (dims, bound, attrs)
+            self.found[f"{name}_wide_{end}"] = (dims, bound, attrs)
 
     def put_verdict(self, key: str) -> None:
         """The layer of each run's fall, and by how much alignment shifts it."""
@@ -121,11 +116,11 @@ class SeedsSheet:
             if what == "shift":  # one that a model without a fall bounds from below is no number
                 sure = [one[f"{name}_censored"] <= 1 - LEVEL for one in self.own]
                 each = [one.where(known) for one, known in zip(each, sure, strict=True)]
-            put_depths(self.results, name, each)
+            put_depths(self.found, name, each)
 
 
 def put_interval(
-    results: xr.Dataset, key: str, dims: tuple[str, ...], found: OverSeeds, about: dict[str, Any]
+    results: Results, key: str, dims: tuple[str, ...], found: OverSeeds, about: dict[str, Any]
 ) -> None:
     """Mean and ends; about : attributes that a single run's has."""
     about = about | {"long_name": f"{about['long_name']}, over seeds"}
@@ -134,7 +129,7 @@ def put_interval(
 
 
 def put_tested(
-    results: xr.Dataset,
+    results: Results,
     key: str,
     dims: tuple[str, ...],
     found: OverSeeds,
@@ -152,7 +147,7 @@ def put_tested(
     results[f"{key}_p_adjusted"] = (dims, holm(together).reshape(found.p.shape), about)
 
 
-def put_depths(results: xr.Dataset, name: str, each: list[xr.DataArray]) -> None:
+def put_depths(results: Results, name: str, each: list[xr.DataArray]) -> None:
     """The layer that each run has something at, and over seeds where all runs have one.
 
     Depths are captured layers or between them: runs that agree do not say how others scatter, and

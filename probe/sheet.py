@@ -14,12 +14,17 @@ DEPTH = "a layer, inf where it is beyond the deepest"
 
 
 class Sheet:
-    """The Dataset that grows, and what all parts of it need."""
+    """The Dataset that grows, and what all parts of it need.
+
+    Variables wait until the Dataset is looked at, and join it together: one by one, each would be
+    merged with all before it, which took most of the time of a sweep whose cells were kept.
+    """
 
     def __init__(
         self, results: xr.Dataset, data: Objects, ask: Settings, models: list[tuple[int, int]]
     ):
-        self.results = results
+        self._results = results
+        self._waiting: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = {}
         self.data = data
         self.seed = ask.seed
         self.k = list(ask.k)
@@ -27,13 +32,32 @@ class Sheet:
         self.variants: list[str] = results["variant"].values.astype(str).tolist()
         self.layers: list[int] = results["layer"].values.tolist()
 
+    @property
+    def results(self) -> xr.Dataset:
+        if self._waiting:
+            self._results, self._waiting = self._results.assign(self._waiting), {}
+        return self._results
+
+    @results.setter
+    def results(self, results: xr.Dataset) -> None:
+        self._results = results
+
     def stacked(self, cells: dict[Any, Cell], part: str) -> np.ndarray:
         """One part of all cells, (variants, layers, ...)."""
         return np.array([[cells[v, at][part] for at in self.layers] for v in self.variants])
 
-    def put(self, key: str, dims: tuple[str, ...], values: Any, name: str, direction: str) -> None:
-        attrs = {"long_name": name, "direction": direction}
-        self.results[key] = (dims, np.asarray(values, np.float64), attrs)
+    def put(
+        self,
+        key: str,
+        dims: tuple[str, ...],
+        values: Any,
+        name: str,
+        direction: str,
+        **more: str,
+    ) -> None:
+        """more : attributes besides."""
+        attrs = {"long_name": name, "direction": direction} | more
+        self._waiting[key] = (dims, np.asarray(values, np.float64), attrs)
 
     def put_control(self, key: str, dims: tuple[str, ...], draws: Any, name: str, why: str) -> None:
         """What chance gives: mean over draws (*dims, draws), with their standard deviation.
@@ -100,8 +124,7 @@ class Sheet:
         for ending, values, text, direction in texts:
             self.put(f"{key}_{ending}", where, values, text, direction)
         text = f"margin: {verdict.SHARE:.0%} of the way from {against} to chance, {name}"
-        self.put(f"{key}_margin", extra, margin, text, "a stated number")
-        self.results[f"{key}_margin"].attrs["against"] = against
+        self.put(f"{key}_margin", extra, margin, text, "a stated number", against=against)
         if not self.pairs:
             return
         shifts = [verdict.shift(found, a, b, self.layers[-1], LEVEL) for a, b in self.pairs]

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -159,10 +160,10 @@ class Run:
             raise StoreError(f"{self.name} has no results of {name!r}: it has {known}")
         group = f"probes/{name}"
         found = self._loaded(group)
-        files = list(self._store.keys(group))
+        keys = (key.removeprefix(f"{group}/").split("/") for key in self._store.keys(group))
+        files = Counter(array for array, *rest in keys if rest[:1] == ["c"])
         for array in found.variables:
-            chunks = self._array(f"{group}/{array}").nchunks
-            if sum(key.startswith(f"{group}/{array}/c") for key in files) < chunks:
+            if files[str(array)] < self._array(f"{group}/{array}").nchunks:
                 raise StoreError(f"{self.name} is damaged: a file of {group}/{array} is lost")
         return found
 

@@ -1,12 +1,14 @@
 """What runs keep beside their sweeps, put together over seeds: closed forms, and by the command."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
 
+import store
 from probe.__main__ import ProbeConfig, main
 from probe.causal import INTERVENTIONS, causal
 from probe.lens import lens
@@ -69,13 +71,21 @@ def words(seed, advantage=0.5):
     return lens(found, layers=LAYERS, objects=ids, vocabulary=["a"], captions=["A cup."])
 
 
-@pytest.fixture
-def runs(tmp_path):
-    pair = [make(tmp_path / f"seed{seed}", seed) for seed in range(3)]
-    for seed, run in enumerate(pair):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    for seed in range(3):
+        run = make(folder / f"seed{seed}", seed)
         run.write_probe("causal", causes(seed))
         run.write_probe("lens", words(seed))
-    return pair
+    return folder
+
+
+@pytest.fixture
+def runs(made, tmp_path):
+    """Three seeds of one recipe, with causes and lenses."""
+    folder = shutil.copytree(made, tmp_path / "runs")
+    return [store.open_run(path) for path in sorted(folder.iterdir())]
 
 
 def students_t(found, each, name):
