@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import tyro
@@ -17,7 +18,9 @@ from probe.cli import exit_code
 
 # probes with results of their own, beside the sweep
 BESIDE = ("alignment", "maps", "objects", "reconstruction", "steps")
+WITH_MODEL = ("lens", "causal")  # which train.explain measures, in a process of its own
 EVERY = "knn,drift,dimension,linear,geometry,variants,similarity"
+LARGE = 1e9  # parameters of a language model that nobody waits for without a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class ProbeConfig:
     """Probe every captured layer of a run; print a table, keep results, figures and report in it.
 
     What was measured before is not measured again. What tokens say in words and whether the model
-    still reads them takes the model: python -m train.explain RUN.
+    still reads them takes the model: where the run holds it, python -m train.explain is started.
     """
 
     run: Positional[str]
@@ -39,9 +42,10 @@ class ProbeConfig:
     probes: str = EVERY
     """What to measure, a list; the first three are the quick ones. Beside them there are maps,
     reconstruction, steps (CKA and drift during training), alignment (drift through the trained
-    projector: circular for the aligned model, undefined for the others) and objects (neighbours
-    and drift of every object, for the dashboard). What a sweep of the same layers, k and seed
-    found before stays beside what is asked for now."""
+    projector: circular for the aligned model, undefined for the others), objects (neighbours
+    and drift of every object, for the dashboard), and lens and causal, which by default are
+    measured once, where the run holds its models. What a sweep of the same layers, k and seed found
+    before stays beside what is asked for now."""
     k: str = "1,10"
     """Neighbours that vote, a list."""
     seed: int = 0
@@ -80,7 +84,7 @@ def main(config: ProbeConfig) -> None:
     some = None if all_layers else parse_layers(config.layers, run.layers[-1])
     layers = layers_of(run, some)
     asked = _asked(config.probes, run)
-    swept = [name for name in asked if name not in BESIDE]
+    swept = [name for name in asked if name not in (*BESIDE, *WITH_MODEL)]
     if config.more:
         _over_seeds(config, run, asked, layers)
         return
@@ -88,24 +92,62 @@ def main(config: ProbeConfig) -> None:
         _sweep(config, run, swept, layers)
     for name in dict.fromkeys(name for name in asked if name in BESIDE):
         _beside(name, run, layers, config.seed)
-    if swept:
-        _with_a_model(run)
+    failed = _with_a_model(config, run, [name for name in asked if name in WITH_MODEL])
     if isinstance(run.path, Path) and "sweep" in run.probe_names():
         for path in write_report(run):
             print(path)
+    if failed:
+        sys.exit(failed)
 
 
-def _with_a_model(run) -> None:
-    """What lenses and causal tests found in the run, or who makes them: probes have no model."""
+def _with_a_model(config: ProbeConfig, run, asked: list[str]) -> int:
+    """Lenses and causes: measured where they are asked for, or by default where they are not there
+    and the run holds its models; what is there is told. The exit code of what was asked for.
+    """
     from probe import causal, lens
 
     found = run.probe_names()
     for name, said in {"lens": lens.findings, "causal": causal.findings}.items():
-        for sentence in said(run.probes(name)) if name in found else ():
+        for sentence in said(run.probes(name)) if name in found and name not in asked else ():
             print(f"• {sentence}")
+    if asked:
+        return _explain(config, run, asked)
+    missing = [name for name in WITH_MODEL if name not in found]
     one_by_one = run.attrs.get("target_tokens", run.attrs["tokens"]) > 1
-    if one_by_one and not {"lens", "causal"} & set(found):
-        print(f"In words, and does the model still read them: python -m train.explain {run.name}")
+    if config.probes != EVERY or not missing or not one_by_one:
+        return 0
+    if why := _no_model(run):
+        print(f"Without {' and '.join(missing)}: {why}.")
+    elif _explain(config, run, missing):
+        print(f"Without {' and '.join(missing)}, for the reason above.")
+    return 0
+
+
+def _no_model(run) -> str:
+    """Why lenses and causes are not measured unless they are asked for; empty where they are."""
+    import torch
+
+    if not isinstance(run.path, Path) or not any(
+        (run.path / "checkpoints" / name).is_dir() for name in run.variants
+    ):
+        return "they take the models, which runs of python -m train.stage2 hold"
+    size = 12 * run.layers[-1] * run.attrs["dim"] ** 2  # of a transformer's blocks
+    if size > LARGE and not torch.cuda.is_available():
+        return (
+            f"of {size / 1e9:.1f} billion parameters they take a GPU; without one "
+            f"python -m train.explain {run.name} takes hours"
+        )
+    return ""
+
+
+def _explain(config: ProbeConfig, run, names: list[str]) -> int:
+    """Start train.explain, which brings the model; its exit code."""
+    import subprocess
+
+    layers = [] if config.layers == "all" else ["--layers", config.layers]
+    words = [str(run.path), "--probes", ",".join(names), "--seed", str(config.seed), *layers]
+    print(f"python -m train.explain {' '.join(words)}", flush=True)
+    return subprocess.run([sys.executable, "-m", "train.explain", *words], check=False).returncode
 
 
 def _asked(probes: str, run) -> list[str]:
@@ -113,7 +155,7 @@ def _asked(probes: str, run) -> list[str]:
     from probe.sweep import ALL_PROBES, lacking
 
     asked = [name.strip() for name in probes.split(",")]
-    known = (*ALL_PROBES, *BESIDE)
+    known = (*ALL_PROBES, *BESIDE, *WITH_MODEL)
     if wrong := [name for name in asked if name not in known]:
         raise ValueError(f"--probes: no probe {wrong[0]!r}: there are {', '.join(known)}")
     without = lacking(run) if probes == EVERY else {}
@@ -165,13 +207,15 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
         raise ValueError(f"{what} is of one run: ask for it run by run")
     runs = [run, *(open_run(path) for path in config.more)]
     check(runs)
-    if swept := [name for name in probes if name not in BESIDE]:
+    if swept := [name for name in probes if name not in (*BESIDE, *WITH_MODEL)]:
         _sweeps_over_seeds(config, runs, swept, layers)
-    beside = [name for name in probes if name in BESIDE]
-    for name in dict.fromkeys(beside):
-        for one in runs:
-            print(f"{one.name}:")
+    beside = list(dict.fromkeys(name for name in probes if name not in swept))
+    for name, one in product(beside, runs):
+        print(f"{one.name}:")
+        if name in BESIDE:
             _beside(name, one, layers, config.seed)
+        elif failed := _explain(config, one, [name]):
+            sys.exit(failed)
     every, lacking = kept_by_all(runs)
     shared = same_objects(runs)
     for name in every:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from probe.__main__ import ProbeConfig, main
 from probe.patching import states_at
 from probe.plots_causal import causal_figure, lens_figure
 from probe.plots_style import BAND
@@ -105,6 +106,40 @@ def test_a_loaded_variant_has_the_states_that_were_captured(made, variant):
     states = states_at(model.llm, asked, asked.point_mask, LAYERS)
     stored = run.hidden(variant).sel(sample=about.ids).values
     np.testing.assert_allclose(states.view(3, 18, 4, -1), stored, atol=1e-4)
+
+
+def without_its_beginning(run):
+    """The same run, which can't find the weights that its models began with."""
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["stage1"] = str(run / "moved")
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def test_the_probes_command_has_them_measured_and_ends_as_they_do(made, tmp_path, capfd):
+    run = shutil.copytree(made, tmp_path / "run")
+    main(ProbeConfig(run=str(run), probes="causal", layers="2,4"))
+    found = open_run(run).probes("causal")
+    assert found.layer.values.tolist() == [0, 2, 4] and found.sizes["variant"] == 4
+    assert "python -m train.explain" in capfd.readouterr().out
+    without_its_beginning(run)
+    with pytest.raises(SystemExit) as ended:
+        main(ProbeConfig(run=str(run), probes="lens"))
+    assert ended.value.code == 2 and "moved" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_probes_command_measures_by_default_what_is_missing(made, tmp_path, capfd):
+    run = shutil.copytree(made, tmp_path / "run")
+    main(ProbeConfig(run=str(run), layers="4", k="1"))
+    assert {"lens", "causal"} <= set(open_run(run).probe_names())
+    capfd.readouterr()
+    without_its_beginning(run)
+    main(ProbeConfig(run=str(run), layers="4", k="1"))
+    said = capfd.readouterr().out
+    assert "point tokens" in said and "train.explain" not in said  # those that are kept
+    shutil.rmtree(run / "activations.zarr" / "probes" / "lens")
+    main(ProbeConfig(run=str(run), layers="4", k="1"))
+    assert "Without lens, for the reason above." in capfd.readouterr().out
 
 
 def test_objects_come_in_equal_numbers_of_each_class(made):

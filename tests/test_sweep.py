@@ -343,7 +343,8 @@ def test_the_command_line_leaves_results_and_pictures_in_the_run(run, tmp_path):
     assert all((run.path / name).exists() for name in ("depth.png", "depth.html", "report.html"))
     found = run.probes("sweep")
     assert list(found.layer.values) == [4, 8] and tuple(found.attrs["probes"]) == ALL_PROBES
-    assert "train.explain" in done.stdout and "without linear" not in done.stdout
+    assert "Without lens and causal: they take the models" in done.stdout
+    assert "without linear" not in done.stdout
     wrong = call(tmp_path)
     assert wrong.returncode == 2 and "is no run" in wrong.stderr and "Traceback" not in wrong.stderr
     assert "has no layer 5" in call(run.path, "--layers", "5").stderr
