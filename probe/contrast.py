@@ -69,15 +69,16 @@ def cka_of_layers(
 ) -> xr.DataArray:
     """Debiased linear CKA of mean tokens, (layer, other_layer), over shared query objects.
 
-    first, second : a run and a model of it. Copies and near-copies count once. Of more than `MOST`
-    query objects so many are drawn with the seed. Raises ValueError where fewer than four are
+    first, second : a run and a model of it. Copies and near-copies count once, and of a model whose
+    capture was stopped, the objects it has. Of more than `MOST` query objects so many are drawn
+    with the seed. Raises ValueError where fewer than four are
     shared.
     """
     tables = [run.samples() for run, _ in (first, second)]
-    queries = [
-        table["sample"].values[one_each(gallery_query(table)[1], groups_of(run))]
-        for (run, _), table in zip((first, second), tables, strict=True)
-    ]
+    queries = []
+    for (run, model), table in zip((first, second), tables, strict=True):
+        rows = one_each(gallery_query(table)[1], groups_of(run))
+        queries.append(table["sample"].values[rows[rows < run.done(model)]])
     shared = np.intersect1d(*queries)
     if len(shared) < 4:
         raise ValueError(f"the two share {len(shared)} query objects: CKA needs 4 or more")

@@ -30,7 +30,7 @@ SPACE = {
     "anisotropy": ("anisotropy", 2),
     "token_diversity": ("diversity of an object's tokens", 3),
 }
-WITHOUT = {  # what is told without massive tokens, too: beside what, and in which unit
+LEFT_OUT = {  # what is told without massive tokens, too: beside what, and in which unit
     "knn": ("knn", "accuracy", 100, 1, " points"),
     "linear": ("linear", "linear read-out", 100, 1, " points"),
     "geometry": ("geometry", "R² of a property", 1, FINE, ""),
@@ -308,7 +308,7 @@ def _massive(results: xr.Dataset) -> str:
     there = (massive > 0).any(("variant", "layer")).values
     layers, tokens = results.layer.values[at], results.token.values[there]
     moved = []
-    for key, (usual, name, scale, digits, unit) in WITHOUT.items():
+    for key, (usual, name, scale, digits, unit) in LEFT_OUT.items():
         if f"{key}_without_massive_mean" in results:
             gap = abs(results[f"{key}_without_massive_mean"] - results[f"{usual}_mean"])
             gap = gap.isel(k=-1) if "k" in gap.dims else gap  # the largest k it is told of

@@ -6,7 +6,9 @@ from scipy import stats
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 
+import store
 from probe.cka import cka, cka_interval, cka_null
+from probe.contrast import cka_of_layers
 from probe.halves import as_left_out, halvings
 from probe.intervals import group_jackknife
 from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null
@@ -140,3 +142,33 @@ def test_of_many_objects_the_null_is_of_some_and_reaches_higher(states, monkeypa
     alone = cka_pairs_null([x[some] for x in states], 400, seed=4)
     assert part.mean() == pytest.approx(alone.mean(), rel=0.15)
     assert np.quantile(part, 0.95) > 1.4 * np.quantile(whole, 0.95)
+
+
+def test_a_model_whose_capture_was_stopped_is_compared_in_the_objects_it_has(tmp_path):
+    rng, count = np.random.default_rng(0), 64
+    states = rng.normal(size=(1, count, 2, 5)).astype(np.float32)
+    writer = store.create_run(
+        tmp_path / "run",
+        samples={
+            "id": [str(row) for row in range(count)],
+            "label": np.arange(count) % 2,
+            "class_name": ["cup", "chair"] * (count // 2),
+            "split": ["gallery", "query"] * (count // 2),
+            "caption": ["A shape."] * count,
+        },
+        layers=[0],
+        variants=["whole", "stopped"],
+        tokens=2,
+        dim=5,
+        target_dim=5,
+    )
+    for start in range(0, count, writer.chunk):
+        rows = slice(start, min(start + writer.chunk, count))
+        writer.append_target(rows, states[0, rows])
+        writer.append("whole", rows, states[:, rows])
+        if start == 0:
+            writer.append("stopped", rows, 2 * states[:, rows])
+            had = rows.stop
+    run = store.open_run(tmp_path / "run")
+    found = cka_of_layers((run, "whole"), (run, "stopped"))
+    assert found.item() == pytest.approx(1) and found.attrs["objects"] == had // 2
