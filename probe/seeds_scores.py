@@ -63,7 +63,7 @@ def _of_classes(cell: Cell, data: Objects) -> np.ndarray:
     """Hits of the largest k, nan of objects of another class: (classes, queries)."""
     asked = data.labels[data.query]
     own = asked == np.unique(data.labels)[:, None]
-    return np.where(own, cell["named"] == asked, np.nan)
+    return np.where(own, cell["named"] == asked, np.nan).astype(np.float16)  # there are many
 
 
 def _of_times_asked(cell: Cell, _: Objects) -> np.ndarray:

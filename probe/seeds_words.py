@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from probe.judged import MAIN, SIGNIFICANT, tells
+from probe.judged import MAIN, SIGNIFICANT, decimals, tells
 from probe.seeds_scores import MANY, OTHERWISE, SCORES, SHARE
 
 MANY_OF = {  # what there are many of, and how they compare
@@ -137,16 +137,18 @@ def _shifted(pair: xr.Dataset, key: str) -> str:
         return ""
     mean, *ends = (float(pair[f"{key}_shift_{part}"]) for part in ("mean", "low", "high"))
     if np.isfinite(ends).all():
-        return " Its fall comes {:.1f} [{:.1f}, {:.1f}] layers {}.".format(*_signed(mean, ends))
+        return f" Its fall comes {_signed(mean, ends)}."
     if np.isfinite(mean):
         return f" Its fall comes {_all_alike(mean)} in every run: that gives no interval."
     return ""
 
 
-def _signed(mean: float, ends: Sequence[float]) -> tuple[float, float, float, str]:
+def _signed(mean: float, ends: Sequence[float]) -> str:
     """Layers later, or earlier where the mean is below 0."""
-    low, high = ends
-    return (mean, low, high, "later") if mean >= 0 else (-mean, -high, -low, "earlier")
+    digits, sign = decimals((mean, *ends), 1), 1 if mean >= 0 else -1
+    low, high = sorted(sign * end for end in ends)
+    three = (f"{round(part, digits) + 0.0:.{digits}f}" for part in (sign * mean, low, high))
+    return "{} [{}, {}] layers ".format(*three) + ("later" if sign > 0 else "earlier")
 
 
 def _all_alike(mean: float) -> str:
