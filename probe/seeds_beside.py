@@ -119,7 +119,7 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
         sheet.put_verdict(key)
     results = results.assign(sheet.found)
     if "stops" in found[0]:
-        put_depths(results, "stops", [one.stops for one in found])
+        put_depths(results, "stops", [one.stops for one in found], found[0].layer)
     if "transplant" in found[0]:
         _put_share(results, found)
         results = results.assign_coords(giver=found[0].giver)

@@ -116,7 +116,7 @@ class SeedsSheet:
             if what == "shift":  # one that a model without a fall bounds from below is no number
                 sure = [one[f"{name}_censored"] <= 1 - LEVEL for one in self.own]
                 each = [one.where(known) for one, known in zip(each, sure, strict=True)]
-            put_depths(self.found, name, each)
+            put_depths(self.found, name, each, self.own[0].layer, by=what == "shift")
 
 
 def put_interval(
@@ -147,12 +147,16 @@ def put_tested(
     results[f"{key}_p_adjusted"] = (dims, holm(together).reshape(found.p.shape), about)
 
 
-def put_depths(results: Results, name: str, each: list[xr.DataArray]) -> None:
+def put_depths(
+    results: Results, name: str, each: list[xr.DataArray], layers: xr.DataArray, *, by: bool = False
+) -> None:
     """The layer that each run has something at, and over seeds where all runs have one.
 
-    Depths are captured layers or between them: runs that agree do not say how others scatter, and
-    have no interval.
+    layers : those captured. Depths are among them: runs that agree do not say how others scatter,
+             and have no interval; an end behind the deepest is inf, as it is of one run.
+    by     : a number of layers instead, up or down
     """
+    first, deepest = layers.values[[0, -1]]
     values = np.stack([one.values for one in each])
     dims, about = tuple(map(str, each[0].dims)), dict(each[0].attrs)
     results[f"{name}_by_run"] = (("run", *dims), values, about)
@@ -160,6 +164,11 @@ def put_depths(results: Results, name: str, each: list[xr.DataArray]) -> None:
     depth = np.where(whole, values, 0)[..., None]
     found = over_seeds(list(depth))
     apart = whole & (np.ptp(depth, axis=0)[..., 0] > 0)
+    if by:
+        found = inside(found, (first - deepest, deepest - first))
+    else:
+        low, high = np.maximum(found.low, first), found.high
+        found = found._replace(low=low, high=np.where(high > deepest, np.inf, high))
     for part, numbers in zip(("mean", "low", "high"), found[:3], strict=True):
         kept = np.where(whole if part == "mean" else apart, numbers, np.nan)
         results[f"{name}_{part}"] = (dims, kept, about)

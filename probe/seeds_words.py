@@ -1,11 +1,12 @@
 """Several runs under other seeds in words: what holds over seeds and objects."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import xarray as xr
 
-from probe.judged import MAIN, SIGNIFICANT, decimals, tells
+from probe.judged import MAIN, SIGNIFICANT, at_layer, decimals, tells
 from probe.seeds_scores import MANY, OTHERWISE, SCORES, SHARE
 
 MANY_OF = {  # what there are many of, and how they compare
@@ -165,6 +166,8 @@ def findings_beside(name: str, results: xr.Dataset) -> list[str]:
         pair = results.sel(comparison=MAIN)
         keys = [str(key).removesuffix("_difference") for key in pair if f"{key}_p_adjusted" in pair]
         said += [_anywhere(pair, key) + _shifted(pair, key) for key in keys]
+    if "through_alignment_mean" in results:
+        said += _projected(results)
     if "stops_mean" in results:
         said += [_stopped(results.sel(variant=one)) for one in results.variant.values]
     for into in results.into.values if "transplant_share_mean" in results else ():
@@ -180,16 +183,31 @@ def _anywhere(pair: xr.Dataset, key: str) -> str:
         return f"{name}: the two models have nothing in common to compare."
     largest_at = np.unravel_index(np.nanargmax(np.abs(gap.values)), gap.shape)
     at = {str(dim): int(where) for dim, where in zip(gap.dims, largest_at, strict=True)}
-    three = (float(pair[f"{key}_difference{end}"].isel(at)) for end in ("", "_low", "_high"))
+    three = [float(pair[f"{key}_difference{end}"].isel(at)) for end in ("", "_low", "_high")]
     place = ", ".join(f"{dim} {gap[dim].values[where]}" for dim, where in at.items())
     many = int((p < SIGNIFICANT).sum())
     where = f"at {many or 'none'} of {int(gap.notnull().sum())} places"
     where = f"{where}; at most" if gap.dims else ("yes:" if many else "no:")
-    largest = "{:+.4g} [{:+.4g}, {:+.4g}]".format(*three)
+    digits = decimals(three, 4 if max(map(abs, three)) < 1 else 2)
+    largest = "{} [{}, {}]".format(*(f"{part:+.{digits}f}" for part in three))
     return (
         f"Aligned less baseline in {name}: beyond seeds and objects {where} {largest}"
         f"{f' at {place}' if place else ''}."
     )
+
+
+def _projected(results: xr.Dataset) -> list[str]:
+    """How far from the target tokens are where their projector was trained."""
+    said = []
+    for name, trained in product(results.variant.values, results.trained.values):
+        one = results.sel(variant=name, trained=trained).sel(layer=trained, method="nearest")
+        three = [float(one[f"through_alignment_{part}"]) for part in ("mean", "low", "high")]
+        if np.isfinite(three).all():
+            said.append(
+                f"{name}, trained behind layer {trained}: at layer {int(one.layer)} its tokens lie "
+                "{:.3f} [{:.3f}, {:.3f}] from the target (circular).".format(*three)
+            )
+    return said
 
 
 def _stopped(one: xr.Dataset) -> str:
@@ -206,7 +224,9 @@ def _stopped(one: xr.Dataset) -> str:
         return f"{start}{', '.join(words)}, run by run."
     if np.isnan(low):
         return start + f"{mean:g} in every run: that gives no interval."
-    return start + f"{mean:.1f} [{low:.1f}, {high:.1f}]."
+    first, deepest = (int(layer) for layer in one.layer.values[[0, -1]])
+    words = [at_layer(layer, first, deepest) for layer in (mean, low, high)]
+    return start + "{} [{}, {}].".format(*words)
 
 
 def _closed(one: xr.Dataset) -> list[str]:

@@ -21,13 +21,13 @@ LAYERS, OBJECTS = [0, 4, 8], 40
 MODELS = ("baseline", "aligned")
 
 
-def causes(seed, objects=OBJECTS, gap=2.0, name="object"):
+def causes(seed, objects=OBJECTS, gap=2.0, name="object", stop=2):
     """The text reads the points up to layer 4; aligned answers `gap` nats better."""
     rng = np.random.default_rng(seed)
     found = {}
     for at, model in enumerate(MODELS):
         change = -2 + rng.normal(size=(len(INTERVENTIONS), len(LAYERS), objects))
-        change[:, 2] = 0
+        change[:, stop:] = 0
         found[model] = xr.Dataset(
             {
                 "log_probability": ("object", -5 + at * gap + rng.normal(size=objects)),
@@ -163,6 +163,19 @@ def test_a_gap_that_one_run_does_not_show_has_no_share_over_seeds(runs):
     found = over_kept(runs, "causal", shared=False)
     assert found.transplant_share_mean.isnull().all()
     assert "there is no gap to close" in " ".join(findings_beside("causal", found))
+
+
+def test_a_depth_over_seeds_lies_among_the_captured_layers(runs):
+    runs[2].write_probe("causal", causes(2, stop=1))
+    found = over_kept(runs, "causal", shared=False).sel(intervention="unread")
+    np.testing.assert_array_equal(found.stops_by_run.sel(variant="aligned"), [8, 8, 4])
+    np.testing.assert_allclose(found.stops_mean, 20 / 3)
+    low, high = stats.t.interval(0.95, 2, 20 / 3, stats.sem([8, 8, 4]))
+    assert low > 0 and high > 8  # beyond the deepest captured one
+    np.testing.assert_allclose(found.stops_low, low)
+    assert np.isinf(found.stops_high).all()
+    said = " ".join(findings_beside("causal", over_kept(runs, "causal", shared=False)))
+    assert f"by layer 6.7 [{low:.1f}, beyond 8]." in said
 
 
 def test_the_command_puts_together_what_all_runs_keep_and_names_the_rest(runs, capsys):
