@@ -186,14 +186,13 @@ def _anywhere(pair: xr.Dataset, key: str) -> str:
     three = [float(pair[f"{key}_difference{end}"].isel(at)) for end in ("", "_low", "_high")]
     place = ", ".join(f"{dim} {gap[dim].values[where]}" for dim, where in at.items())
     many = int((p < SIGNIFICANT).sum())
-    where = f"at {many or 'none'} of {int(gap.notnull().sum())} places"
-    where = f"{where}; at most" if gap.dims else ("yes:" if many else "no:")
     digits = decimals(three, 4 if max(map(abs, three)) < 1 else 2)
     largest = "{} [{}, {}]".format(*(f"{part:+.{digits}f}" for part in three))
-    return (
-        f"Aligned less baseline in {name}: beyond seeds and objects {where} {largest}"
-        f"{f' at {place}' if place else ''}."
-    )
+    start = f"Aligned less baseline in {name}: "
+    if not place:
+        return f"{start}{'' if many else 'not '}beyond seeds and objects, {largest}."
+    places = f"{many or 'none'} of {int(gap.notnull().sum())} places"
+    return f"{start}beyond seeds and objects at {places}; at most {largest} at {place}."
 
 
 def _projected(results: xr.Dataset) -> list[str]:
