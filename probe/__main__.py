@@ -113,6 +113,7 @@ def _with_a_model(config: ProbeConfig, run, asked: list[str]) -> int:
     if asked:
         return _explain(config, run, asked)
     missing = [name for name in WITH_MODEL if name not in found]
+    # runs of one target token are of other hosts, which train.explain does not load
     one_by_one = run.attrs.get("target_tokens", run.attrs["tokens"]) > 1
     if config.probes != EVERY or not missing or not one_by_one:
         return 0
@@ -145,9 +146,10 @@ def _explain(config: ProbeConfig, run, names: list[str]) -> int:
     import subprocess
 
     layers = [] if config.layers == "all" else ["--layers", config.layers]
-    words = [str(run.path), "--probes", ",".join(names), "--seed", str(config.seed), *layers]
+    words = [run.name, "--probes", ",".join(names), "--seed", str(config.seed), *layers]
     print(f"python -m train.explain {' '.join(words)}", flush=True)
-    return subprocess.run([sys.executable, "-m", "train.explain", *words], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "train.explain", *words], check=False).returncode
+    return code if code >= 0 else 1  # a signal ended it
 
 
 def _asked(probes: str, run) -> list[str]:
@@ -197,9 +199,7 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
 
 
 def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
-    from probe.seeds_beside import kept_by_all, over_kept
-    from probe.seeds_runs import check, same_objects
-    from probe.seeds_words import findings_beside
+    from probe.seeds_runs import check
     from store import open_run
 
     if config.again or "objects" in probes:
@@ -210,27 +210,42 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
     if swept := [name for name in probes if name not in (*BESIDE, *WITH_MODEL)]:
         _sweeps_over_seeds(config, runs, swept, layers)
     beside = list(dict.fromkeys(name for name in probes if name not in swept))
+    failed = 0
     for name, one in product(beside, runs):
         print(f"{one.name}:")
         if name in BESIDE:
             _beside(name, one, layers, config.seed)
-        elif failed := _explain(config, one, [name]):
-            sys.exit(failed)
-    every, lacking = kept_by_all(runs)
-    shared = same_objects(runs)
+        else:
+            failed = _explain(config, one, [name]) or failed
+    _kept_over_seeds(runs, beside)
+    if failed:
+        sys.exit(failed)
+
+
+def _kept_over_seeds(runs, asked: list[str]) -> None:
+    """Put together what all runs keep beside their sweeps, and say what some lack."""
+    import xarray as xr
+
+    from probe.seeds_beside import kept_by_all, over_kept
+    from probe.seeds_runs import same_objects
+    from probe.seeds_words import findings_beside
+
+    first, (every, lacking), shared = runs[0], kept_by_all(runs), same_objects(runs)
     for name in every:
         try:
             results = over_kept(runs, name, shared)
         except ValueError as error:
-            if name in beside:
+            if name in asked:
                 raise
-            lacking.append(f"{name}: {error}")
+            lacking[name] = str(error)
             continue
-        run.write_probe(f"seeds_{name}", results)
+        first.write_probe(f"seeds_{name}", results)
         for sentence in findings_beside(name, results):
             print(f"• {sentence}")
-    for sentence in lacking:
-        print(f"without {sentence}")
+    for name, why in lacking.items():
+        print(f"without {name}: {why}")
+        if f"seeds_{name}" in first.probe_names():  # of what is there no longer
+            first.write_probe(f"seeds_{name}", xr.Dataset(attrs={"why": why}))
 
 
 def _sweeps_over_seeds(config: ProbeConfig, runs, probes: list[str], layers: list[int]) -> None:

@@ -151,6 +151,10 @@ def _reproduce(
             commands.append(f"python -m train.explain {name} --probes {key}")
         else:
             commands.append(f"python -m probe {name} --probes {key}{_settings(found, run)}")
+    for key, found in _over_seeds_beside(run).items() if "seeds" not in others else ():
+        if "run" in found.coords:
+            beside = [shlex.quote(str(where.parent / one)) for one in found.run.values.astype(str)]
+            commands.append(f"python -m probe {' '.join(beside)} --probes {key}")
     commands.append(f"python -m probe report {name}")
     return Section(
         "Commands",

@@ -294,14 +294,14 @@ def over_seeds(results: xr.Dataset | None, beside: dict[str, xr.Dataset]) -> Sec
     said, shown = list[str](), list[Part]()
     if results is not None:
         said += over(results)
-        shown += [_curves_over_seeds(results), *tables(results, SCORES | SPACE | LIKE)]
+        shown += [*_curves_over_seeds(results), *tables(results, SCORES | SPACE | LIKE)]
     for name, found in beside.items():
         said += findings_beside(name, found)
         shown += tables(found, SCORES) if name == "reconstruction" else []
     return Section("Over seeds", said, shown)
 
 
-def _curves_over_seeds(results: xr.Dataset) -> Picture:
+def _curves_over_seeds(results: xr.Dataset) -> list[Part]:
     one = results.isel(k=-1) if "k" in results.dims else results
     k = int(one.k) if "k" in one.coords else 0
     about = {key: (title.format(k=k), axis) for key, (title, axis) in figures.SEEDS.items()}
@@ -310,8 +310,10 @@ def _curves_over_seeds(results: xr.Dataset) -> Picture:
         f"Means over {results.attrs['seeds']} runs under other seeds; bars are 95 % intervals over "
         "seeds and objects."
     )
+    if not panels:  # of properties alone
+        return []
     live = figures.curves_figure(panels, results, below)
-    return Picture("seeds", caption, figures.curves_png(panels, below), live)
+    return [Picture("seeds", caption, figures.curves_png(panels, below), live)]
 
 
 def rebuilt(results: xr.Dataset) -> Section:

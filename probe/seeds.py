@@ -56,7 +56,7 @@ def over_seeds(
         raise ValueError(f"{seeds} run: an interval over seeds needs 2 or more")
     means = np.stack([np.mean(one, axis=-1, dtype=np.float64) for one in values])
     mean = means.mean(axis=0)
-    rounding = hits / (12 * np.shape(values[0])[-1] ** 2)
+    rounding = hits * np.mean([1 / (12 * np.shape(one)[-1] ** 2) for one in values])
     scatter = means.var(axis=0, ddof=1) + rounding
     parts = [(scatter / seeds, seeds - 1)]  # variance, degrees of freedom
     if shared:

@@ -12,14 +12,14 @@ import xarray as xr
 from probe.cells import LEVEL
 from probe.intervals import holm
 from probe.seeds import over_seeds
-from probe.seeds_scores import ANY, COSINE, SHARE, SIGNED
-from probe.seeds_sheet import SeedsSheet, inside, put_depths, put_interval, put_tested
+from probe.seeds_runs import names_of
+from probe.seeds_scores import ABOVE, ANY, COSINE, SHARE, SIGNED
+from probe.seeds_sheet import inside, put_depths, put_interval, put_tested, put_verdict
 from probe.sweep import REFERENCE
 from store import Run
 
-ABOVE, BELOW = (0.0, np.inf), (-np.inf, 0.0)
+BELOW = (-np.inf, 0.0)
 OBJECTS = ("object", "group")  # what a mean is over: objects, or groups of them
-RUN, MODEL = "python -m probe {} --probes {}", "python -m train.explain {} --probes {}"
 
 
 class Kept(NamedTuple):
@@ -72,18 +72,20 @@ KEPT = {
         "transplant_gap": Kept("gap between the answers of two models, nats", tested=True),
     },
 }
-FAMILY = {"steps": 2}  # last dimensions that are tested at once, where it is not one
+SETTINGS = ("answer", "seed")  # attributes that runs must have alike
 
 
-def kept_by_all(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
-    """Probes beside the sweep that all runs keep, and of those that some lack, who and how."""
-    every, lacking = [], []
+def kept_by_all(runs: Sequence[Run]) -> tuple[list[str], dict[str, str]]:
+    """Probes beside the sweep that all runs keep; and by probe which run lacks it, and what helps,
+    where some have it.
+    """
+    every, lacking = [], {}
     for name in KEPT:
         without = [run for run in runs if name not in run.probe_names()]
         if not without:
             every.append(name)
         elif len(without) < len(runs):
-            lacking.append(f"{name}: not in {without[0].path}: {_command(name, without[0])}")
+            lacking[name] = f"not in {without[0].name}: {_command(name, without[0])}"
     return every, lacking
 
 
@@ -102,24 +104,20 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
     """
     found = [run.probes(name) for run in runs]
     _check(runs, name, found)
-    results = xr.Dataset(
-        coords={"run": [str(run.path.name) for run in runs]},
-        attrs={
-            "level": LEVEL,
-            "seed": found[0].attrs["seed"],
-            "seeds": len(runs),
-            "shared": int(shared and _same_ids(found)),
-        },
-    )
-    for key in KEPT[name]:
+    found = [_in_order(run, name, one, found[0]) for run, one in zip(runs, found, strict=True)]
+    alike = {what: found[0].attrs[what] for what in SETTINGS if what in found[0].attrs}
+    shared = shared and all(_ids(one) == _ids(found[0]) for one in found)
+    about = {"level": LEVEL, "seeds": len(runs), "shared": int(shared), **alike}
+    results = xr.Dataset(coords={"run": names_of(runs)}, attrs=about)
+    for key, kept in KEPT[name].items():
         if (part := _part(found[0], key)) in found[0]:
-            _put(results, name, key, [one[part] for one in found])
-    sheet = SeedsSheet(found, [], shared)
+            _put(results, key, kept, [one[part] for one in found])
     for key in ("chamfer", "f_score"):
-        sheet.put_verdict(key)
-    results = results.assign(sheet.found)
+        put_verdict(results, key, found)
     if "stops" in found[0]:
-        put_depths(results, "stops", [one.stops for one in found], found[0].layer)
+        about = {"long_name": "layer by which the text stops reading the point tokens"}
+        stops = [one.stops.assign_attrs(about, direction="a layer") for one in found]
+        put_depths(results, "stops", stops, found[0].layer)
     if "transplant" in found[0]:
         _put_share(results, found)
         results = results.assign_coords(giver=found[0].giver)
@@ -128,8 +126,8 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
     return results
 
 
-def _put(results: xr.Dataset, name: str, key: str, each: list[xr.DataArray]) -> None:
-    kept, family = KEPT[name][key], FAMILY.get(name, 1)
+def _put(results: xr.Dataset, key: str, kept: Kept, each: list[xr.DataArray]) -> None:
+    """One measure: its mean over seeds, and every model's difference from the baseline."""
     *dims, over = map(str, each[0].dims)
     shared = bool(results.attrs["shared"])
     for dim in dims:
@@ -144,22 +142,23 @@ def _put(results: xr.Dataset, name: str, key: str, each: list[xr.DataArray]) -> 
     put_interval(results, key, tuple(dims), found, about)
     if kept.tested:
         about = {"long_name": f"{kept.name}, p over seeds, of no effect"}
+        about["direction"] = "smaller is stronger evidence"
         p = holm(found.p) if dims[1:] else found.p
         results[f"{key}_p_adjusted"] = (dims, p, about)
-    if "variant" not in dims or REFERENCE not in each[0]["variant"]:
-        return
-    others = [one for one in each[0]["variant"].values.tolist() if one != REFERENCE]
-    if not others:
+    names = each[0]["variant"].values.tolist() if "variant" in dims else []
+    if REFERENCE not in names or not (others := [one for one in names if one != REFERENCE]):
         return
     results.coords["comparison"] = [f"{one} - {REFERENCE}" for one in others]
+    rest = [dim for dim in dims if dim != "variant"]
     gaps = [
-        (one.sel(variant=others).astype(float) - one.sel(variant=REFERENCE)).transpose(*dims, over)
+        (one.sel(variant=others).astype(float) - one.sel(variant=REFERENCE))
+        .transpose("variant", *rest, over)
+        .values
         for one in each
     ]
-    gap = inside(over_seeds([one.values for one in gaps], shared=shared), kept.inside, paired=True)
-    where = ("comparison", *(dim for dim in dims if dim != "variant"))
-    text = f"difference in {kept.name}"
-    put_tested(results, f"{key}_difference", where, gap, text, family=family)
+    gap = inside(over_seeds(gaps, shared=shared), kept.inside, paired=True)
+    where, text = ("comparison", *rest), f"difference in {kept.name}"
+    put_tested(results, f"{key}_difference", where, gap, text, family=len(rest))
 
 
 def _put_share(results: xr.Dataset, found: list[xr.Dataset]) -> None:
@@ -175,6 +174,8 @@ def _put_share(results: xr.Dataset, found: list[xr.Dataset]) -> None:
     closed = over_seeds([one.values for one in parts], shared=bool(results.attrs["shared"]))
     about = {"long_name": "share of the gap that a transplant closes"}
     about["direction"] = "0 as itself, 1 as the other"
+    by_run = np.stack([one.mean("object", skipna=False) for one in parts])
+    results["transplant_share_by_run"] = (("run", "into", "layer"), by_run, about)
     put_interval(results, "transplant_share", ("into", "layer"), closed, about)
 
 
@@ -186,39 +187,55 @@ def _put_lens(results: xr.Dataset, found: list[xr.Dataset]) -> None:
     alone = over_seeds([one.kl.values[..., None] for one in found])
     about = {"long_name": "nats from the model's own next token, of each run's texts"}
     about["direction"] = "lower is better"
-    put_interval(results, "kl", tuple(map(str, found[0].kl.dims)), inside(alone, ABOVE), about)
+    dims = tuple(map(str, found[0].kl.dims))
+    results["kl_by_run"] = (("run", *dims), np.stack([one.kl for one in found]), about)
+    put_interval(results, "kl", dims, inside(alone, ABOVE), about)
 
 
 def _part(found: xr.Dataset, key: str) -> str:
-    """Of a map, groups of objects are what the error comes of."""
+    """What a measure is a mean of: of a map, groups of objects are what the error comes of."""
     return f"{key}_of_groups" if f"{key}_of_groups" in found else key
 
 
-def _same_ids(found: list[xr.Dataset]) -> bool:
-    return all(
-        "object" not in one.coords or np.array_equal(one["object"], found[0]["object"])
-        for one in found
-    )
+def _ids(found: xr.Dataset) -> list[str]:
+    return found["object"].values.tolist() if "object" in found.coords else []
 
 
 def _command(name: str, run: Run) -> str:
-    return (MODEL if name in ("lens", "causal") else RUN).format(run.path, name)
+    """What measures it in one run."""
+    return f"python -m probe {run.name} --probes {name}"
+
+
+def _in_order(run: Run, name: str, one: xr.Dataset, first: xr.Dataset) -> xr.Dataset:
+    """A run's results in the models, layers and so on of the first run's, or who lacks which."""
+    used = {dim for key in KEPT[name] if (part := _part(one, key)) in one for dim in one[part].dims}
+    for dim in used.difference(OBJECTS):
+        mine, theirs = (each[dim].values.tolist() for each in (first, one))
+        if lost := [str(value) for value in mine if value not in theirs]:
+            raise ValueError(f"{run.name} keeps {name} without {dim} {lost[0]}: measure all alike")
+        one = one.sel({dim: mine})
+    return one
 
 
 def _check(runs: Sequence[Run], name: str, found: list[xr.Dataset]) -> None:
     for run, one in zip(runs, found, strict=True):
+        for what in SETTINGS:
+            mine, theirs = (each.attrs.get(what) for each in (found[0], one))
+            if mine != theirs:
+                raise ValueError(
+                    f"{runs[0].name} keeps {name} of {what} {mine}, {run.name} of {theirs}: "
+                    "measure both alike"
+                )
         for key in KEPT[name]:
             part = _part(one, key)
             if f"{key}_low" in one and (part not in one or one[part].dims[-1] not in OBJECTS):
                 raise ValueError(
-                    f"{run.path} keeps {name} without its objects, of an older version: "
+                    f"{run.name} keeps {name} without its objects, of an older version: "
                     f"{_command(name, run)} measures it anew"
                 )
-            if part not in one:
-                continue
-            for dim in one[part].dims[:-1]:
-                if part not in found[0] or not np.array_equal(one[dim], found[0][dim]):
-                    raise ValueError(
-                        f"{run.path} and {runs[0].path} keep {name} of other values of {dim}: "
-                        "measure both alike"
-                    )
+            if (part in one) != (_part(found[0], key) in found[0]):
+                pair = (run, runs[0]) if part in one else (runs[0], run)
+                raise ValueError(
+                    f"{pair[0].name} keeps {name} with {key}, {pair[1].name} without: measure both "
+                    "alike"
+                )

@@ -6,7 +6,7 @@ intervals over seeds and objects (`probe.seeds`).
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -17,6 +17,17 @@ from probe.cells import LEVEL
 from probe.seeds_scores import EVERY, Parts, layers_of, parts_of
 from probe.seeds_sheet import SeedsSheet
 from store import Run
+
+
+class Swept(NamedTuple):
+    """One run's sweep, what each object adds to its measures and to the CKA of two layers, and
+    (objects,) the place of each one's class.
+    """
+
+    results: xr.Dataset
+    parts: dict[str, Parts]
+    pairs: np.ndarray | None
+    classes: np.ndarray
 
 
 def over_runs(
@@ -39,7 +50,8 @@ def over_runs(
     pseudo-values, of single objects (CKA) or of the groups that the sweep leaves out. Paired by run
     and object, against the baseline `*_difference` (comparison, ...) and against the target
     `*_from_target` (variant, ...), each with `_low`, `_high`, `_p`, by Holm over the layers
-    `_p_adjusted`, and by Bonferroni the band over all of them `_wide_low`, `_wide_high`. Of the
+    `_p_adjusted` (as in a sweep over properties, tokens and ways of asking at once), and by
+    Bonferroni the band over all of them `_wide_low`, `_wide_high`. Of the
     verdicts `*_fall_by_run` (run, variant, ...) and `*_shift_by_run` (run, comparison, ...), with
     mean, low and high over seeds where all runs have one, low and high where these are not all the
     same. The attribute `shared` says whether all runs ask about the same objects.
@@ -52,28 +64,25 @@ def over_runs(
     check(runs)
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
-    own, parts, pairs = [], [], []
-    for run, name in zip(runs, _names(runs), strict=True):
+    swept = []
+    for run, name in zip(runs, names_of(runs), strict=True):
         more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed)
         if said and tell:
             tell(f"{name}: {said}")
         found = sweep.cells_of(
             run, more, layers, variants, k=k, seed=seed, dask=dask, progress=progress
         )
-        results = assemble(run, *found, sweep.REFERENCE)
-        own.append(sweep.with_noise(results, run, None, found.data, found.ask))
-        run.write_probe("sweep", own[-1])
-        asked = {name: found.cells[name] for name in probes}
-        parts.append(parts_of(found._replace(cells=asked)))
-        pairs.append(layers_of(found._replace(cells=asked)))
+        swept.append(_swept(run, found, probes))
+        del found  # of one run at a time
+    own, parts, pairs, classes = map(list, zip(*swept, strict=True))
+    own, parts, classes = _in_common(own, parts, classes)
     shared = same_objects(runs)
-    own, parts = _in_common(own, parts)
     keys = [key for key in EVERY if all(key in one for one in parts)]
     compared = [one for one in pairs if one is not None]
     dims = dict.fromkeys(dim for key in keys for dim in EVERY[key].extra)
     dims |= dict.fromkeys(("other_variant", "other_layer") if compared else ())
     results = xr.Dataset(
-        coords={**_along(own, ["variant", "layer", *dims]), "run": _names(runs)},
+        coords={**_along(own, ["variant", "layer", *dims]), "run": names_of(runs)},
         attrs={
             "level": LEVEL,
             "seed": seed,
@@ -87,7 +96,7 @@ def over_runs(
     models = [(variants.index(name), variants.index(sweep.REFERENCE)) for name in others]
     if others:
         results = results.assign_coords(comparison=[f"{name} - baseline" for name in others])
-    sheet = SeedsSheet(own, models, shared)
+    sheet = SeedsSheet(own, models, shared, classes)
     for key in keys:
         sheet.put(key, [one[key] for one in parts])
     if compared:
@@ -95,37 +104,60 @@ def over_runs(
     return results.assign(sheet.found)
 
 
+def _swept(run: Run, found: sweep.Found, probes: Sequence[str]) -> Swept:
+    """Put one run's cells together, keep the result in the run, and what an interval needs."""
+    results = assemble(run, *found, sweep.REFERENCE)
+    results = sweep.with_noise(results, run, None, found.data, found.ask)
+    run.write_probe("sweep", results)
+    asked = found._replace(cells={name: found.cells[name] for name in probes})
+    labels = found.data.labels
+    classes = np.searchsorted(np.unique(labels), labels[found.data.query])
+    return Swept(results, parts_of(asked), layers_of(asked), classes)
+
+
 def _in_common(
-    own: list[xr.Dataset], parts: list[dict[str, Parts]]
-) -> tuple[list[xr.Dataset], list[dict[str, Parts]]]:
-    """What all runs have: properties that vary in all, and as many sizes of learning curves.
+    own: list[xr.Dataset], parts: list[dict[str, Parts]], classes: list[np.ndarray]
+) -> tuple[list[xr.Dataset], list[dict[str, Parts]], list[np.ndarray]]:
+    """What all runs have: properties that vary in all, and as many sizes of learning curves;
+    classes in the order of the first.
 
     A gallery of some objects more or less has curves of other sizes: the whole, its half and so on
     are put together.
     """
-    for dim in ("property", "class"):
-        if any(dim not in one.coords for one in own):
-            continue
-        names = [one[dim].values.tolist() for one in own]
+    if all("property" in one.coords for one in own):
+        names = [one.property.values.tolist() for one in own]
         every = [name for name in names[0] if all(name in one for one in names)]
         rows = [[one.index(name) for name in every] for one in names]
-        own = [one.isel({dim: some}) for one, some in zip(own, rows, strict=True)]
-        parts = [_chosen(one, dim, some) for one, some in zip(parts, rows, strict=True)]
+        own, parts = _chosen(own, parts, "property", rows)
     if all("fitted" in one.coords for one in own):
         sizes = [one.sizes["fitted"] for one in own]
         rows = [list(range(size - min(sizes), size)) for size in sizes]
-        own = [one.isel(fitted=some) for one, some in zip(own, rows, strict=True)]
-        parts = [_chosen(one, "fitted", some) for one, some in zip(parts, rows, strict=True)]
-    return own, parts
+        own, parts = _chosen(own, parts, "fitted", rows)
+    if all("class" in one.coords for one in own):
+        names = [one["class"].values.tolist() for one in own]
+        places = [np.array([names[0].index(name) for name in one]) for one in names]
+        classes = [place[of] for place, of in zip(places, classes, strict=True)]
+        own = [one.sel({"class": names[0]}) for one in own]
+    return own, parts, classes
 
 
-def _chosen(parts: dict[str, Parts], dim: str, rows: list[int]) -> dict[str, Parts]:
-    """Some places along the first of a measure's own dimensions."""
-    return parts | {
-        key: Parts(one.models[:, rows], *(None if part is None else part[rows] for part in one[1:]))
-        for key, one in parts.items()
-        if EVERY[key].extra[:1] == (dim,)
-    }
+def _chosen(
+    own: list[xr.Dataset], parts: list[dict[str, Parts]], dim: str, rows: list[list[int]]
+) -> tuple[list[xr.Dataset], list[dict[str, Parts]]]:
+    """Some places of each run along the first of a measure's own dimensions."""
+    mine = [key for key, score in EVERY.items() if score.extra[:1] == (dim,)]
+    chosen = []
+    for one, some in zip(parts, rows, strict=True):
+        cut = {
+            key: Parts(
+                one[key].models[:, some],
+                *(None if part is None else part[some] for part in one[key][1:]),
+            )
+            for key in mine
+            if key in one
+        }
+        chosen.append(one | cut)
+    return [one.isel({dim: some}) for one, some in zip(own, rows, strict=True)], chosen
 
 
 def _along(own: list[xr.Dataset], dims: Sequence[str]) -> dict[str, Any]:
@@ -150,6 +182,11 @@ def check(runs: Sequence[Run]) -> None:
             mine, theirs = getattr(first, what), getattr(run, what)
             if absent := [one for one in mine if one not in theirs]:
                 raise ValueError(f"{run.path} has no {what[:-1]} {absent[0]}, {first.path} has")
+        for what in ("tokens", "target_tokens"):
+            mine, theirs = (one.attrs.get(what) for one in (first, run))
+            if mine != theirs:
+                names = what.replace("_", " ")
+                raise ValueError(f"{first.path} has {mine} {names}, {run.path} {theirs}")
         classes = [set(one.samples()["class_name"].values.astype(str)) for one in (first, run)]
         if lost := sorted(classes[0] ^ classes[1]):
             raise ValueError(f"{first.path} and {run.path} have other classes: {lost[0]} is in one")
@@ -180,7 +217,7 @@ def _same_states(one: Run, other: Run, variant: str, layer: int) -> bool:
     return np.array_equal(mine, theirs, equal_nan=True)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def names_of(runs: Sequence[Run]) -> list[str]:
     """Folder names, or whole paths where two are alike."""
     names = [run.path.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]

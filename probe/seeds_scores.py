@@ -16,7 +16,7 @@ from probe.pairs import ALIKE
 from probe.sheet_states import LIKENESS_RANGES
 
 Own = Callable[[Cell, Objects], np.ndarray]
-ANY, R2 = (-np.inf, np.inf), (-np.inf, 1.0)
+ANY, ABOVE, R2 = (-np.inf, np.inf), (0.0, np.inf), (-np.inf, 1.0)
 SHARE, SIGNED, COSINE = (0.0, 1.0), (-1.0, 1.0), (0.0, 2.0)
 WAYS = ("preparation", "pooling", "metric", "k")
 
@@ -31,7 +31,7 @@ class Score(NamedTuple):
     inside: tuple[float, float] = ANY
     """What it can be, which its interval does not leave: with two seeds it may be wide."""
     hits: bool = False
-    """Whether the mean is a count of objects, or of two such the difference."""
+    """Whether the mean is a count of objects, of two such the difference, or hardly finer."""
 
 
 class Parts(NamedTuple):
@@ -59,11 +59,9 @@ def _jackknifed(value: str, left_out: str, at: int | None = None) -> Own:
     return lambda cell, _: cka.own_parts(cell[value][where], cell[left_out][where])
 
 
-def _of_classes(cell: Cell, data: Objects) -> np.ndarray:
-    """Hits of the largest k, nan of objects of another class: (classes, queries)."""
-    asked = data.labels[data.query]
-    own = asked == np.unique(data.labels)[:, None]
-    return np.where(own, cell["named"] == asked, np.nan).astype(np.float16)  # there are many
+def _of_class(cell: Cell, data: Objects) -> np.ndarray:
+    """Hits of the largest k, (queries,): each is of one class, by which the sheet parts them."""
+    return cell["named"] == data.labels[data.query]
 
 
 def _of_times_asked(cell: Cell, _: Objects) -> np.ndarray:
@@ -114,11 +112,16 @@ SCORES = {
     "drift": Score("drift", _of("plain"), (), COSINE),
     "drift_centred": Score("drift", _of("centred"), (), COSINE),
     "linear": Score("linear", _of("hits"), (), SHARE, hits=True),
-    "linear_bits": Score("linear", _jackknifed("bits", "bits_left_out")),
+    "linear_bits": Score("linear", _jackknifed("bits", "bits_left_out"), (), ABOVE),
     "geometry": Score("geometry", _explained("error"), ("property",), R2),
     "hubness": Score("knn", _jackknifed("hubness", "hubness_left_out"), ("k",)),
     **{
-        key: Score("dimension", _jackknifed("values", "left_out", at))
+        key: Score(
+            "dimension",
+            _jackknifed("values", "left_out", at),
+            (),
+            SIGNED if key == "anisotropy" else ABOVE,
+        )
         for at, key in enumerate(STATISTICS)
     },
     "token_diversity": Score("dimension", _of("diversity"), (), COSINE),
@@ -126,7 +129,7 @@ SCORES = {
     "drift_procrustes": Score("similarity", _of("drift_procrustes"), (), COSINE),
     **{
         key: Score(
-            "similarity", _jackknifed("values", "left_out", at), (), LIKENESS_RANGES.get(key, ANY)
+            "similarity", _jackknifed("values", "left_out", at), (), LIKENESS_RANGES.get(key, ABOVE)
         )
         for at, key in enumerate(ALIKE)
     },
@@ -136,7 +139,7 @@ OTHERWISE = {
     "knn_loo": Score("variants", _of("loo"), ("k",), SHARE, hits=True),
     "knn_test90_10": Score("variants", _of_times_asked, ("k",), SHARE),
     "linear_selectivity": Score("linear", _above_control, (), SIGNED),
-    "linear_compression": Score("linear", _compressed),
+    "linear_compression": Score("linear", _compressed, (), ABOVE),
     "linear_gain": Score("linear", _gained, (), SIGNED),
     "drift_pooled": Score("drift", _of("pooled"), (), COSINE),
     "cka_standardised": Score("drift", _cka("cka_standardised"), (), SIGNED),
@@ -158,7 +161,7 @@ MANY = {
     "knn_token": Score("variants", _of("by_token"), ("token",), SHARE, hits=True),
     "knn_token_from_mean": Score("variants", _above_mean_token, ("token",), SIGNED, hits=True),
     "token_drift": Score("drift", lambda cell, _: cell["by_token"].T, ("token",), COSINE),
-    "knn_class": Score("knn", _of_classes, ("class",), SHARE, hits=True),
+    "knn_class": Score("knn", _of_class, ("class",), SHARE, hits=True),
     "linear_curve": Score("linear", _of("curve"), ("fitted",), SHARE, hits=True),
     "geometry_without_massive": Score("geometry", _explained("error_without"), ("property",), R2),
 }
@@ -167,21 +170,33 @@ EVERY = SCORES | OTHERWISE | MANY
 
 
 def parts_of(found: sweep.Found) -> dict[str, Parts]:
-    """Of all measures that the cells of one run have what they are means of."""
+    """By measure, what each object adds, of all that the cells of one run hold."""
     parts: dict[str, Parts] = {}
     for key, score in EVERY.items():
-        cells = found.cells.get(score.probe, {})
-        try:
-            rows = [
-                [score.own(cells[v, at], found.data) for at in found.layers] for v in found.variants
-            ]
-        except (KeyError, IndexError):  # of one token, no encoder, or one size of a learning curve
+        cells = found.cells.get(score.probe)
+        if not cells or _absent(key, cells[found.variants[0], found.layers[0]]):
             continue
+        rows = [
+            [score.own(cells[v, at], found.data) for at in found.layers] for v in found.variants
+        ]
         models: np.ndarray = np.moveaxis(np.array(rows), 1, -2)
-        parts[key] = Parts(models, *(_beside(score, cells, p, found) for p in (TARGET, ENCODER)))
+        target, encoder = (
+            score.own(cells[place], found.data) if place in cells else None
+            for place in (TARGET, ENCODER)
+        )
+        parts[key] = Parts(models, target, encoder)
     if "encoder_cka" in parts:  # the target has no cell of how like the target it is
         parts["encoder_cka"] = parts["encoder_cka"]._replace(target=_target_of_encoder(found.data))
     return parts
+
+
+def _absent(key: str, cell: Cell) -> bool:
+    """Of objects of one token, of a run without the encoder's output, of few gallery objects."""
+    return (
+        (key == "token_diversity" and "diversity" not in cell)
+        or (key == "encoder_cka" and "encoder_cka" not in cell)
+        or (key == "linear_gain" and len(cell["curve"]) < 2)
+    )
 
 
 def _target_of_encoder(data: Objects) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The Dataset of several runs: one way to put a measure, a reference or a difference into it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,21 @@ class SeedsSheet:
     own    : the sweep of each run, whose names and directions the measures keep
     models : places of (a model, the reference) among the variants
     shared : whether all runs ask about the same objects
+    classes : of each run (objects,), the place of each query object's class
     """
 
-    def __init__(self, own: list[xr.Dataset], models: list[tuple[int, int]], shared: bool):
+    def __init__(
+        self,
+        own: list[xr.Dataset],
+        models: list[tuple[int, int]],
+        shared: bool,
+        classes: list[np.ndarray],
+    ):
         self.found: dict[str, Any] = {}  # a Dataset merges each with all before it
         self.own = own
         self.models = models
         self.shared = shared
+        self.classes = classes
 
     def put(self, key: str, parts: list[Parts]) -> None:
         """One measure: each run's mean, that over seeds, its references and its differences."""
@@ -35,12 +45,15 @@ class SeedsSheet:
         dims, about = (*score.extra, "layer"), self._about(f"{key}_mean" if single else key)
         name = about["long_name"]
         models = [one.models for one in parts]
-        means = np.nanmean if "class" in dims else np.mean  # nan: an object of another class
-        by_run = np.stack([means(one, axis=-1, dtype=np.float64) for one in models])
+        if "class" in dims:
+            each = zip(models, self.classes, strict=True)
+            by_run = np.stack([_means_by_class(*one, self.own[0].sizes["class"]) for one in each])
+        else:
+            by_run = np.stack([one.mean(axis=-1, dtype=np.float64) for one in models])
         self.found[f"{key}_by_run"] = (("run", "variant", *dims), by_run, about)
         found = inside(self._over(key, models), score.inside)
         if not single:  # a difference already, with a test of its own
-            put_tested(self.found, key, ("variant", *dims), found, name)
+            put_tested(self.found, key, ("variant", *dims), found, name, family=_family(dims))
             return
         put_interval(self.found, key, ("variant", *dims), found, about)
         for ending in REFERENCES:
@@ -55,7 +68,7 @@ class SeedsSheet:
             gaps = [_less(one[a], one[b]) for one in models]
             text = f"difference in {name}"
             self._put_difference(key, "difference", ("comparison", *dims), gaps, text)
-        self.put_verdict(key)
+        put_verdict(self.found, key, self.own)
 
     def put_layers(self, parts: list[np.ndarray]) -> None:
         """CKA of all pairs of layers and models. parts : (pairs, objects), rows of the triangle."""
@@ -82,7 +95,9 @@ class SeedsSheet:
         """A model at a time: as floats, all of them would take many times their memory."""
         hits, dims = EVERY[key].hits, EVERY[key].extra
         how: dict[str, Any] = {"shared": self.shared, "hits": hits, "level": level}
-        over = _over_each_class if "class" in dims else over_seeds
+        over: Callable[..., OverSeeds] = over_seeds
+        if "class" in dims:
+            over = partial(_over_each_class, self.classes, self.own[0].sizes["class"])
         each = [over([one[at] for one in values], **how) for at in range(len(values[0]))]
         return OverSeeds(*(np.stack(part) for part in zip(*each, strict=True)))
 
@@ -97,26 +112,33 @@ class SeedsSheet:
     def _put_difference(
         self, key: str, ending: str, dims: tuple[str, ...], gaps: list[np.ndarray], text: str
     ) -> None:
-        name, bounds, layers = f"{key}_{ending}", EVERY[key].inside, gaps[0].shape[-2]
+        name, bounds, family = f"{key}_{ending}", EVERY[key].inside, _family(dims[1:])
         found = inside(self._over(key, gaps), bounds, paired=True)
-        put_tested(self.found, name, dims, found, text)
-        band = inside(self._over(key, gaps, 1 - (1 - LEVEL) / layers), bounds, paired=True)
+        put_tested(self.found, name, dims, found, text, family=family)
+        tests = np.prod(found.mean.shape[-family:])
+        band = inside(self._over(key, gaps, 1 - (1 - LEVEL) / tests), bounds, paired=True)
         for end, bound in zip(("low", "high"), (band.low, band.high), strict=True):
-            about = f"{text}, {end} end of the band over all layers, over seeds"
+            about = f"{text}, {end} end of the band over all at once, over seeds"
             attrs = {"long_name": about, "direction": "0 = no difference"}
             self.found[f"{name}_wide_{end}"] = (dims, bound, attrs)
 
-    def put_verdict(self, key: str) -> None:
-        """The layer of each run's fall, and by how much alignment shifts it."""
-        for what in ("fall", "shift"):
-            name = f"{key}_{what}"
-            if f"{name}_mean" not in self.own[0]:
-                continue
-            each = [one[f"{name}_mean"] for one in self.own]
-            if what == "shift":  # one that a model without a fall bounds from below is no number
-                sure = [one[f"{name}_censored"] <= 1 - LEVEL for one in self.own]
-                each = [one.where(known) for one, known in zip(each, sure, strict=True)]
-            put_depths(self.found, name, each, self.own[0].layer, by=what == "shift")
+
+def _family(dims: tuple[str, ...]) -> int:
+    """How many of the last dimensions are tested at once, as in a sweep: each k by itself."""
+    return 1 if dims[0] == "k" else len(dims)
+
+
+def put_verdict(results: Results, key: str, own: list[xr.Dataset]) -> None:
+    """The layer of each run's fall, and by how much alignment shifts it. own : one of each run."""
+    for what in ("fall", "shift"):
+        name = f"{key}_{what}"
+        if f"{name}_mean" not in own[0]:
+            continue
+        each = [one[f"{name}_mean"] for one in own]
+        if what == "shift":  # one that a model without a fall bounds from below is no number
+            sure = [one[f"{name}_censored"] <= 1 - LEVEL for one in own]
+            each = [one.where(known) for one, known in zip(each, sure, strict=True)]
+        put_depths(results, name, each, own[0].layer, by=what == "shift")
 
 
 def put_interval(
@@ -137,14 +159,16 @@ def put_tested(
     *,
     family: int = 1,
 ) -> None:
-    """A difference with its test, adjusted over the last dimensions, as many as make a family."""
+    """A difference with its test, adjusted over the last dimensions, as many as make a family, if
+    any."""
     about = {"long_name": f"{text}, over seeds", "direction": "0 = no difference"}
     for ending, values in zip(("", "_low", "_high"), found[:3], strict=True):
         results[f"{key}{ending}"] = (dims, values, about)
     about = {"long_name": f"{text}, p over seeds", "direction": "smaller is stronger evidence"}
     results[f"{key}_p"] = (dims, found.p, about)
-    together = found.p.reshape(*found.p.shape[:-family], -1)
-    results[f"{key}_p_adjusted"] = (dims, holm(together).reshape(found.p.shape), about)
+    shape = found.p.shape
+    together = found.p.reshape(*shape[: len(shape) - family], -1)
+    results[f"{key}_p_adjusted"] = (dims, holm(together).reshape(shape), about)
 
 
 def put_depths(
@@ -175,7 +199,7 @@ def put_depths(
 
 
 def inside(found: OverSeeds, bounds: tuple[float, float], *, paired: bool = False) -> OverSeeds:
-    """What can be: a difference is no larger than the bounds are apart."""
+    """Mean and ends within the bounds of a measure; of a difference, within their distance."""
     least, most = bounds
     ends = (least - most, most - least) if paired else bounds
     mean, low, high = (np.clip(part, *ends) for part in found[:3])
@@ -187,12 +211,22 @@ def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.subtract(a, b, dtype=np.int8 if a.dtype == bool else None)
 
 
-def _over_each_class(values: list[np.ndarray], **how: Any) -> OverSeeds:
-    """values : (classes, layers, objects) of each seed, nan of the objects of another class."""
+def _means_by_class(values: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+    """values (variants, layers, objects) to (variants, count, layers); nan of no object."""
+    means = np.full((len(values), count, values.shape[1]), np.nan)
+    for at in np.unique(classes):
+        means[:, at] = values[..., classes == at].mean(axis=-1)
+    return means
+
+
+def _over_each_class(
+    classes: list[np.ndarray], count: int, values: list[np.ndarray], **how: Any
+) -> OverSeeds:
+    """values (layers, objects) of each seed, over (count, layers)."""
     each = []
-    for at in range(len(values[0])):
-        own = [one[at][:, np.isfinite(one[at, 0])] for one in values]
+    for at in range(count):
+        own = [one[:, of == at] for one, of in zip(values, classes, strict=True)]
         enough = min(one.shape[-1] for one in own) > 1  # else there is no scatter of objects
-        nothing = OverSeeds(*np.full((4, values[0].shape[1]), np.nan))
+        nothing = OverSeeds(*np.full((4, values[0].shape[0]), np.nan))
         each.append(over_seeds(own, **how) if enough else nothing)
     return OverSeeds(*(np.stack(part) for part in zip(*each, strict=True)))

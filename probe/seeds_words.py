@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
-from probe.judged import MAIN, SIGNIFICANT, at_layer, decimals, tells
+from probe.judged import MAIN, SIGNIFICANT, at_layer, capitalised, decimals, tells
 from probe.seeds_scores import MANY, OTHERWISE, SCORES, SHARE
 
 MANY_OF = {  # what there are many of, and how they compare
@@ -70,11 +70,12 @@ def _of_many(pair: xr.Dataset, key: str) -> list[str]:
     if key not in MANY_OF or not _there(pair, key):
         return []
     what, more, less = MANY_OF[key]
+    number = int(pair[f"{key}_difference"].notnull().any("layer").sum())
     gap, sure = pair[f"{key}_difference"], pair[f"{key}_difference_p_adjusted"] < SIGNIFICANT
     above, below = (int((sure & (sign * gap > 0)).any("layer").sum()) for sign in (1, -1))
     return [
-        f"Of {gap.isel(layer=0).size} {what}, each by itself, aligned is {more} than baseline for "
-        f"{above} and {less} for {below}, beyond seeds and objects, at one layer or more."
+        f"{capitalised(what)} ({number}): aligned is {more} than baseline for {above} and {less} for {below}, "
+        "beyond seeds and objects over all of them at once, at one layer or more."
     ]
 
 
@@ -160,8 +161,11 @@ def _all_alike(mean: float) -> str:
 
 def findings_beside(name: str, results: xr.Dataset) -> list[str]:
     """What holds over seeds of what runs keep beside the sweep, see `probe.seeds_beside`."""
+    if "why" in results.attrs:
+        return [f"{TITLES[name]}: not put together, {results.attrs['why']}."]
     alike = "the same objects" if results.attrs["shared"] else "other objects in each"
-    said = [f"{TITLES[name]}, {results.attrs['seeds']} seeds, {alike}."]
+    runs = ", ".join(results.run.values.astype(str))
+    said = [f"{TITLES[name]}, {results.attrs['seeds']} seeds ({runs}), {alike}."]
     if "comparison" in results.coords and MAIN in results.comparison.values:
         pair = results.sel(comparison=MAIN)
         keys = [str(key).removesuffix("_difference") for key in pair if f"{key}_p_adjusted" in pair]
@@ -215,12 +219,16 @@ def _stopped(one: xr.Dataset) -> str:
     each = one.stops_by_run.values
     start = f"{one.variant.item()}: the text stops reading the point tokens by layer "
     mean, low, high = (float(one[f"stops_{part}"]) for part in ("mean", "low", "high"))
-    if not np.isfinite(mean) or np.isinf(each).any():
-        words = [
-            "never read" if np.isnan(at) else "beyond the deepest" if np.isinf(at) else f"{at:g}"
-            for at in each
-        ]
-        return f"{start}{', '.join(words)}, run by run."
+    if not np.isfinite(each).all():
+        never, beyond = int(np.isnan(each).sum()), int(np.isinf(each).sum())
+        layers = ", ".join(f"{at:g}" for at in each[np.isfinite(each)])
+        said = [f"by layer {layers}"] if layers else []
+        said += [f"not up to the deepest in {beyond}"] if beyond else []
+        said += [f"it never reads them in {never}"] if never else []
+        return (
+            f"{one.variant.item()}: when the text stops reading the point tokens, run by run: "
+            f"{'; '.join(said)}."
+        )
     if np.isnan(low):
         return start + f"{mean:g} in every run: that gives no interval."
     first, deepest = (int(layer) for layer in one.layer.values[[0, -1]])
@@ -239,10 +247,11 @@ def _closed(one: xr.Dataset) -> list[str]:
     if share.isnull().all():
         return [f"{start}, within noise in one run or more: there is no gap to close."]
     best = one.isel(layer=int(share.argmax("layer")))
+    if float(best.transplant_p_adjusted) >= SIGNIFICANT or float(best.transplant_share_mean) <= 0:
+        return [f"{start}; its point tokens close it at no layer, beyond seeds and objects."]
     three = (100 * float(best[f"transplant_share_{part}"]) for part in ("mean", "low", "high"))
     closed = "{:.0f} [{:.0f}, {:.0f}] %".format(*three)
-    sure = float(best.transplant_p_adjusted) < SIGNIFICANT
     return [
         f"{start}; its point tokens close {closed} of that at layer {int(best.layer)}, the most of "
-        f"any layer, {'beyond' if sure else 'within'} seeds and objects."
+        "any layer."
     ]

@@ -34,10 +34,10 @@ def runs(tmp_path_factory):
     return [make(folder / f"seed{seed}", seed) for seed in range(3)]
 
 
-def make(path, seed, variants=tuple(KEPT), classes=3, finish=True, factors=None):
+def make(path, seed, variants=tuple(KEPT), classes=3, finish=True, factors=None, tokens=TOKENS):
     rng = np.random.default_rng(seed)
     label = np.arange(SAMPLES) % classes
-    target = 0.3 * rng.normal(size=(SAMPLES, TOKENS, 6)) + rng.normal(size=(SAMPLES, 1, 6))
+    target = 0.3 * rng.normal(size=(SAMPLES, tokens, 6)) + rng.normal(size=(SAMPLES, 1, 6))
     target[:, :, 0] += 3 * label[:, None]
     writer = store.create_run(
         path,
@@ -51,7 +51,7 @@ def make(path, seed, variants=tuple(KEPT), classes=3, finish=True, factors=None)
         | (factors or {}),
         layers=LAYERS,
         variants=list(variants),
-        tokens=TOKENS,
+        tokens=tokens,
         dim=6,
         target_dim=6,
         encoder_dim=6,
@@ -256,6 +256,22 @@ def test_every_interval_of_a_sweep_has_one_over_seeds(whole):
             np.testing.assert_allclose(ours, np.clip(exact, *bounds), atol=2e-5, err_msg=name)
 
 
+def test_every_difference_is_that_of_the_means(whole):
+    found, seen = whole[1], 0
+    for name in (str(name) for name in found if str(name).endswith("_difference")):
+        by_model = found[f"{name.removesuffix('_difference')}_by_run"].mean("run")
+        gap = by_model.sel(variant="aligned") - by_model.sel(variant="baseline")
+        ours = found[name].sel(comparison="aligned - baseline")
+        np.testing.assert_allclose(ours, gap.transpose(*ours.dims), atol=1e-6, err_msg=name)
+        p, adjusted = (found[f"{name}_{end}"].values for end in ("p", "p_adjusted"))
+        tests = np.isfinite(p).sum() if found[name].dims[1] != "k" else p.shape[-1]
+        if np.isfinite(p).any():  # Holm: the least is as often as there are tests at once
+            least = np.nanmin(p)
+            assert np.nanmin(adjusted) == pytest.approx(min(1, tests * least), abs=1e-9), name
+        seen += 1
+    assert seen > 40
+
+
 def test_what_holds_over_seeds_is_said_of_every_measure(whole):
     found = whole[1]
     said = " ".join(findings(found))
@@ -263,8 +279,9 @@ def test_what_holds_over_seeds_is_said_of_every_measure(whole):
         assert f"Aligned less baseline in {name}" in said, name
     for name in ("a tenth of the query objects", "less that with labels shuffled", "standardised"):
         assert name in said.partition("Asked otherwise")[2], name
-    for what in ("1 properties", "3 classes", "24 ways", "2 single tokens"):
-        assert f"Of {what}" in said, what
+    many = ("Properties (1)", "Classes (3)", "Ways of asking for neighbours (24)")
+    for what in (*many, "Single tokens (2)"):
+        assert f"{what}: aligned is" in said, what
     assert "massive tokens left out" not in said.replace("gallery, massive", "")  # there are none
     undefined = found.copy(deep=True)  # at one layer: told of the others
     undefined["two_nn_difference"][:, 0] = np.nan
@@ -295,6 +312,36 @@ def test_what_is_no_mean_over_objects_is_covered_over_seeds_too(shared):
     assert held.min() > 0.88 and 0.93 < held.mean() < 0.97, held
 
 
+def test_runs_may_differ_in_objects_classes_order_and_properties_alone(tmp_path):
+    """A class without query objects is no warning; a report of properties has no curves."""
+    side = np.random.default_rng(9).normal(size=SAMPLES)
+    pair = [
+        make(tmp_path / f"seed{seed}", seed, factors={"factor_side": side}) for seed in range(2)
+    ]
+    tables = [run.samples() for run in pair]
+    split = np.where((tables[1].label == 0) | (np.arange(SAMPLES) < 20), "gallery", "query")
+    pair[1].samples = lambda: tables[1].assign(split=("sample", split))
+    found = over_runs(pair, ("knn",), k=(5,))
+    gone = found.knn_class_mean.sel({"class": "class 0"})
+    assert gone.isnull().all() and found.knn_class_mean.sel({"class": "class 1"}).notnull().all()
+    counts = [one.knn_by_run for one in (found, over_runs(pair[::-1], ("knn",), k=(5,)))]
+    np.testing.assert_allclose(counts[0], counts[1][::-1])
+    alone = over_runs(pair, ("geometry",))
+    pair[0].write_probe("seeds", alone)
+    assert "Properties (1)" in write_report(pair[0])[1].read_text()
+
+
+def test_the_number_of_objects_counts_alike_in_any_order():
+    rng = np.random.default_rng(0)
+    few, many = rng.integers(0, 2, (3, 30)), rng.integers(0, 2, (3, 60))
+    one, other = (over_seeds(pair, hits=True) for pair in ([few, many], [many, few]))
+    np.testing.assert_allclose(one, other)
+    means = np.array([few.mean(axis=-1), many.mean(axis=-1)])
+    rounding = (1 / 30**2 + 1 / 60**2) / 24
+    error = np.sqrt((means.var(axis=0, ddof=1) + rounding) / 2)
+    np.testing.assert_allclose(one.high - one.mean, stats.t.ppf(0.975, 1) * error)
+
+
 def test_properties_are_put_together_as_far_as_all_runs_have_them(tmp_path):
     side = np.random.default_rng(9).normal(size=SAMPLES)
     pair = [
@@ -305,9 +352,7 @@ def test_properties_are_put_together_as_far_as_all_runs_have_them(tmp_path):
     assert found.property.values.tolist() == ["factor_side"]  # the other varies in one of them
     own = np.stack([run.probes("sweep").geometry_mean[..., 0] for run in pair])
     np.testing.assert_allclose(found.geometry_by_run.isel(property=0), own, atol=1e-9)
-    assert "Of 1 properties, each by itself, aligned is read out better" in " ".join(
-        findings(found)
-    )
+    assert "Properties (1): aligned is read out better" in " ".join(findings(found))
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +408,7 @@ def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
     shutil.copytree(runs[1].path, tmp_path / "copy")
     copy = store.open_run(tmp_path / "copy")
     half = make(tmp_path / "half", 4, finish=False)
+    tokens = make(tmp_path / "tokens", 4, tokens=3)
     for wrong, message in (
         ([runs[0]], "need 2 or more runs, each once"),
         ([runs[0], runs[0]], "each once"),
@@ -370,6 +416,7 @@ def test_runs_that_cannot_be_put_together_are_refused(runs, tmp_path):
         ([runs[0], other], "has no variant aligned"),
         ([runs[0], half], r"\S*half is not completely captured: seeds want whole runs"),
         ([runs[0], fewer], "other classes: class 2 is in one"),
+        ([runs[0], tokens], r"seed0 has 2 tokens, \S*tokens 3"),
     ):
         with pytest.raises(ValueError, match=message):
             over_runs(wrong)

@@ -13,7 +13,7 @@ from probe.__main__ import ProbeConfig, main
 from probe.causal import INTERVENTIONS, causal
 from probe.lens import lens
 from probe.page import write_report
-from probe.seeds_beside import over_kept
+from probe.seeds_beside import KEPT, over_kept
 from probe.seeds_words import findings_beside
 from tests.test_seeds import make
 
@@ -143,6 +143,68 @@ def test_models_are_compared_by_object_and_a_known_difference_is_found(runs):
     )
 
 
+def drawn(name, seed):
+    """Results of a probe as it keeps them: of the shapes that its measures have."""
+    rng = np.random.default_rng([seed, len(name)])
+    coords = {
+        "variant": ["aligned", "baseline", "stage1"],
+        "method": ["pca", "umap"],
+        "draw": [0, 1],
+        "step": [30, 60],
+        "trained": [4, 8],
+        "layer": LAYERS,
+        "object": [f"object {row}" for row in range(OBJECTS)],
+        "group": np.arange(16),
+    }
+    dims = {
+        "maps": ("method", "draw", "variant", "layer", "group"),
+        "steps": ("variant", "step", "layer", "object"),
+        "alignment": ("variant", "trained", "layer", "object"),
+        "reconstruction": ("variant", "layer", "object"),
+    }[name]
+    found = xr.Dataset(attrs={"seed": 0})
+    for key in KEPT[name]:
+        own = dims[-1:] if key.endswith(("_target", "_shuffled")) else dims
+        each = xr.DataArray(rng.uniform(0.4, 0.6, size=[len(coords[dim]) for dim in own]), dims=own)
+        found[f"{key}_of_groups" if name == "maps" else key] = each
+        found[f"{key}_low"] = each.mean(dims[-1]) - 0.1
+    return found.assign_coords({dim: coords[dim] for dim in dims})
+
+
+@pytest.mark.parametrize("name", ["maps", "steps", "alignment", "reconstruction"])
+def test_every_difference_is_that_of_the_means_whatever_the_dimensions(runs, name):
+    for seed, run in enumerate(runs):
+        run.write_probe(name, drawn(name, seed))
+    found = over_kept(runs, name, shared=False)
+    assert found.comparison.values.tolist() == ["aligned - baseline", "stage1 - baseline"]
+    seen = 0
+    for key in KEPT[name]:
+        if f"{key}_difference" not in found:
+            continue
+        by_run = found[f"{key}_by_run"]
+        for pair in found.comparison.values:
+            gap = by_run.sel(variant=pair.split(" - ")[0]) - by_run.sel(variant="baseline")
+            ours = found.sel(comparison=pair)
+            mean = gap.mean("run").transpose(*ours[f"{key}_difference"].dims)
+            np.testing.assert_allclose(ours[f"{key}_difference"], mean, atol=1e-6)
+            theirs = stats.ttest_1samp(gap.transpose("run", *mean.dims).values, 0)
+            np.testing.assert_allclose(ours[f"{key}_difference_p"], theirs.pvalue, atol=1e-5)
+            p = holm_of_all(ours[f"{key}_difference_p"].values)
+            np.testing.assert_allclose(ours[f"{key}_difference_p_adjusted"], p, atol=1e-9)
+        seen += 1
+    assert seen == len([key for key in KEPT[name] if not key.endswith(("_target", "_shuffled"))])
+    assert findings_beside(name, found)[0].endswith("(seed0, seed1, seed2), other objects in each.")
+
+
+def holm_of_all(p):
+    """Holm's adjusted p of all of them at once, by its definition."""
+    order = np.argsort(p, axis=None)
+    ranked = p.ravel()[order] * (p.size - np.arange(p.size))
+    adjusted = np.empty(p.size)
+    adjusted[order] = np.minimum(np.maximum.accumulate(ranked), 1)
+    return adjusted.reshape(p.shape)
+
+
 def test_seeds_that_agree_have_the_interval_over_the_objects_they_share(runs):
     first = runs[0].probes("causal")
     for at, run in enumerate(runs[1:], 1):
@@ -180,22 +242,54 @@ def test_a_depth_over_seeds_lies_among_the_captured_layers(runs):
 
 def test_the_command_puts_together_what_all_runs_keep_and_names_the_rest(runs, capsys):
     first, second, third = runs
-    third.write_probe("maps", causes(0)[["log_probability"]])
-    old = words(1).drop_vars(["log_probability"])
-    second.write_probe("lens", old)
     names = (second.path, third.path)
     main(ProbeConfig(run=first.path, more=names, probes="knn", k="5"))
+    assert "In words, 3 seeds (seed0, seed1, seed2), other" in capsys.readouterr().out
+    third.write_probe("maps", drawn("maps", 0))
+    old = words(1).drop_vars(["log_probability"])
+    second.write_probe("lens", old)
+    main(ProbeConfig(run=first.path, more=names, probes="knn", k="5"))
     said = " ".join(capsys.readouterr().out.split())
-    assert "Causes, 3 seeds, other objects in each." in said
+    assert "Causes, 3 seeds (seed0, seed1, seed2), other objects in each." in said
     assert f"without maps: not in {first.path}: python -m probe {first.path} --probes maps" in said
-    assert f"without lens: {second.path} keeps lens without its objects, of an older" in said
-    assert "seeds_causal" in first.probe_names() and "seeds_lens" not in first.probe_names()
+    older = f"{second.path} keeps lens without its objects, of an older version"
+    assert f"without lens: {older}" in said
     text = write_report(first)[1].read_text()
     section = text.partition("## Over seeds")[2].partition("## Depth")[0]
     assert "Causes, 3 seeds" in section and "nats from baseline; its point tokens close" in section
+    assert "In words: not put together" in section and "In words, 3 seeds" not in section
 
 
 def test_runs_that_were_measured_otherwise_are_named(runs):
-    runs[1].write_probe("causal", causes(1).isel(layer=[0, 2]))
-    with pytest.raises(ValueError, match="keep causal of other values of layer: measure both"):
-        over_kept(runs, "causal", shared=False)
+    first, second = (str(run.path) for run in runs[:2])
+    for wrong, message in (
+        (causes(1).isel(layer=[0, 2]), f"{second} keeps causal without layer 4: measure all alike"),
+        (causes(1).sel(variant=["baseline"]), f"{second} keeps causal without variant aligned"),
+        (
+            causes(1).assign_attrs(answer="class"),
+            f"{first} keeps causal of answer caption, {second} of class",
+        ),
+        (causes(1).assign_attrs(seed=3), f"{first} keeps causal of seed 0, {second} of 3"),
+        (
+            causes(1).drop_vars([n for n in causes(1) if str(n).startswith("transplant")]),
+            f"{first} keeps causal with transplant, {second} without: measure both alike",
+        ),
+    ):
+        runs[1].write_probe("causal", wrong)
+        for order in (runs, [runs[0], runs[2], runs[1]]):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                over_kept(order, "causal", shared=False)
+    turned = causes(1).isel(variant=[1, 0])
+    runs[1].write_probe("causal", turned)
+    found = over_kept(runs, "causal", shared=False)
+    ours = found.change_by_run.sel(run="seed1", variant="aligned")
+    np.testing.assert_allclose(ours, turned.change_mean.sel(variant="aligned"))
+
+
+def test_a_transplant_that_widens_the_gap_closes_nothing(runs):
+    for seed, run in enumerate(runs):
+        found = causes(seed)
+        flipped = {n: -found[n] for n in found if "transplant" in str(n) and "gap" not in str(n)}
+        run.write_probe("causal", found.assign(flipped))
+    said = " ".join(findings_beside("causal", over_kept(runs, "causal", shared=False)))
+    assert "close it at no layer, beyond seeds and objects" in said and "%" not in said
