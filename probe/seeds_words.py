@@ -74,8 +74,8 @@ def _of_many(pair: xr.Dataset, key: str) -> list[str]:
     gap, sure = pair[f"{key}_difference"], pair[f"{key}_difference_p_adjusted"] < SIGNIFICANT
     above, below = (int((sure & (sign * gap > 0)).any("layer").sum()) for sign in (1, -1))
     return [
-        f"{capitalised(what)} ({number}): aligned is {more} than baseline for {above} and {less} for {below}, "
-        "beyond seeds and objects over all of them at once, at one layer or more."
+        f"{capitalised(what)} ({number}): aligned is {more} than baseline for {above} and {less} "
+        f"for {below}, beyond seeds and objects over all of them at once, at one layer or more."
     ]
 
 
