@@ -107,19 +107,23 @@ def _with_a_model(config: ProbeConfig, run, asked: list[str]) -> int:
     from probe import causal, lens
 
     found = run.probe_names()
-    for name, said in {"lens": lens.findings, "causal": causal.findings}.items():
-        for sentence in said(run.probes(name)) if name in found and name not in asked else ():
-            print(f"• {sentence}")
     if asked:
         return _explain(config, run, asked)
+    if config.probes != EVERY:
+        return 0
+    for name, said in {"lens": lens.findings, "causal": causal.findings}.items():
+        for sentence in said(run.probes(name)) if name in found else ():
+            print(f"• {sentence}")
     missing = [name for name in WITH_MODEL if name not in found]
     # runs of one target token are of other hosts, which train.explain does not load
     one_by_one = run.attrs.get("target_tokens", run.attrs["tokens"]) > 1
-    if config.probes != EVERY or not missing or not one_by_one:
+    if not missing or not one_by_one:
         return 0
     if why := _no_model(run):
         print(f"Without {' and '.join(missing)}: {why}.")
-    elif _explain(config, run, missing):
+        return 0
+    print(f"{' and '.join(missing)}, in some minutes, with the models of the run:")
+    if _explain(config, run, missing):
         print(f"Without {' and '.join(missing)}, for the reason above.")
     return 0
 
@@ -131,7 +135,10 @@ def _no_model(run) -> str:
     if not isinstance(run.path, Path) or not any(
         (run.path / "checkpoints" / name).is_dir() for name in run.variants
     ):
-        return "they take the models, which runs of python -m train.stage2 hold"
+        return (
+            "they take the models, and this run has none in checkpoints/, where python -m "
+            "train.stage2 keeps them"
+        )
     size = 12 * run.layers[-1] * run.attrs["dim"] ** 2  # of a transformer's blocks
     if size > LARGE and not torch.cuda.is_available():
         return (
@@ -148,8 +155,13 @@ def _explain(config: ProbeConfig, run, names: list[str]) -> int:
     layers = [] if config.layers == "all" else ["--layers", config.layers]
     words = [run.name, "--probes", ",".join(names), "--seed", str(config.seed), *layers]
     print(f"python -m train.explain {' '.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "train.explain", *words], check=False).returncode
-    return code if code >= 0 else 1  # a signal ended it
+    try:
+        done = subprocess.run([sys.executable, "-m", "train.explain", *words], check=False)
+    except KeyboardInterrupt:
+        sys.exit(130)  # it has said so itself
+    if done.returncode == 2:
+        print("its own flags, as --stage1 for weights that have moved: --help of that command")
+    return done.returncode if done.returncode >= 0 else 1  # a signal ended it
 
 
 def _asked(probes: str, run) -> list[str]:
@@ -199,6 +211,7 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
 
 
 def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
+    from probe.page import write_report
     from probe.seeds_runs import check
     from store import open_run
 
@@ -215,9 +228,12 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
         print(f"{one.name}:")
         if name in BESIDE:
             _beside(name, one, layers, config.seed)
-        else:
+        elif name not in one.probe_names():  # minutes: those that are there are put together
             failed = _explain(config, one, [name]) or failed
     _kept_over_seeds(runs, beside)
+    if isinstance(run.path, Path) and "sweep" in run.probe_names():
+        for path in write_report(run):
+            print(path)
     if failed:
         sys.exit(failed)
 
@@ -267,8 +283,10 @@ def _sweeps_over_seeds(config: ProbeConfig, runs, probes: list[str], layers: lis
         )
     for sentence in said:
         print(sentence)
-    runs[0].write_probe("seeds", results)
-    print_seeds(results)
+    try:
+        runs[0].write_probe("seeds", results)
+    finally:
+        print_seeds(results)  # also where the disk is full, or not to be written to
 
 
 def _beside(name: str, run, layers: list[int], seed: int) -> None:

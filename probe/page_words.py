@@ -92,9 +92,15 @@ BESIDE = {  # by the probe that was kept
     "lens": "Lens: point tokens read through the model's own norm and head, after an affine map a "
     "layer that is fitted on text (Belrose et al. 2023).",
 }
-LIMITS = (
+ONE_SEED = (
     "Intervals are over objects, for the models of this run: other seeds of training, other data "
-    "and other sizes are not in them. Repeat the run with other seeds before generalising.",
+    "and other sizes are not in them. Repeat the run with other seeds before generalising."
+)
+SEEDS = (
+    "But for the section Over seeds, intervals are over objects, for the models of this run; other "
+    "data and other sizes are in none of them."
+)
+LIMITS = (
     "p is over all layers of one measure, not over all measures of this page.",
     "A read-out shows that something is there to be read, not that the model reads it.",
     "A depth of fall is read on a straight line between captured layers, for the margin stated: "
@@ -124,7 +130,8 @@ def methods(results: xr.Dataset, others: Iterable[str]) -> list[str]:
 
 def limits(config: dict[str, Any], others: Iterable[str]) -> list[str]:
     """What a report cannot tell, the size of the models first where they are small."""
-    said = list(LIMITS)
+    over_seeds = any(name.startswith("seeds") for name in others)
+    said = [SEEDS if over_seeds else ONE_SEED, *LIMITS]
     preset = config.get("preset", "minigpt3d")
     if preset != "minigpt3d":
         said.insert(0, SMALL.format(preset=preset, data=config.get("data", "other data")))

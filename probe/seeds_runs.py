@@ -4,8 +4,10 @@ Each run is swept by itself; then its measures are put together with those of th
 intervals over seeds and objects (`probe.seeds`).
 """
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,9 @@ from probe.cells import LEVEL
 from probe.seeds_scores import EVERY, Parts, layers_of, parts_of
 from probe.seeds_sheet import SeedsSheet
 from store import Run
+
+OWN = ("seed", "out", "store", "stage1", "weights", "data_root", "threads")
+"""Settings that runs of one recipe may have each for itself: the seed, and where things are."""
 
 
 class Swept(NamedTuple):
@@ -72,13 +77,15 @@ def over_runs(
         found = sweep.cells_of(
             run, more, layers, variants, k=k, seed=seed, dask=dask, progress=progress
         )
-        swept.append(_swept(run, found, probes))
+        swept.append(_swept(run, found))
         del found  # of one run at a time
     own, parts, pairs, classes = map(list, zip(*swept, strict=True))
     own, parts, classes = _in_common(own, parts, classes)
     shared = same_objects(runs)
     keys = [key for key in EVERY if all(key in one for one in parts)]
     compared = [one for one in pairs if one is not None]
+    compared = compared if len(compared) == len(runs) else []
+    asked = [set(one.attrs["probes"]) for one in own]
     dims = dict.fromkeys(dim for key in keys for dim in EVERY[key].extra)
     dims |= dict.fromkeys(("other_variant", "other_layer") if compared else ())
     results = xr.Dataset(
@@ -88,7 +95,8 @@ def over_runs(
             "seed": seed,
             "seeds": len(runs),
             "shared": int(shared),
-            "probes": list(probes),
+            "probes": [name for name in sweep.ALL_PROBES if all(name in one for one in asked)],
+            "recipes": recipes(runs),
             "query_objects": [one.attrs["query_objects"] for one in own],
         },
     )
@@ -104,15 +112,14 @@ def over_runs(
     return results.assign(sheet.found)
 
 
-def _swept(run: Run, found: sweep.Found, probes: Sequence[str]) -> Swept:
+def _swept(run: Run, found: sweep.Found) -> Swept:
     """Put one run's cells together, keep the result in the run, and what an interval needs."""
     results = assemble(run, *found, sweep.REFERENCE)
     results = sweep.with_noise(results, run, None, found.data, found.ask)
     run.write_probe("sweep", results)
-    asked = found._replace(cells={name: found.cells[name] for name in probes})
     labels = found.data.labels
     classes = np.searchsorted(np.unique(labels), labels[found.data.query])
-    return Swept(results, parts_of(asked), layers_of(asked), classes)
+    return Swept(results, parts_of(found), layers_of(found), classes)
 
 
 def _in_common(
@@ -196,6 +203,25 @@ def check(runs: Sequence[Run]) -> None:
                 f"{one.path} and {other.path} hold the same states: a copy of a run is no other "
                 "seed, name it once"
             )
+
+
+def recipes(runs: Sequence[Run]) -> str:
+    """How runs differ in more than their seed, in words; empty where they don't, or don't say."""
+    files = [Path(run.path) / "run.json" for run in runs]
+    if not all(file.is_file() for file in files):
+        return ""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    first, *rest = (one.get("config", {}) for one in records)
+    other = [
+        key for key in first if key not in OWN and any(one.get(key) != first[key] for one in rest)
+    ]
+    seeds = [one.get("seed") for one in (first, *rest)]
+    said = []
+    if other:
+        said.append(f"differ in {', '.join(other)}")
+    if len(set(seeds)) < len(seeds):
+        said.append(f"have the seeds {', '.join(map(str, seeds))}")
+    return f"the runs {' and '.join(said)}: an interval over them is of that" if said else ""
 
 
 def same_objects(runs: Sequence[Run]) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from probe.judged import MAIN, SIGNIFICANT, at_layer, capitalised, decimals, tells
+from probe.seeds_beside import KEPT
 from probe.seeds_scores import MANY, OTHERWISE, SCORES, SHARE
 
 MANY_OF = {  # what there are many of, and how they compare
@@ -44,6 +45,8 @@ def findings(results: xr.Dataset) -> list[str]:
         f"{' and '.join(map(str, dict.fromkeys(objects)))} query objects, {kind}: intervals cover "
         f"seeds and objects.{few}"
     ]
+    if results.attrs.get("recipes"):
+        said.append(f"Not seeds alone: {results.attrs['recipes']}.")
     if MAIN not in results.get("comparison", []):
         return said
     pair = results.sel(comparison=MAIN)
@@ -129,8 +132,8 @@ def _compared(pair: xr.Dataset, key: str) -> str:
         f"{scale * high[at]:+.{digits}f}]{unit} at layer {int(pair.layer[at])}"
     )
     where = f"at {_layers(pair, p)}" if (p < SIGNIFICANT).any() else "nowhere"
-    said = f"Aligned less baseline in {name}: beyond seeds and objects {where}; at most {largest}."
-    return said + _shifted(pair, key)
+    said = f"Aligned less baseline in {name}: beyond seeds and objects {where}; the largest is "
+    return f"{said}{largest}.{_shifted(pair, key)}"
 
 
 def _shifted(pair: xr.Dataset, key: str) -> str:
@@ -168,7 +171,7 @@ def findings_beside(name: str, results: xr.Dataset) -> list[str]:
     said = [f"{TITLES[name]}, {results.attrs['seeds']} seeds ({runs}), {alike}."]
     if "comparison" in results.coords and MAIN in results.comparison.values:
         pair = results.sel(comparison=MAIN)
-        keys = [str(key).removesuffix("_difference") for key in pair if f"{key}_p_adjusted" in pair]
+        keys = [key for key in KEPT[name] if f"{key}_difference" in pair]
         said += [_anywhere(pair, key) + _shifted(pair, key) for key in keys]
     if "through_alignment_mean" in results:
         said += _projected(results)
@@ -180,23 +183,27 @@ def findings_beside(name: str, results: xr.Dataset) -> list[str]:
 
 
 def _anywhere(pair: xr.Dataset, key: str) -> str:
-    """A difference over any dimensions: where it is beyond seeds and objects, and the largest."""
+    """A difference over any dimensions: at how many places it is beyond seeds and objects, and the
+    surest of these, or the largest where there is none.
+    """
     gap, p = pair[f"{key}_difference"], pair[f"{key}_difference_p_adjusted"]
     name = gap.attrs["long_name"].removeprefix("difference in ").removesuffix(", over seeds")
     if gap.isnull().all():
         return f"{name}: the two models have nothing in common to compare."
-    largest_at = np.unravel_index(np.nanargmax(np.abs(gap.values)), gap.shape)
-    at = {str(dim): int(where) for dim, where in zip(gap.dims, largest_at, strict=True)}
+    many = int((p < SIGNIFICANT).sum())
+    first = np.nanargmin(p.values) if many else np.nanargmax(np.abs(gap.values))
+    at = dict(zip(map(str, gap.dims), map(int, np.unravel_index(first, gap.shape)), strict=True))
     three = [float(pair[f"{key}_difference{end}"].isel(at)) for end in ("", "_low", "_high")]
     place = ", ".join(f"{dim} {gap[dim].values[where]}" for dim, where in at.items())
-    many = int((p < SIGNIFICANT).sum())
     digits = decimals(three, 4 if max(map(abs, three)) < 1 else 2)
     largest = "{} [{}, {}]".format(*(f"{part:+.{digits}f}" for part in three))
     start = f"Aligned less baseline in {name}: "
     if not place:
         return f"{start}{'' if many else 'not '}beyond seeds and objects, {largest}."
-    places = f"{many or 'none'} of {int(gap.notnull().sum())} places"
-    return f"{start}beyond seeds and objects at {places}; at most {largest} at {place}."
+    dims = " and ".join(map(str, gap.dims))
+    where = f"{many or 'none'} of {int(gap.notnull().sum())} places ({dims})"
+    which = "the surest" if many else "the largest"
+    return f"{start}beyond seeds and objects at {where}; {which} is {largest} at {place}."
 
 
 def _projected(results: xr.Dataset) -> list[str]:

@@ -1,5 +1,6 @@
 """Intervals over seeds, held against closed forms and simulation; several runs by the command."""
 
+import json
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from probe.findings import controls
 from probe.page import write_report
 from probe.pairs import alike
 from probe.seeds import over_seeds
-from probe.seeds_runs import over_runs
+from probe.seeds_runs import over_runs, recipes
 from probe.seeds_scores import EVERY
 from probe.seeds_words import findings
 from probe.sweep import ALL_PROBES
@@ -329,6 +330,19 @@ def test_runs_may_differ_in_objects_classes_order_and_properties_alone(tmp_path)
     alone = over_runs(pair, ("geometry",))
     pair[0].write_probe("seeds", alone)
     assert "Properties (1)" in write_report(pair[0])[1].read_text()
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_told(tmp_path):
+    pair = [make(tmp_path / f"seed{seed}", seed) for seed in range(2)]
+    for seed, run in enumerate(pair):
+        config = {"seed": seed, "steps": 60, "out": str(run.path), "warmup": 6}
+        (run.path / "run.json").write_text(json.dumps({"config": config}))
+    assert recipes(pair) == ""
+    config |= {"steps": 4, "seed": 0}
+    (pair[1].path / "run.json").write_text(json.dumps({"config": config}))
+    found = over_runs(pair, ("knn",), k=(5,))
+    told = "the runs differ in steps and have the seeds 0, 0: an interval over them is of that"
+    assert f"Not seeds alone: {told}." in findings(found)
 
 
 def test_the_number_of_objects_counts_alike_in_any_order():

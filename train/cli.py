@@ -100,7 +100,7 @@ def run(main: Callable[[Any], None], config: Any) -> None:
     except RuntimeError as error:
         fail(_failure(error), 1)
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from the last checkpoint", 130)
+        fail("stopped; the same command goes on from what it had kept", 130)
 
 
 def _failure(error: RuntimeError) -> str:
