@@ -58,52 +58,86 @@ Of ten neighbours in the place of four, with a share of 0.39, the interval of th
 good part of all there is, and what an object is to others is no longer a matter of those that lie
 together. Of five it held 0.937. Made of the logarithm or of the inverse it holds as often.
 
-SVCCA, whose number of directions changes with the objects, is by the mean of objects left out in
-part and of halves (700 to 2000 runs; by the first alone):
-bent surface, 120 and 300 objects   0.945 0.045   0.949 0.045   (0.958 0.024   0.957 0.037)
-cloud of 600; of 20, 120            0.957 0.052   0.971 0.031   (0.957 0.051   0.977 0.026)
-classes of 20, 120 and 300          0.946 0.046   0.958 0.040   (0.969 0.010   0.949 0.054)
-six classes, 120                    0.947 0.026                 (0.943 0.032)
-heavy tails, 120                    0.930 0.064                 (0.940 0.053)
-slow fall, 120 and 300              0.957 0.034   0.940 0.049   (0.991 0.003   0.976 0.005)
-slow fall, 600                      0.934 0.036                 (0.949 0.003)
+The five below do not keep to 94 to 96 everywhere. What was outside in a few hundred runs was drawn
+anew, two models a run: the error of a rate is 0.2 to 0.5 points, 0.7 of some clear classes. Much
+was chance; what is left outside is said with its cause, as far as it is known.
 
-Of common neighbours and PWCCA, whose errors are from halves of the objects (those of mutual_knn
-where the objects lie otherwise from 350 to 800 runs: give or take 0.01):
+SVCCA, whose number of directions changes with the objects, is by the mean of objects left out in
+part and of halves (4000 runs of heavy tails of 120 objects, 1500 of slow fall, 2000 of the others;
+in brackets by the first alone):
+cloud of 20, 120 objects            0.955 0.041   (0.959 0.033)
+six classes, 120                    0.953 0.027   (0.949 0.025)
+classes of 20, 300                  0.965 0.034   (0.956 0.040)
+slow fall, 120                      0.962 0.038   (0.990 0.002)
+slow fall, 600                      0.941 0.043   (0.958 0.005)
+heavy tails, 120 and 300            0.927 0.062   0.936 0.063   (0.938 0.055   0.944 0.054)
+once, 700 to 2000 runs:
+bent surface, 120 and 300           0.945 0.045   0.949 0.045   (0.958 0.024   0.957 0.037)
+cloud of 600; classes of 20, 120    0.957 0.052   0.946 0.046   (0.957 0.051   0.969 0.010)
+slow fall, 300                      0.940 0.049                 (0.976 0.005)
+Of heavy tails the error is a tenth too small, 0.86 of the spread by halves and 0.97 by the first
+alone, which in turn is too wide where the number of directions changes, and calls 1 pair of equal
+models in 100 different in classes of 20. No other share or weight of the two is much closer to 95
+over the first seven.
+
+Of common neighbours and PWCCA, whose errors are from halves of the objects:
 mutual_knn                                     0.949      0.048
-bent surface, 120 and 600 objects   0.965 0.042   0.960 0.043
-six classes                         0.977 0.038   0.938 0.043   10 neighbours of a class of 20
-Swiss roll                          0.947 0.041   0.926 0.037
-heavy tails                         0.951 0.048   0.957 0.034
-classes of 20                       0.999 0.050   1.000 0.057   a half has 10 of each, 8 are near
-the last, left out in part          0.968 0.028   0.974 0.040   share 0.55; no better elsewhere:
-of these and 300 objects, the cloud too: 0.921 to 0.974, 0.011 to 0.055
+bent surface, 120 objects                      0.952      0.044   4000 runs
+heavy tails, 120                               0.950      0.043   4000
+Swiss roll, 120 and 600             0.952 0.038   0.948 0.046   4000, 2000
+six classes, 600                               0.956      0.041   1500
+six classes, 120                               0.976      0.032   4000: 10 neighbours of 20 objects
+classes of 20, 120                             1.000      0.057   4000: a half has 10, 8 are near
+the same, 600                                  1.000      0.057   350 to 800 runs, and below
+bent surface and heavy tails, 600   0.960 0.043   0.957 0.034
+Of 20 objects to a class the error is 1.4 and 2.4 times the spread: what one half has more of a
+class the other has less (cut evenly by class, 1.5 for 2.4). Two models have the cut in common, and
+their difference keeps its level. Left out in part, with a share of 0.55, classes of 20 have 0.968
+and 0.974, and the others, 300 objects too, 0.921 to 0.974; the mean of both is no better.
 pwcca                                          0.955      0.045
 
 The online code keeps its groups left out: of what is coded, and by half of what is fitted; two
-objects that the states do not help with are in its error (150 to 1200 runs; all of what is fitted
-made it 0.97 to 0.99, with 0 to 2 false alarms in 100):
-4 classes in 6 dimensions, 80 objects          0.961      0.050
-5 in 8, 120                                    0.968      0.034
-6 in 48, 160                                   0.957      0.018
-8 in 16, 400                                   0.967      0.013
-4 clear ones in 12, 120                        0.963      0.011
-4 that need a thirteenth of the bits, 200      0.942      0.023
-4 that need a fifth, 80                        0.948      0.006   0.931 without the two objects
-4 that need a sixth, 80                        0.955      0.008   0.763
-the same, 16 dimensions, other classes         0.931      0.005   0.765
-3 that need a sixth, 80                        0.956      0.020   0.681
+objects that the states do not help with are in its error (1750 or 2000 runs, 1000 of the last four;
+all of what is fitted made it 0.97 to 0.99, with 0 to 2 false alarms in 100):
+4 classes in 6 dimensions, 80 objects          0.952      0.039
+5 in 8, 120                                    0.963      0.042
+6 in 48, 160                                   0.965      0.023
+8 in 16, 400                                   0.963      0.036
+4 that need 1/2.3 of the bits, 80              0.964      0.023
+4 that need 1/3.1, 80, other classes           0.963      0.014
+3 that need 1/5, 80                            0.938      0.004   0.918
+4 that need 1/6.1, 80                          0.949      0.008   0.777 without the two objects
+4 that need 1/12, 200                          0.966      0.005
+4 that need 1/7, 120                           0.977      0.002
+3 that need 1/6.5, 80                          0.979      0.016   0.431
+2 that need 1/5.7, 80                          0.993      0.003   0.781
+2 that need 1/6.5, 80                          0.998      0.013   0.221
+Of unclear classes it is a little wide: 0.4 in the place of the half would take 0.6 to 1.1 points
+off the first six, and 0.2 off the 0.938. The length of clear ones is skewed, as a few orders cost
+far more than the others: its error is 1.3 to 2.1 times the spread.
 
 Hubness, of which what pairs of groups make is counted once too often, less a quarter of that (two
-models in the noise of their own, 500 to 600 runs, 10 neighbours; without, 500 runs):
-3 dimensions, 250 queries, 250 objects         0.967      0.025   0.980      0.014
-2 dimensions, 500 and 250                      0.961      0.040   0.976      0.024
-5 dimensions, 80 and 400                       0.959      0.018   0.980      0.014
-20 dimensions, 300 and 300                     0.948      0.047
-100 dimensions, 300 and 300                    0.944      0.062   0.951      0.062
-bent surface in 10, 200 and 200                0.951      0.040
-5 classes in 12, 300 and 300, 5 neighbours     0.933      0.028   0.947      0.020
-heavy tails in 8, 150 and 300, 20 neighbours   0.948      0.046   0.951      0.038
+models in the noise of their own, 4000 runs over 16 galleries, 10 neighbours; the error over the
+spread of the values):
+2 dimensions, 500 queries, 250 objects         0.958      0.029   1.15
+3 dimensions, 250 and 250                      0.962      0.027   1.20
+5 dimensions, 80 and 400                       0.955      0.016   1.27
+20 dimensions, 300 and 300                     0.944      0.047   1.00
+20 dimensions, 80 and 400                      0.941      0.040   1.05
+20 dimensions, 300 and 300, by cosine          0.982      0.011   1.39  as skewed as by chance
+100 dimensions, 300 and 300                    0.950      0.052   1.01
+bent surface in 10, 200 and 200                0.959      0.030   1.18
+5 classes in 12, 300 and 300, 5 neighbours     0.951      0.030   1.09
+heavy tails in 8, 150 and 300, 20 neighbours   0.953      0.039   1.06
+Where there are no hubs it is pairs of groups that make it, and a quarter is too little. Seven
+tenths, with which errors are about as large as the spread, hold 0.887 to 0.946: an error goes up
+and down with its value. No other constant, nor the arsinh of the values, keeps all at 94 to 96.
+
+Trustworthiness and continuity of a map, by halves, of 120 and of 300 objects (1500 runs; 4000 of
+the cloud and of the six classes of 120):
+cloud                               0.965 0.957   0.963 0.959
+bent surface                        0.951 0.955   0.959 0.959
+six classes                         0.937 0.952   0.946 0.958
 
 share of a gap that a transplant closes        0.944
 the same, band over layers (percentile_band)   0.940
