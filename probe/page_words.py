@@ -108,7 +108,7 @@ LIMITS = (
     "The drift of the aligned model is close to what it was trained to make small; accuracy, "
     "geometry and reconstruction are not.",
     "Simulated, 95 % intervals of intrinsic dimension hold in 94 to 96 % of runs of 600 objects, "
-    "those of common neighbours in 94 to 97 %, in up to all where a class has few objects; less "
+    "those of common neighbours in 95 to 96 %, in up to all where a class has few objects; less "
     "exact are those of SVCCA where the number of directions changes with the objects or tails are "
     "heavy (93 to 97 %), and of PWCCA of fewer than 6 objects to a dimension.",
 )
