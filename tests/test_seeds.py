@@ -176,7 +176,7 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
         said.split()
     )
     assert "over 3 seeds" in said and "beyond seeds and objects at layer 4" in said
-    page, text = write_report(first)
+    page, text = (first.path / name for name in ("report.html", "report.md"))
     assert 'id="over-seeds"' in page.read_text() and "figure-seeds" in page.read_text()
     own = "{:.1f} \\[{:.1f}, {:.1f}\\]".format(*(100 * float(one[f"knn_{p}"]) for p in PARTS))
     section = text.read_text().partition("## Over seeds")[2].partition("## Depth")[0]

@@ -12,7 +12,6 @@ import store
 from probe.__main__ import ProbeConfig, main
 from probe.causal import INTERVENTIONS, causal
 from probe.lens import lens
-from probe.page import write_report
 from probe.seeds_beside import KEPT, over_kept
 from probe.seeds_words import findings_beside
 from tests.test_seeds import make
@@ -254,7 +253,7 @@ def test_the_command_puts_together_what_all_runs_keep_and_names_the_rest(runs, c
     assert f"without maps: not in {first.path}: python -m probe {first.path} --probes maps" in said
     older = f"{second.path} keeps lens without its objects, of an older version"
     assert f"without lens: {older}" in said
-    text = write_report(first)[1].read_text()
+    text = (first.path / "report.md").read_text()
     section = text.partition("## Over seeds")[2].partition("## Depth")[0]
     assert "Causes, 3 seeds" in section and "nats from baseline; its point tokens close" in section
     assert "In words: not put together" in section and "In words, 3 seeds" not in section

@@ -168,6 +168,7 @@ def test_a_model_is_captured_while_it_trains(plain, tiny_checkpoint, solids_fold
     assert set(proofs) == set(last.variants) and all(proofs.values())
 
 
+@pytest.mark.slow  # of the loop alone: test_processes.py
 def test_two_processes_end_with_the_model_of_one_and_the_bytes_of_what_does_not_train(
     tiny_checkpoint, solids_folder, tmp_path
 ):
