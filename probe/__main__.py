@@ -130,8 +130,6 @@ def _with_a_model(config: ProbeConfig, run, asked: list[str]) -> int:
 
 def _no_model(run) -> str:
     """Why lenses and causes are not measured unless they are asked for; empty where they are."""
-    import torch
-
     if not isinstance(run.path, Path) or not any(
         (run.path / "checkpoints" / name).is_dir() for name in run.variants
     ):
@@ -140,12 +138,16 @@ def _no_model(run) -> str:
             "train.stage2 keeps them"
         )
     size = 12 * run.layers[-1] * run.attrs["dim"] ** 2  # of a transformer's blocks
-    if size > LARGE and not torch.cuda.is_available():
-        return (
-            f"of {size / 1e9:.1f} billion parameters they take a GPU; without one "
-            f"python -m train.explain {run.name} takes hours"
-        )
-    return ""
+    if size < LARGE:
+        return ""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return (
+        f"of {size / 1e9:.1f} billion parameters they take a GPU; without one "
+        f"python -m train.explain {run.name} takes hours"
+    )
 
 
 def _explain(config: ProbeConfig, run, names: list[str]) -> int:
@@ -224,12 +226,13 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
         _sweeps_over_seeds(config, runs, swept, layers)
     beside = list(dict.fromkeys(name for name in probes if name not in swept))
     failed = 0
-    for name, one in product(beside, runs):
+    for name, one in product([name for name in beside if name in BESIDE], runs):
         print(f"{one.name}:")
-        if name in BESIDE:
-            _beside(name, one, layers, config.seed)
-        elif name not in one.probe_names():  # minutes: those that are there are put together
-            failed = _explain(config, one, [name]) or failed
+        _beside(name, one, layers, config.seed)
+    for one in runs:  # what is there is put together: each takes minutes
+        there = one.probe_names()
+        if missing := [name for name in beside if name in WITH_MODEL and name not in there]:
+            failed = _explain(config, one, missing) or failed
     _kept_over_seeds(runs, beside)
     if isinstance(run.path, Path) and "sweep" in run.probe_names():
         for path in write_report(run):
