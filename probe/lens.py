@@ -5,7 +5,8 @@ States are read as if they stood behind the last block: through the model's fina
 al. 2023, arXiv:2303.08112). A name of several tokens stands for its first. The contextual lens
 looks for the caption token whose state in the same layer is nearest (LatentLens).
 
-`lens` makes a Dataset. Each NAME_mean has NAME_low and NAME_high, 95 % intervals over objects:
+`lens` makes a Dataset. Each NAME_mean has NAME_low and NAME_high, 95 % intervals over objects, or
+over texts, which are of an object each:
 
 variable               | over variant, and    | meaning
 -----------------------|----------------------|--------------------------------------------------
@@ -22,8 +23,10 @@ log_rank               | lens, layer, object  | of each object: rank_mean is e t
 top_word, top_share    | lens, layer, place   | words most often on top; share of point tokens
 word                   | lens, layer, object, | row of `vocabulary` that is on top
                        | token                |
-kl                     | lens, layer          | nats from the model's own next-token distribution
-                       |                      | on held-out text; lower is better
+kl_mean                | lens, layer          | nats from the model's own next-token distribution
+                       |                      | on held-out text, over its conversations (`text`);
+                       |                      | lower is better
+kl                     | lens, layer, text    | of each conversation, a mean over its tokens
 caption_match_mean     | layer                | share of point tokens whose nearest caption token
                        |                      | is of their class; higher is better
 caption_match_shuffled | layer                | the same where captions swap their classes
@@ -48,7 +51,8 @@ from probe.intervals import Interval, bootstrap
 
 LENSES = ("logit", "tuned")
 NUMBERS_AT_ONCE = 2**24  # logits held in memory at a time
-HELD_OUT = 5  # one object in so many is kept from the fit of the tuned lens
+HELD_OUT = 5  # one conversation in so many is kept from the fit of the tuned lens
+FEWEST = HELD_OUT + 1  # conversations, of which two are held out: one has no interval
 STEPS = 200
 BATCH = 128
 RATE = 2e-3
@@ -176,16 +180,13 @@ def tuned_lens(
     Minimises KL(model's next-token distribution || lens) by Adam at a falling rate (Belrose et al.
     use SGD) on four conversations in five. Norm and head stay as they are.
 
-    Yields the translator and the KL in nats on held-out conversations, (2,): of the logit lens and
-    of the tuned one. Raises ValueError for fewer than five conversations.
+    Yields the translator and the KL in nats of each conversation of `held_out`, a mean over its
+    tokens, (2, conversations): of the logit lens and of the tuned one. Raises ValueError for fewer
+    than six conversations.
     """
-    conversations = np.unique(text.of)
-    if len(conversations) < HELD_OUT:
-        raise ValueError(
-            f"{len(conversations)} conversations: a tuned lens needs {HELD_OUT} or more"
-        )
-    kept_out = np.random.default_rng([seed, 9]).permutation(conversations)[::HELD_OUT]
+    kept_out = held_out(text, seed)
     held = torch.from_numpy(np.isin(text.of, kept_out))
+    of = np.searchsorted(kept_out, text.of[held.numpy()])
     device = next(head.parameters()).device
     told = text.final.float()
     for states in text.states:
@@ -195,40 +196,56 @@ def tuned_lens(
         weights = list(translator.parameters())
         optimizer = torch.optim.Adam(weights, lr=RATE)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
-        before = _held_out(translator, states[held], told[held], norm, head)
+        before = _of_each(translator, states[held], told[held], of, norm, head)
         learnt = torch.nonzero(~held)[:, 0]
         for _ in range(steps):
             rows = learnt[torch.randint(len(learnt), (BATCH,), generator=draw)]
-            loss = _divergence(translator, states[rows], told[rows], norm, head)
+            loss = _divergence(translator, states[rows], told[rows], norm, head).mean()
             for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
                 weight.grad = slope
             optimizer.step()
             falling.step()
-        after = _held_out(translator, states[held], told[held], norm, head)
+        after = _of_each(translator, states[held], told[held], of, norm, head)
         yield translator.requires_grad_(False), np.array([before, after])
+
+
+def held_out(text: Text, seed: int = 0) -> np.ndarray:
+    """Conversations that `tuned_lens` keeps from its fit, one in five, ascending."""
+    conversations = np.unique(text.of)
+    if len(conversations) < FEWEST:
+        raise ValueError(f"{len(conversations)} conversations: a tuned lens needs {FEWEST} or more")
+    return np.sort(np.random.default_rng([seed, 9]).permutation(conversations)[::HELD_OUT])
 
 
 def _divergence(
     translator: Translator, states: Tensor, told: Tensor, norm: nn.Module, head: nn.Module
 ) -> Tensor:
-    """Mean KL in nats of the lens from the model's own distribution over tokens (tokens, dim)."""
+    """KL in nats of the lens from the model's own distribution, (tokens,). states (tokens, dim)."""
     device = next(head.parameters()).device
     with torch.no_grad():
         own = head(norm(told.to(device))).float().log_softmax(-1)
     seen = head(norm(translator(states.to(device)))).float().log_softmax(-1)
-    return F.kl_div(seen, own, reduction="batchmean", log_target=True)
+    return F.kl_div(seen, own, reduction="none", log_target=True).sum(-1)
 
 
 @torch.no_grad()
-def _held_out(
-    translator: Translator, states: Tensor, told: Tensor, norm: nn.Module, head: nn.Module
-) -> float:
-    """`_divergence` of any number of tokens, few at a time."""
+def _of_each(
+    translator: Translator,
+    states: Tensor,
+    told: Tensor,
+    of: np.ndarray,
+    norm: nn.Module,
+    head: nn.Module,
+) -> np.ndarray:
+    """Mean `_divergence` of each conversation, (conversations,), from few tokens at a time.
+
+    of : (tokens,), the number of each one's conversation
+    """
     vocabulary = head(norm(told[:1].to(next(head.parameters()).device))).shape[-1]
     rows = max(1, NUMBERS_AT_ONCE // vocabulary)
     pieces = zip(states.split(rows), told.split(rows), strict=True)
-    total = sum(len(a) * _divergence(translator, a, b, norm, head).item() for a, b in pieces)
-    return total / len(states)
+    every = torch.cat([_divergence(translator, a, b, norm, head).cpu() for a, b in pieces])
+    return np.bincount(of, every.double().numpy()) / np.bincount(of)
 
 
 def nearest_captions(hidden: Tensor, bank: Tensor) -> np.ndarray:
@@ -263,8 +280,8 @@ def read_model(
     points : (layers, objects, tokens, dim)    labels : (objects,), rows of `words`
     words  : (classes,), the token of each class
 
-    Returns arrays by name, with the dimensions of the table above without `variant`; words are
-    still token ids.
+    Returns arrays by name, with the dimensions of the table above without `variant`, where words
+    are still token ids; and `held_out`, the conversations that `kl` is of.
     """
     shuffled = shuffled_labels(captions.labels, shuffles=SHUFFLES, seed=seed)
     own = np.asarray(labels)[:, None]
@@ -291,7 +308,8 @@ def read_model(
         if progress is not None:
             progress(place + 1, len(points), "")
     both = [*seen[0], "kl"]  # these have a leading axis of the two lenses: it goes before layers
-    return {n: np.stack(v, axis=1 if n in both else 0) for n, v in rows.items()}
+    found = {n: np.stack(v, axis=1 if n in both else 0) for n, v in rows.items()}
+    return found | {"held_out": held_out(text, seed)}
 
 
 def lens(
@@ -301,12 +319,14 @@ def lens(
     objects: Sequence[str],
     vocabulary: Sequence[str],
     captions: Sequence[str],
+    texts: Sequence[str],
     seed: int = 0,
 ) -> xr.Dataset:
     """Readings of all models with their intervals over objects: the table above.
 
     found : variant -> its `read_model`        objects : ids, (objects,)
     vocabulary : the text of each token        captions : of the contextual lens
+    texts : the name of each conversation that the tuned lens is fitted or held against
     """
     stacked = {
         name: np.stack([each[name] for each in found.values()])
@@ -320,6 +340,7 @@ def lens(
             "object": list(objects),
             "vocabulary": list(vocabulary),
             "caption": list(captions),
+            "text": [texts[row] for row in next(iter(found.values()))["held_out"]],
         },
         attrs={"level": 0.95, "seed": seed},
     )
@@ -338,7 +359,7 @@ def lens(
     results["word"] = ((*each, "object", "token"), stacked["word"])
     results["top_word"] = ((*each, "place"), np.asarray(vocabulary)[stacked["top_word"]])
     results["top_share"] = ((*each, "place"), stacked["top_share"])
-    results["kl"] = (each, stacked["kl"])
+    _add_means(results, "kl", each, stacked["kl"], seed, over="text")
     for name, units in UNITS.items():
         for variable in (name, f"{name}_mean", f"{name}_low", f"{name}_high"):
             if variable in results:
@@ -396,10 +417,15 @@ def _of_one(
 
 
 def _add_means(
-    results: xr.Dataset, name: str, dims: tuple[str, ...], values: np.ndarray, seed: int
+    results: xr.Dataset,
+    name: str,
+    dims: tuple[str, ...],
+    values: np.ndarray,
+    seed: int,
+    over: str = "object",
 ) -> None:
     """Values of each object, and their means with intervals. values : (*dims, objects)."""
-    results[name] = ((*dims, "object"), values.astype(np.float32))
+    results[name] = ((*dims, over), values.astype(np.float32))
     found = bootstrap(values, seed=seed)
     for part, numbers in zip(found._fields, found, strict=True):
         results[f"{name}_{part}"] = (dims, numbers)

@@ -15,8 +15,10 @@ from probe.halves import angular, by_halves, in_part, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
 from probe.knn import others
 from probe.similarity import (
+    canonical_correlations,
     canonical_variates,
     mean_correlation,
+    principal_bases,
     procrustes_distance,
     pwcca,
     rsa,
@@ -152,7 +154,8 @@ def alike(
     Of SVCCA objects are left out in part: of its correlations in the directions of all objects, and
     of these. Where variance falls off slowly the number of directions changes with the objects, and
     SVCCA jumps: leaving out in part has two to three times the variance then, halves three quarters
-    of it. It is the mean of both, where there are 4 objects to a direction or more.
+    of it. It is the mean of both where halves have another number of directions than the whole, and
+    4 objects to a direction or more.
     """
     k = max(1, min(k, len(x) // 3))
     group = np.random.default_rng([seed, 5]).permutation(len(x)) % max(groups, 1)
@@ -193,8 +196,15 @@ def _straight(x: np.ndarray, y: np.ndarray, group: np.ndarray, enough: bool) -> 
     parts = in_part(correlated, group, SHARE)
     if not enough or len(x) < ENOUGH * variates[0].shape[1]:
         return parts
-    halves = by_halves(lambda keep: svcca(x[keep], y[keep]), group, angular)
-    return (parts + halves) / 2
+    numbers = set()
+
+    def of_half(keep: np.ndarray) -> float:
+        one, other = principal_bases(x[keep], y[keep])
+        numbers.add((one.shape[1], other.shape[1]))
+        return canonical_correlations(one, other).mean()
+
+    halves = by_halves(of_half, group, angular)
+    return (parts + halves) / 2 if len(numbers) > 1 else parts
 
 
 def _in_common(near: list[np.ndarray], keep: np.ndarray, k: int) -> float:

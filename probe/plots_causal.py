@@ -118,17 +118,17 @@ def _wide(results: xr.Dataset, score: str, scale: float) -> tuple[np.ndarray, np
 
 
 def _kl(results: xr.Dataset) -> Curves:
-    """Held-out KL of the tuned lens, and dotted that of the logit lens."""
-    kl = results.kl.sel(lens="tuned").values
+    """Held-out KL of the tuned lens, and dotted that of the logit lens; earlier results have it
+    without an interval.
+    """
+    mean, low, high = (results.get(f"kl_{part}", results.kl) for part in ("mean", "low", "high"))
     return Curves(
         "Lens against the model's next token (dotted: logit lens)",
         "KL in nats on text   (lower is better)",
         results.variant.values.astype(str).tolist(),
         results.layer.values,
-        mean=kl,
-        low=kl,
-        high=kl,
-        reference=_by_name(results, results.kl.sel(lens="logit")),
+        *(part.sel(lens="tuned").values for part in (mean, low, high)),
+        reference=_by_name(results, mean.sel(lens="logit")),
     )
 
 

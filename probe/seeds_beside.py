@@ -19,7 +19,7 @@ from probe.sweep import REFERENCE
 from store import Run
 
 BELOW = (-np.inf, 0.0)
-OBJECTS = ("object", "group")  # what a mean is over: objects, or groups of them
+OBJECTS = ("object", "group", "text")  # what a mean is over: objects, groups or texts of them
 
 
 class Kept(NamedTuple):
@@ -62,6 +62,7 @@ KEPT = {
         "advantage": Kept("advantage of the class word over others, nats", tested=True),
         "log_rank": Kept("log of the rank of the class word", ABOVE),
         "entropy": Kept("entropy of the lens, nats", ABOVE),
+        "kl": Kept("nats of the lens from the model's own next token", ABOVE),
         "caption_match": Kept("share of point tokens next to a caption of their class", SHARE),
     },
     "causal": {
@@ -98,7 +99,7 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
     ...); paired by run and object, against the baseline `*_difference` (comparison, ...) with
     `_low`, `_high`, `_p` and by Holm `_p_adjusted`, which a measure whose 0 is no effect has
     itself, too. Depths (`*_fall`, `*_shift`, `stops`) as in `probe.seeds_runs.over_runs`.
-    `rank_*` is a geometric mean over seeds, too, and `kl_*` is over seeds alone: it has no objects.
+    `rank_*` is a geometric mean over seeds, too.
 
     Raises ValueError for runs that were not measured alike, or by a version that kept means alone.
     """
@@ -122,14 +123,14 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
         _put_share(results, found)
         results = results.assign_coords(giver=found[0].giver)
     if name == "lens":
-        _put_lens(results, found)
+        _put_rank(results)
     return results
 
 
 def _put(results: xr.Dataset, key: str, kept: Kept, each: list[xr.DataArray]) -> None:
     """One measure: its mean over seeds, and every model's difference from the baseline."""
     *dims, over = map(str, each[0].dims)
-    shared = bool(results.attrs["shared"])
+    shared = bool(results.attrs["shared"]) and all(one[over].equals(each[0][over]) for one in each)
     for dim in dims:
         if dim not in results.coords:
             results.coords[dim] = each[0][dim].variable
@@ -179,17 +180,11 @@ def _put_share(results: xr.Dataset, found: list[xr.Dataset]) -> None:
     put_interval(results, "transplant_share", ("into", "layer"), closed, about)
 
 
-def _put_lens(results: xr.Dataset, found: list[xr.Dataset]) -> None:
+def _put_rank(results: xr.Dataset) -> None:
     about = {"long_name": "rank of the class word, a geometric mean", "direction": "1 is on top"}
     for part in ("mean", "low", "high"):
         log = results[f"log_rank_{part}"]
         results[f"rank_{part}"] = (log.dims, np.exp(log.values), about)
-    alone = over_seeds([one.kl.values[..., None] for one in found])
-    about = {"long_name": "nats from the model's own next token, of each run's texts"}
-    about["direction"] = "lower is better"
-    dims = tuple(map(str, found[0].kl.dims))
-    results["kl_by_run"] = (("run", *dims), np.stack([one.kl for one in found]), about)
-    put_interval(results, "kl", dims, inside(alone, ABOVE), about)
 
 
 def _part(found: xr.Dataset, key: str) -> str:
@@ -228,7 +223,8 @@ def _check(runs: Sequence[Run], name: str, found: list[xr.Dataset]) -> None:
                 )
         for key in KEPT[name]:
             part = _part(one, key)
-            if f"{key}_low" in one and (part not in one or one[part].dims[-1] not in OBJECTS):
+            there = part in one or f"{key}_low" in one
+            if there and (part not in one or one[part].dims[-1] not in OBJECTS):
                 raise ValueError(
                     f"{run.name} keeps {name} without its objects, of an older version: "
                     f"{_command(name, run)} measures it anew"

@@ -30,15 +30,27 @@ def svcca(x: np.ndarray, y: np.ndarray, variance: float = 0.99) -> float:
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance={variance!r}: a share of the variance is over 0 and at most 1")
-    bases = [_basis(values, variance) for values in _pair(x, y)]
-    return float(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False).clip(0, 1).mean())
+    return float(canonical_correlations(*principal_bases(x, y, variance)).mean())
+
+
+def principal_bases(
+    x: np.ndarray, y: np.ndarray, variance: float = 0.99
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal directions that hold `variance` of x, of y, (samples, directions) each."""
+    x, y = _pair(x, y)
+    return _basis(x, variance), _basis(y, variance)
+
+
+def canonical_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of two orthonormal bases (samples, directions), as many as the smaller has, descending."""
+    return np.linalg.svd(one.T @ other, compute_uv=False).clip(0, 1)
 
 
 def canonical_variates(
     x: np.ndarray, y: np.ndarray, variance: float = 0.99
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `svcca` correlates, of x and of y, (samples, directions) each: centred, of length 1."""
-    bases = [_basis(values, variance) for values in _pair(x, y)]
+    bases = principal_bases(x, y, variance)
     left, _, right = np.linalg.svd(bases[0].T @ bases[1], full_matrices=False)
     return bases[0] @ left, bases[1] @ right.T
 

@@ -62,12 +62,14 @@ def words(seed, advantage=0.5):
             "word": np.zeros((*shape, 2), np.int32),
             "top_word": np.zeros((2, len(LAYERS), 1), int),
             "top_share": np.ones((2, len(LAYERS), 1)),
-            "kl": rng.uniform(0.1, 0.5, size=shape[:2]),
+            "kl": rng.uniform(0.1, 0.5, size=(*shape[:2], 5)),
+            "held_out": np.arange(5),
         }
         for at, model in enumerate(MODELS)
     }
     ids = [f"object {row}" for row in range(OBJECTS)]
-    return lens(found, layers=LAYERS, objects=ids, vocabulary=["a"], captions=["A cup."])
+    about = {"vocabulary": ["a"], "captions": ["A cup."], "texts": ids}
+    return lens(found, layers=LAYERS, objects=ids, **about)
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +103,19 @@ def students_t(found, each, name):
 def test_objects_of_their_own_give_students_t_of_each_measure(runs):
     for name, keys in {
         "causal": ("log_probability", "change", "knockout", "transplant", "transplant_gap"),
-        "lens": ("log_probability", "advantage", "entropy", "caption_match"),
+        "lens": ("log_probability", "advantage", "entropy", "kl", "caption_match"),
     }.items():
         found = over_kept(runs, name, shared=False)
         for key in keys:
             ours, exact = students_t(found, [run.probes(name) for run in runs], key)
-            bounds = {"log_probability": (-np.inf, 0), "entropy": (0, np.inf)}.get(
-                key, (0, 1) if key == "caption_match" else (-np.inf, np.inf)
-            )
+            above = dict.fromkeys(("entropy", "kl"), (0, np.inf))
+            ends = above | {"log_probability": (-np.inf, 0), "caption_match": (0, 1)}
+            bounds = ends.get(key, (-np.inf, np.inf))
             np.testing.assert_allclose(ours, exact.clip(*bounds), atol=1e-5, err_msg=key)
     each = np.stack([np.log(run.probes("lens").rank_mean) for run in runs])
     low, high = stats.t.interval(0.95, 2, each.mean(axis=0), stats.sem(each))
     np.testing.assert_allclose(found.rank_low, np.exp(low.clip(0)), rtol=1e-5)
     np.testing.assert_allclose(found.rank_high, np.exp(high), rtol=1e-5)
-    kl = np.stack([run.probes("lens").kl for run in runs])
-    half = stats.t.ppf(0.975, 2) * stats.sem(kl)
-    np.testing.assert_allclose(found.kl_high, kl.mean(axis=0) + half)
 
 
 def test_models_are_compared_by_object_and_a_known_difference_is_found(runs):
@@ -283,6 +282,21 @@ def test_runs_that_were_measured_otherwise_are_named(runs):
     found = over_kept(runs, "causal", shared=False)
     ours = found.change_by_run.sel(run="seed1", variant="aligned")
     np.testing.assert_allclose(ours, turned.change_mean.sel(variant="aligned"))
+
+
+def test_texts_of_their_own_are_not_held_for_shared(runs):
+    each = [run.probes("lens") for run in runs]
+    shared = over_kept(runs, "lens", shared=True)
+    runs[1].write_probe("lens", each[1].assign_coords(text=[f"other {row}" for row in range(5)]))
+    own = over_kept(runs, "lens", shared=True)
+    assert own.attrs["shared"] and not own.kl_high.equals(shared.kl_high)
+    ours, exact = students_t(own, each, "kl")
+    np.testing.assert_allclose(ours, exact.clip(0), atol=1e-5)
+    assert own.entropy_high.equals(shared.entropy_high)
+    older = each[1].assign(kl=each[1].kl_mean).drop_vars(["kl_mean", "kl_low", "kl_high"])
+    runs[1].write_probe("lens", older)
+    with pytest.raises(ValueError, match=f"{runs[1].path} keeps lens without its objects, of an"):
+        over_kept(runs, "lens", shared=False)
 
 
 def test_a_transplant_that_widens_the_gap_closes_nothing(runs):

@@ -144,6 +144,7 @@ class Explained:
             objects=self.query.ids,
             vocabulary=vocabulary(model, tokenizer),
             captions=self.gallery.captions,
+            texts=self.gallery.ids,
             seed=self.config.seed,
         )
         return results, lens.findings(results)
