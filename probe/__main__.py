@@ -51,7 +51,8 @@ class ProbeConfig:
     seed: int = 0
     """Seeds resampling, permutations, folds, maps and decoders."""
     again: str | None = None
-    """Run folder of a second capture of the same objects: measures the noise floor."""
+    """Run folder of a second capture of the same objects, of several runs one of each with commas
+    between: measures the noise floor."""
     dask: str | None = None
     """Address of a dask scheduler, as tcp://host:8786, to spread the layers of the sweep over."""
 
@@ -77,14 +78,14 @@ def main(config: ProbeConfig) -> None:
 
     if config.seed < 0:
         raise ValueError(f"--seed {config.seed}: must be 0 or more")
-    if config.again and Path(config.again).resolve() == Path(config.run).resolve():
-        raise ValueError(f"--again {config.run} is the run itself: it wants a second capture")
     run = open_run(config.run)
     all_layers = config.layers == "all"  # that were captured
     some = None if all_layers else parse_layers(config.layers, run.layers[-1])
     layers = layers_of(run, some)
     asked = _asked(config.probes, run)
     swept = [name for name in asked if name not in (*BESIDE, *WITH_MODEL)]
+    if config.again and not swept:
+        raise ValueError("--again is of a sweep: --probes names one, as knn or drift, with it")
     if config.more:
         _over_seeds(config, run, asked, layers)
         return
@@ -184,11 +185,11 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
     from probe.plots import save_depth_html, save_depth_png
     from probe.report import print_table, progress_bar
     from probe.sweep import sweep, with_kept
-    from store import open_run
 
     k = numbers(config.k, "--k")
-    again = config.again is not None
-    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed, again=again)
+    again = _second(config.again, config.run) if config.again else None
+    floor = again is not None
+    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed, again=floor)
     if said:
         print(said)
     with progress_bar() as show:
@@ -197,7 +198,7 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
             probes,
             layers,
             k=k,
-            again=open_run(config.again) if config.again else None,
+            again=again,
             seed=config.seed,
             dask=config.dask,
             progress=show,
@@ -212,18 +213,34 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
         print(save(results, run.path / name))
 
 
+def _second(again: str, run: str):
+    """The run that is a second capture of another."""
+    from store import open_run
+
+    if Path(again).resolve() == Path(run).resolve():
+        raise ValueError(f"--again {again} is the run itself: it wants a second capture")
+    return open_run(again)
+
+
 def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
     from probe.page import write_report
     from probe.seeds_runs import check
     from store import open_run
 
-    if config.again or "objects" in probes:
-        what = "--again" if config.again else "--probes objects"
-        raise ValueError(f"{what} is of one run: ask for it run by run")
+    if "objects" in probes:
+        raise ValueError("--probes objects is of one run: ask for it run by run")
+    paths = [config.run, *config.more]
     runs = [run, *(open_run(path) for path in config.more)]
     check(runs)
+    again = config.again.split(",") if config.again else []
+    if again and len(again) != len(runs):
+        raise ValueError(
+            f"--again {config.again}: {len(runs)} runs want a second capture each, with commas "
+            f"between, this names {len(again)}"
+        )
     if swept := [name for name in probes if name not in (*BESIDE, *WITH_MODEL)]:
-        _sweeps_over_seeds(config, runs, swept, layers)
+        seconds = [_second(*pair) for pair in zip(again, paths, strict=True)] if again else None
+        _sweeps_over_seeds(config, runs, swept, layers, seconds)
     beside = list(dict.fromkeys(name for name in probes if name not in swept))
     failed = 0
     for name, one in product([name for name in beside if name in BESIDE], runs):
@@ -267,7 +284,9 @@ def _kept_over_seeds(runs, asked: list[str]) -> None:
             first.write_probe(f"seeds_{name}", xr.Dataset(attrs={"why": why}))
 
 
-def _sweeps_over_seeds(config: ProbeConfig, runs, probes: list[str], layers: list[int]) -> None:
+def _sweeps_over_seeds(
+    config: ProbeConfig, runs, probes: list[str], layers: list[int], again: list | None
+) -> None:
     from probe.report import progress_bar
     from probe.seeds_runs import over_runs
     from probe.seeds_table import print_seeds
@@ -279,6 +298,7 @@ def _sweeps_over_seeds(config: ProbeConfig, runs, probes: list[str], layers: lis
             probes,
             layers,
             k=k,
+            again=again,
             seed=config.seed,
             dask=config.dask,
             progress=show,

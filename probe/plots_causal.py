@@ -121,14 +121,19 @@ def _kl(results: xr.Dataset) -> Curves:
     """Held-out KL of the tuned lens, and dotted that of the logit lens; earlier results have it
     without an interval.
     """
-    mean, low, high = (results.get(f"kl_{part}", results.kl) for part in ("mean", "low", "high"))
+    mean, low, high = (
+        results.get(f"kl_{part}", results.kl).sel(lens="tuned").values
+        for part in ("mean", "low", "high")
+    )
     return Curves(
         "Lens against the model's next token (dotted: logit lens)",
         "KL in nats on text   (lower is better)",
         results.variant.values.astype(str).tolist(),
         results.layer.values,
-        *(part.sel(lens="tuned").values for part in (mean, low, high)),
-        reference=_by_name(results, mean.sel(lens="logit")),
+        mean=mean,
+        low=low,
+        high=high,
+        reference=_by_name(results, results.get("kl_mean", results.kl).sel(lens="logit")),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from probe import sweep
+from probe import noise, sweep
 from probe.assemble import assemble
 from probe.cells import LEVEL
 from probe.seeds_scores import EVERY, Parts, layers_of, parts_of
@@ -25,14 +25,15 @@ OWN = ("seed", "out", "store", "stage1", "weights", "data_root", "threads")
 
 
 class Swept(NamedTuple):
-    """One run's sweep, what each object adds to its measures and to the CKA of two layers, and
-    (objects,) the place of each one's class.
+    """One run's sweep, what each object adds to its measures and to the CKA of two layers, its
+    class's place, (objects,), and what a second capture has in common with it.
     """
 
     results: xr.Dataset
     parts: dict[str, Parts]
     pairs: np.ndarray | None
     classes: np.ndarray
+    noise: noise.Noise | None
 
 
 def over_runs(
@@ -41,6 +42,7 @@ def over_runs(
     layers: Sequence[int] | None = None,
     *,
     k: Sequence[int] = (1, 10),
+    again: Sequence[Run] | None = None,
     seed: int = 0,
     dask: str | None = None,
     progress: sweep.Progress | None = None,
@@ -61,25 +63,32 @@ def over_runs(
     mean, low and high over seeds where all runs have one, low and high where these are not all the
     same. The attribute `shared` says whether all runs ask about the same objects.
 
+    again : a second capture of each run, for `noise_*` as `probe.noise.noise_floor` has it
+
     Each run's own sweep is kept in it, and what it kept before of the same settings with it; `tell`
     is called with a sentence for each run of which more is kept, or less than before. Raises
     ValueError for runs that lack a model, a layer or a class of the first, or of which one is not
-    completely captured, is given twice or is a copy of another.
+    completely captured, is given twice or is a copy of another; and for another number of second
+    captures, or what `probe.noise.between` refuses.
     """
     check(runs)
+    if again is not None and len(again) != len(runs):
+        raise ValueError(f"{len(again)} second captures of {len(runs)} runs: name one of each")
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
     swept = []
-    for run, name in zip(runs, names_of(runs), strict=True):
-        more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed)
+    seconds = [None] * len(runs) if again is None else again
+    for run, name, second in zip(runs, names_of(runs), seconds, strict=True):
+        floor = second is not None
+        more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed, again=floor)
         if said and tell:
             tell(f"{name}: {said}")
         found = sweep.cells_of(
             run, more, layers, variants, k=k, seed=seed, dask=dask, progress=progress
         )
-        swept.append(_swept(run, found))
+        swept.append(_swept(run, found, second))
         del found  # of one run at a time
-    own, parts, pairs, classes = map(list, zip(*swept, strict=True))
+    own, parts, pairs, classes, floors = map(list, zip(*swept, strict=True))
     own, parts, classes = _in_common(own, parts, classes)
     shared = same_objects(runs)
     keys = [key for key in EVERY if all(key in one for one in parts)]
@@ -109,17 +118,25 @@ def over_runs(
         sheet.put(key, [one[key] for one in parts])
     if compared:
         sheet.put_layers(compared)
+    if again is not None:
+        sheet.put_noise(floors)
+        results = results.assign_attrs(noise_floor="; ".join(one.said for one in floors))
     return results.assign(sheet.found)
 
 
-def _swept(run: Run, found: sweep.Found) -> Swept:
+def _swept(run: Run, found: sweep.Found, again: Run | None) -> Swept:
     """Put one run's cells together, keep the result in the run, and what an interval needs."""
     results = assemble(run, *found, sweep.REFERENCE)
-    results = sweep.with_noise(results, run, None, found.data, found.ask)
+    floor = None
+    if again is None:
+        results = sweep.with_noise(results, run, None, found.data, found.ask)
+    else:
+        floor = noise.between(run, again, found.variants, found.layers, found.data, found.ask)
+        results = noise.with_floor(results, floor)
     run.write_probe("sweep", results)
     labels = found.data.labels
     classes = np.searchsorted(np.unique(labels), labels[found.data.query])
-    return Swept(results, parts_of(found), layers_of(found), classes)
+    return Swept(results, parts_of(found), layers_of(found), classes, floor)
 
 
 def _in_common(

@@ -9,8 +9,9 @@ import xarray as xr
 
 from probe.cells import LEVEL
 from probe.intervals import holm
+from probe.noise import Noise
 from probe.seeds import OverSeeds, over_seeds
-from probe.seeds_scores import EVERY, Parts
+from probe.seeds_scores import EVERY, SHARE, SIGNED, Parts
 
 REFERENCES = ("target", "encoder")
 Results = xr.Dataset | dict[str, Any]
@@ -87,6 +88,18 @@ class SeedsSheet:
             about = {"long_name": "debiased linear CKA of two layers, over seeds"}
             about |= {"direction": self._about("cka_layers_mean")["direction"]}
             self.found[f"cka_layers_{part}"] = (dims, grid.reshape(sizes), about)
+
+    def put_noise(self, floors: list[Noise]) -> None:
+        """How much of a run its second capture has, where each run has one."""
+        for key, part, bounds in (
+            ("noise_cka", "own", SIGNED),
+            ("noise_agreement", "agreeing", SHARE),
+        ):
+            each, about = [getattr(one, part) for one in floors], self._about(f"{key}_mean")
+            by_run = np.stack([one.mean(axis=-1) for one in each])
+            self.found[f"{key}_by_run"] = (("run", "variant", "layer"), by_run, about)
+            found = over_seeds(each, shared=self.shared, hits=part == "agreeing")
+            put_interval(self.found, key, ("variant", "layer"), inside(found, bounds), about)
 
     def _about(self, name: str) -> dict[str, Any]:
         return dict(self.own[0][name].attrs)

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
+from probe.findings_more import noise
 from probe.judged import MAIN, SIGNIFICANT, at_layer, capitalised, decimals, tells
 from probe.seeds_beside import KEPT
 from probe.seeds_scores import MANY, OTHERWISE, SCORES, SHARE
@@ -47,6 +48,8 @@ def findings(results: xr.Dataset) -> list[str]:
     ]
     if results.attrs.get("recipes"):
         said.append(f"Not seeds alone: {results.attrs['recipes']}.")
+    if "noise_floor" in results.attrs:
+        said.append(noise(results))
     if MAIN not in results.get("comparison", []):
         return said
     pair = results.sel(comparison=MAIN)

@@ -202,6 +202,42 @@ def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(
     assert first.probes("sweep").identical(alone)
 
 
+def test_noise_floors_of_several_runs_have_an_interval_over_seeds(tmp_path, capsys):
+    runs = [make(tmp_path / f"seed{seed}", seed) for seed in range(3)]
+    rng, seconds = np.random.default_rng(3), []
+    for run in runs:
+        seconds.append(shutil.copytree(run.path, tmp_path / f"again {run.path.name}"))
+        group = zarr.open_group(seconds[-1] / "activations.zarr", mode="r+")
+        states = group["aligned/hidden"][:]
+        moved = states + 0.3 * rng.normal(size=states.shape) * states.std()
+        group["aligned/hidden"][:] = moved.astype(states.dtype)
+    first, more = runs[0].path, tuple(run.path for run in runs[1:])
+    again = ",".join(map(str, seconds))
+    main(ProbeConfig(run=first, more=more, probes="knn", k="5", again=again))
+    found, said = store.open_run(first).probes("seeds"), capsys.readouterr().out
+    assert "Noise floor (second capture again seed0, of baseline, aligned" in " ".join(said.split())
+    own = [store.open_run(run.path).probes("sweep") for run in runs]
+    shared = found.attrs["shared"]
+    for key in ("noise_cka", "noise_agreement"):
+        each = np.stack([one[f"{key}_mean"] for one in own])
+        np.testing.assert_allclose(found[f"{key}_by_run"], each)
+        np.testing.assert_allclose(found[f"{key}_mean"], each.mean(axis=0))
+        np.testing.assert_allclose(found[f"{key}_mean"].sel(variant="baseline"), 1)
+    cka = found.sel(variant="aligned")
+    exact = stats.t.interval(0.95, 2, cka.noise_cka_mean, stats.sem(cka.noise_cka_by_run))
+    ours = np.stack([cka.noise_cka_low, cka.noise_cka_high])
+    assert not shared and (cka.noise_cka_mean < 1).all()
+    np.testing.assert_allclose(ours, np.clip(exact, -1, 1), atol=1e-6)
+    for wrong, message in (
+        (str(seconds[0]), "3 runs want a second capture each, with commas between, this names 1"),
+        (f"{seconds[0]},{seconds[1]},{more[1]}", "is the run itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(ProbeConfig(run=first, more=more, probes="knn", k="5", again=wrong))
+    with pytest.raises(ValueError, match="--again is of a sweep"):
+        main(ProbeConfig(run=first, probes="maps", again=str(seconds[0])))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Two seeds of which every probe has something, and what is found over them."""
