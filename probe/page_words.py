@@ -74,9 +74,10 @@ METHODS = {  # by a variable that shows that it was measured
     "procrustes_mean": "Other likenesses: CKA with an RBF kernel as wide as the median distance "
     "(debiased, intervals as for CKA), Procrustes (Ding et al. 2021), RSA (Kriegeskorte et al. "
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "
-    "2018). Intervals: delete-a-group jackknife, of SVCCA with objects left out in part; for "
-    "common neighbours, and for PWCCA of 6 objects to a dimension or more, halves of the objects "
-    "(McCarthy 1969). Control: the target's objects in random order.",
+    "2018). Intervals: delete-a-group jackknife, of Procrustes' logarithm and Fisher's z of RSA, "
+    "SVCCA, with objects left out in part, and PWCCA; for common neighbours, and in part for SVCCA "
+    "and PWCCA of many objects, halves of them (McCarthy 1969). Control: the target's objects in "
+    "random order.",
 }
 BESIDE = {  # by the probe that was kept
     "reconstruction": "Rebuilt clouds: one small decoder a layer and model, the same start and "

@@ -163,7 +163,10 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
         text = f"{name}, massive tokens left out"
         rest = without[0][..., at], without[1][..., at, :]
         for ending, words, parts in (("", name, (one, out)), ("_without_massive", text, rest)):
-            estimate = intervals.group_jackknife(*parts, LEVEL)
+            if key in pairs.ALIKE:
+                estimate = pairs.likeness_interval(key, *parts, LEVEL)
+            else:
+                estimate = intervals.group_jackknife(*parts, LEVEL)
             inside = [
                 np.clip(part, *LIKENESS_RANGES.get(key, (-np.inf, np.inf))) for part in estimate
             ]

@@ -161,7 +161,15 @@ from probe.geometry import r2, r2_interval
 from probe.halves import angular, by_halves, in_part, reach
 from probe.knn import others
 from probe.linear import linear_probe, online_code
-from probe.pairs import ALIKE, SHARED, _in_common, _straight, alike, cka_pairs, cka_pairs_null
+from probe.pairs import (
+    ALIKE,
+    SHARED,
+    _in_common,
+    alike,
+    cka_pairs,
+    cka_pairs_null,
+    likeness_interval,
+)
 from probe.sheet_readouts import _hit_differences
 from probe.verdict import equivalence, hit_error
 
@@ -308,19 +316,20 @@ def neighbours(rng):
             yield from _grouped([f"mutual_knn, {name}, {objects}"], one, two)
 
 
-def directions(rng):
-    """SVCCA, whose directions are as many as hold 99 % of the variance, another number each time
-    where that falls off slowly.
+def likenesses_elsewhere(rng):
+    """The same wherever the objects lie, and where variance falls off slowly: SVCCA has as many
+    directions as hold 99 % of it, another number each time.
     """
-    few = {name: LYING[name] for name in ("bent surface", "heavy tails", "classes of 20")}
-    where = [(name, FEW, draw) for name, draw in few.items()]
+    few = ("bent surface", "Swiss roll", "heavy tails", "six classes", "classes of 20")
+    where = [(name, FEW, LYING[name]) for name in few]
     where += [("slow fall", objects, _slow) for objects in (FEW, OBJECTS)]
     for name, objects, draw in where:
         x, other, y = draw(rng, objects)
-        group = rng.permutation(objects) % GROUPS
-        one, two = (_straight(states, y, group, True) for states in (x, other))
-        found = (Shape(each[None, 0], each[None, 1:]) for each in (one, two))
-        yield from _grouped([f"svcca, {name}, {objects}"], *found)
+        seed = int(rng.integers(2**31))
+        each = [alike(states, y, seed=seed) for states in (x, other)]
+        told = [at for at, key in enumerate(ALIKE) if key != "mutual_knn"]
+        one, two = (Shape(found.values[told], found.left_out[told]) for found in each)
+        yield from _grouped([f"{ALIKE[at]}, {name}, {objects}" for at in told], one, two)
 
 
 def _dimensions(x: np.ndarray, group: np.ndarray) -> Shape:
@@ -497,10 +506,10 @@ def _share(null: np.ndarray, found: float) -> float:
 
 
 def _grouped(names, one, other):
-    found = intervals.group_jackknife(one.values, one.left_out)
     gap = intervals.group_difference(one.values, one.left_out, other.values, other.left_out)
     for at, name in enumerate(names):
-        yield name, Said([part[at] for part in found], None, gap.p[at])
+        found = likeness_interval(name.partition(",")[0], one.values[at], one.left_out[at])
+        yield name, Said(found, None, gap.p[at])
 
 
 def _classes(rng, objects: int) -> tuple[np.ndarray, np.ndarray]:
@@ -567,7 +576,7 @@ SIMULATED = {  # runs, each
     shapes: 2000,
     dimensions: 1200,
     neighbours: 2000,
-    directions: 600,
+    likenesses_elsewhere: 600,
     groups_over_layers: 4000,
     linear: 2000,
     geometry: 4000,

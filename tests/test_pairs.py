@@ -11,7 +11,7 @@ from probe.cka import cka, cka_interval, cka_null
 from probe.contrast import cka_of_layers
 from probe.halves import as_left_out, halvings
 from probe.intervals import group_jackknife
-from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null
+from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null, likeness_interval
 from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
 
 
@@ -63,19 +63,21 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     keep = group != 4
     for name, part in (("procrustes", procrustes_distance), ("rsa", rsa)):
         assert found.left_out[ALIKE.index(name), 4] == pytest.approx(part(x[keep], y[keep]))
-    halves = [[svcca(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
+    for name, part in (("svcca", _svcca_in_part(x, y, keep)), ("pwcca", pwcca(x[keep], y[keep]))):
+        expected = (part + _halved({"svcca": svcca, "pwcca": pwcca}[name], x, y, group)[4]) / 2
+        assert found.left_out[ALIKE.index(name), 4] == pytest.approx(expected, abs=1e-6), name
+    halves = [
+        [mutual_knn(x[side], y[side], 4) for side in (half, ~half)] for half in halvings(group)
+    ]
     first, second = np.arcsin(np.sqrt(halves)).T
-    share = svcca(x, y)
-    halved = as_left_out(share, 2 * np.sqrt(share * (1 - share)) * (first - second))
-    expected = (_svcca_in_part(x, y, keep) + halved[4]) / 2
-    assert found.left_out[ALIKE.index("svcca"), 4] == pytest.approx(expected, abs=1e-6)
-    for row, part in ((2, lambda a, b: mutual_knn(a, b, 4)), (4, pwcca)):
-        halves = [[part(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
-        first, second = np.arcsin(np.sqrt(halves)).T
-        share = found.values[row]
-        error = np.sqrt(share * (1 - share) * ((first - second) ** 2).mean())
-        one = group_jackknife(share, found.left_out[row])
-        assert (one.high - one.low) / 2 == pytest.approx(error * stats.t.ppf(0.975, 15))
+    share = found.values[2]
+    error = np.sqrt(share * (1 - share) * ((first - second) ** 2).mean())
+    one = group_jackknife(share, found.left_out[2])
+    assert (one.high - one.low) / 2 == pytest.approx(error * stats.t.ppf(0.975, 15))
+    flat = np.random.default_rng(8).normal(size=(90, 4)) @ np.diag([1, 2, 1, 2])
+    steady = alike(flat, flat + 0.5 * y[:, :4], k=5, seed=3)  # as many directions in every half
+    expected = _svcca_in_part(flat, flat + 0.5 * y[:, :4], keep)
+    assert steady.left_out[ALIKE.index("svcca"), 4] == pytest.approx(expected, abs=1e-6)
     few = alike(x[:60], y[:60], k=5, seed=3)  # 5 objects to a dimension: no halves like the whole
     group = np.random.default_rng([3, 5]).permutation(60) % 16
     keep = group != 4
@@ -88,6 +90,32 @@ def test_other_likenesses_equal_their_own_functions_whole_and_in_part(states):
     for name, part in (("procrustes", procrustes_distance), ("rsa", rsa), ("svcca", svcca)):
         assert wide.values[ALIKE.index(name)] == pytest.approx(part(x, states[2]))
     assert np.isnan(wide.values[-1]) and np.isfinite(wide.values[:-1]).all()
+
+
+def _halved(measure, x, y, group):
+    """Of a share, as left out by its halves."""
+    halves = [[measure(x[side], y[side]) for side in (half, ~half)] for half in halvings(group)]
+    first, second = np.arcsin(np.sqrt(halves)).T
+    share = measure(x, y)
+    return as_left_out(share, 2 * np.sqrt(share * (1 - share)) * (first - second))
+
+
+def test_intervals_of_likenesses_are_even_on_the_scale_of_each():
+    left_out = 0.8 + 0.05 * np.random.default_rng(2).normal(size=16)
+    half = stats.t.ppf(0.975, 15) * np.sqrt(15)
+    for key, there in (("rsa", np.arctanh), ("svcca", np.arctanh), ("procrustes", np.log)):
+        found = likeness_interval(key, np.array(0.8), left_out)
+        away = half * np.std(there(left_out))
+        ends = [there(0.8) - away, there(0.8) + away]
+        np.testing.assert_allclose([there(found.low), there(found.high)], ends)
+    share = likeness_interval("mutual_knn", np.array(0.8), left_out)
+    assert share == group_jackknife(np.array(0.8), left_out)
+    copy = likeness_interval("pwcca", np.array(1.0), np.full(16, 1.0))
+    turned = likeness_interval("procrustes", np.array(0.0), np.zeros(16))
+    np.testing.assert_allclose(copy, 1, atol=1e-9)
+    np.testing.assert_allclose(turned, 0, atol=1e-9)
+    assert copy.low <= copy.mean <= copy.high and turned.low <= turned.mean <= turned.high
+    assert np.isnan(likeness_interval("pwcca", np.array(np.nan), np.full(16, np.nan))).all()
 
 
 def _svcca_in_part(x, y, keep):
