@@ -33,9 +33,8 @@ ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 Measure = Callable[[np.ndarray, np.ndarray], float]
 SHARE = 0.6  # of `halves.in_part`, for the directions of SVCCA, which two objects turn together
-PLENTY = 6  # objects to a dimension: with fewer, halves are much more alike than the whole is
 EXACT = 1e-12  # rounding: copies are alike all but for it
-ENOUGH = 4  # objects to a direction of SVCCA: with fewer, a half has hardly more than directions
+ENOUGH = 4  # objects to a direction, by SVCCA or PWCCA: else a half has hardly more than these
 
 
 class PairCka(NamedTuple):
@@ -153,7 +152,7 @@ def alike(
 
     What is left out of mutual_knn is reckoned from halves (`probe.halves`). PWCCA, whose error is
     up to a third too large by leaving out and up to a sixth too small by halves, is the mean of
-    both where there are 6 objects to a dimension or more; with fewer its interval is too wide.
+    both where there are 4 objects to a dimension or more; with fewer its interval is too wide.
     Of SVCCA objects are left out in part: of its correlations in the directions of all objects, and
     of these. Where variance falls off slowly the number of directions changes with the objects, and
     SVCCA jumps: leaving out in part has two to three times the variance then, halves three quarters
@@ -177,7 +176,7 @@ def alike(
     wide = max(x.shape[1], y.shape[1])
     if len(x) - np.bincount(group).max() * bool(groups) <= wide:
         weighted = np.full(len(common), np.nan)
-    elif enough and len(x) >= PLENTY * wide:
+    elif enough and len(x) >= ENOUGH * wide:
         halves = by_halves(lambda keep: pwcca(x[keep], y[keep]), group, angular)
         weighted = (turned(pwcca, x, y) + halves) / 2
     else:
