@@ -74,29 +74,17 @@ def between(
 ) -> Noise:
     """What both captures have in common of the query objects.
 
-    Raises ValueError where no model was captured again, or the second run has other objects, by id
-    or by what is known of them, lacks a layer or is not yet captured as far as the query objects.
+    Raises ValueError as `matching` does, and where the second run is not yet captured as far as the
+    query objects.
     """
-    if not (both := [name for name in variants if name in again.variants]):
-        raise ValueError(
-            f"{again.path} has none of the models of {run.path}: {', '.join(again.variants)} "
-            f"instead of {', '.join(variants)}"
-        )
-    if missing := [int(layer) for layer in layers if layer not in again.layers]:
-        raise ValueError(f"{again.path} has no layer {missing[0]}, {run.path} has")
-    ids = run.samples()["sample"].values[: data.samples]
-    theirs = again.samples()["sample"].values
-    place = {name: at for at, name in enumerate(theirs)}
-    if lacking := [name for name in ids if name not in place]:
-        raise ValueError(f"{again.path} lacks {len(lacking)} objects of {run.path}: {lacking[0]}")
-    every = np.array([place[name] for name in ids])
-    _check_same(run, again, every)
-    rows = every[data.query]
+    both = [name for name in variants if name in again.variants]
+    rows = matching(run, again, variants, layers, data.samples)[data.query]
     for name in both:
         if (done := again.done(name)) <= rows.max():
             raise ValueError(
-                f"{again.path} is not completely captured: {name} has {done} of {len(theirs)} "
-                f"objects, not all the query objects of {run.path}"
+                f"{again.path} is not completely captured: {name} has {done} of "
+                f"{again.samples().sizes['sample']} objects, not all the query objects of "
+                f"{run.path}"
             )
     likeness = np.full((3, len(variants), len(layers)), np.nan)
     own, agreeing = np.full((2, *likeness.shape[1:], len(rows)), np.nan)
@@ -119,6 +107,35 @@ def between(
     return Noise(likeness, own, agreeing, said)
 
 
+def matching(
+    run: Run,
+    again: Run,
+    variants: Sequence[str],
+    layers: Sequence[int] | np.ndarray,
+    samples: int,
+) -> np.ndarray:
+    """Where the second capture has each of the run's first objects, (samples,).
+
+    Raises ValueError where no model was captured again, or the second run has other objects, by id
+    or by what is known of them, or lacks a layer.
+    """
+    if not set(variants) & set(again.variants):
+        raise ValueError(
+            f"{again.path} has none of the models of {run.path}: {', '.join(again.variants)} "
+            f"instead of {', '.join(variants)}"
+        )
+    if missing := [int(layer) for layer in layers if layer not in again.layers]:
+        raise ValueError(f"{again.path} has no layer {missing[0]}, {run.path} has")
+    ids = run.samples()["sample"].values[:samples]
+    theirs = again.samples()["sample"].values
+    place = {name: at for at, name in enumerate(theirs)}
+    if lacking := [name for name in ids if name not in place]:
+        raise ValueError(f"{again.path} lacks {len(lacking)} objects of {run.path}: {lacking[0]}")
+    every = np.array([place[name] for name in ids])
+    _check_same(run, again, every)
+    return every
+
+
 def _check_same(run: Run, again: Run, rows: np.ndarray) -> None:
     """ValueError where ids name other objects there, as those of a run of another seed do."""
     mine, theirs = run.samples().isel(sample=slice(len(rows))), again.samples().isel(sample=rows)
@@ -130,5 +147,6 @@ def _check_same(run: Run, again: Run, rows: np.ndarray) -> None:
         if other.any():
             first = mine["sample"].values[other.argmax()]
             raise ValueError(
-                f"{again.path} is no second capture of {run.path}: {first} has another {name} in it"
+                f"{again.path} is no second capture of {run.path}: {first} has another {name} in "
+                "it; one is of the same data and --seed"
             )

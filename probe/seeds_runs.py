@@ -76,6 +76,8 @@ def over_runs(
         raise ValueError(f"{len(again)} second captures of {len(runs)} runs: name one of each")
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
+    for one, its in zip(runs, again or (), strict=again is not None):
+        sweep.check_second(one, its, variants, layers)
     swept = []
     seconds = [None] * len(runs) if again is None else again
     for run, name, second in zip(runs, names_of(runs), seconds, strict=True):

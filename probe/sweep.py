@@ -79,6 +79,8 @@ def sweep(
     "geometry" adds `geometry_*` (variant, layer, property), whose `_p_adjusted` are over all layers
     and properties at once; `probe.assemble` names the rest.
     """
+    if again is not None:
+        check_second(run, again, variants, layers)
     found = cells_of(
         run,
         probes,
@@ -292,6 +294,16 @@ def _measure_there(*args: Any, **rest: Any) -> dict[str, Cell]:
     import dask.array  # noqa: F401  waits for the other
 
     return measure(*args, **rest)
+
+
+def check_second(
+    run: Run, again: Run, variants: Sequence[str] | None, layers: Sequence[int] | None
+) -> None:
+    """Raises ValueError for what is no second capture of a run, before the run is measured."""
+    from probe.noise import matching
+
+    variants, layers = _wanted(run, (), layers, variants)
+    matching(run, again, variants, layers, min(run.done(name) for name in variants))
 
 
 def with_noise(
