@@ -13,7 +13,6 @@ import numpy as np
 from probe.dimension import GROUPS, narrow
 from probe.halves import angular, by_halves, in_part, in_turn, reach
 from probe.hsic import Sums, debiased, features, gram, u_centred
-from probe.intervals import Interval, group_jackknife
 from probe.knn import others
 from probe.similarity import (
     canonical_correlations,
@@ -33,7 +32,6 @@ ALIKE = ("procrustes", "rsa", "mutual_knn", "svcca", "pwcca")
 SHARED = 10  # neighbours of mutual_knn
 Measure = Callable[[np.ndarray, np.ndarray], float]
 SHARE = 0.6  # of `halves.in_part`, for the directions of SVCCA, which two objects turn together
-EXACT = 1e-12  # rounding: copies are alike all but for it
 ENOUGH = 4  # objects to a direction, by SVCCA or PWCCA: else a half has hardly more than these
 
 
@@ -185,40 +183,6 @@ def alike(
     straight = _straight(narrow_x, narrow_y, group, enough)
     values = np.stack([rotated, turned(rsa, x, y), common, straight, weighted])
     return Alike(values[:, 0], values[:, 1:])
-
-
-def likeness_interval(
-    key: str, value: np.ndarray, left_out: np.ndarray, level: float = 0.95
-) -> Interval:
-    """Interval of one of `ALIKE` from its values with groups left out, see `group_jackknife`.
-
-    On a scale on which the error hangs less on the value, so that the truth is as seldom below it
-    as above: of correlations Fisher's z (1915), of a squared distance the logarithm.
-    """
-    if key not in SCALES:
-        return group_jackknife(value, left_out, level)
-    there, back = SCALES[key]
-    found = group_jackknife(there(value), there(left_out), level)
-    low, high = np.fmin(back(found.low), value), np.fmax(back(found.high), value)
-    return Interval(value, low, high)
-
-
-def _fisher(correlation: np.ndarray) -> np.ndarray:
-    return np.arctanh(np.clip(correlation, -1 + EXACT, 1 - EXACT))
-
-
-def _log(distance: np.ndarray) -> np.ndarray:
-    return np.log(np.fmax(distance, EXACT))
-
-
-Scale = Callable[[np.ndarray], np.ndarray]
-SCALES: dict[str, tuple[Scale, Scale]] = {
-    "procrustes": (_log, np.exp),
-    "rsa": (_fisher, np.tanh),
-    "svcca": (_fisher, np.tanh),
-    "pwcca": (_fisher, np.tanh),
-}
-"""There and back."""
 
 
 def _straight(x: np.ndarray, y: np.ndarray, group: np.ndarray, enough: bool) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What the states are like, in the sheet: how close to their references, and of what shape."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,19 @@ NAMES = {
 }
 MORE = {"anisotropy": "lower spreads the directions", "procrustes": LOWER}
 MORE |= {key: CLOSER for key in ("rsa", "mutual_knn", "svcca", "pwcca")}
-LIKENESS_RANGES = {"rsa": (-1, 1), "mutual_knn": (0, 1), "svcca": (0, 1), "pwcca": (0, 1)}
+LIKENESS_RANGES = {"procrustes": (0, 2), "rsa": (-1, 1)}
+LIKENESS_RANGES |= dict.fromkeys(("mutual_knn", "svcca", "pwcca"), (0, 1))
 """What a likeness can be, which its interval does not leave."""
+Scale = Callable[[np.ndarray], np.ndarray]
+SCALES: dict[str, tuple[Scale, Scale]] = {
+    "procrustes": (np.log, np.exp),
+    "rsa": (np.arctanh, np.tanh),
+    "svcca": (np.arctanh, np.tanh),
+    "pwcca": (np.arctanh, np.tanh),
+}
+"""There and back. The error hangs less on the value there, so that the truth is as seldom below an
+interval as above it: Fisher's z (1915) of a correlation, the logarithm of a squared distance."""
+EXACT = 1e-9  # rounding: copies are alike all but for it
 
 
 def put_dimension(sheet: Sheet, cells: dict[Any, Cell], table: xr.Dataset) -> None:
@@ -152,6 +164,30 @@ def _put_diversity(sheet: Sheet, cells: dict[Any, Cell]) -> None:
         sheet.put_differences("token_diversity_difference", where, gaps, f"difference in {name}")
 
 
+def likeness_interval(
+    key: str, value: np.ndarray, left_out: np.ndarray, level: float = LEVEL
+) -> intervals.Interval:
+    """Interval of one of `pairs.ALIKE` from its values with groups left out.
+
+    value : (...)    left_out : (..., groups), see `intervals.group_jackknife`
+
+    On the scale of its own (`SCALES`), but plainly where all but a group or two are copies: that
+    scale has no end there, and one group would lie beyond all measure.
+    """
+    plain = intervals.group_jackknife(value, left_out, level)
+    if key not in SCALES:
+        return plain
+    there, back = SCALES[key]
+    every = np.concatenate([np.expand_dims(value, -1), left_out], axis=-1)
+    far = (np.abs(every) if key == "procrustes" else 1 - np.abs(every)).min(axis=-1) > EXACT
+    inner = np.where(far[..., None], every, 0.5)
+    found = intervals.group_jackknife(there(inner[..., 0]), there(inner[..., 1:]), level)
+    low, high = (
+        np.where(far, back(ours), theirs) for ours, theirs in zip(found[1:], plain[1:], strict=True)
+    )
+    return intervals.Interval(value, low, high)
+
+
 def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]) -> None:
     """Statistics of all query objects at once, with intervals from groups of them left out."""
     values, left_out = (sheet.stacked(cells, part) for part in ("values", "left_out"))
@@ -164,7 +200,7 @@ def _put_jackknifed(sheet: Sheet, cells: dict[Any, Cell], names: tuple[str, ...]
         rest = without[0][..., at], without[1][..., at, :]
         for ending, words, parts in (("", name, (one, out)), ("_without_massive", text, rest)):
             if key in pairs.ALIKE:
-                estimate = pairs.likeness_interval(key, *parts, LEVEL)
+                estimate = likeness_interval(key, *parts, LEVEL)
             else:
                 estimate = intervals.group_jackknife(*parts, LEVEL)
             inside = [

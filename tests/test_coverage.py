@@ -166,9 +166,9 @@ from probe.pairs import (
     alike,
     cka_pairs,
     cka_pairs_null,
-    likeness_interval,
 )
 from probe.sheet_readouts import _hit_differences
+from probe.sheet_states import likeness_interval
 from probe.verdict import equivalence, hit_error
 
 OBJECTS = 300

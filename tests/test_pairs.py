@@ -11,7 +11,8 @@ from probe.cka import cka, cka_interval, cka_null
 from probe.contrast import cka_of_layers
 from probe.halves import as_left_out, halvings
 from probe.intervals import group_jackknife
-from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null, likeness_interval
+from probe.pairs import ALIKE, SHARE, alike, cka_pairs, cka_pairs_null
+from probe.sheet_states import likeness_interval
 from probe.similarity import mutual_knn, procrustes_distance, pwcca, rsa, svcca
 
 
@@ -114,7 +115,16 @@ def test_intervals_of_likenesses_are_even_on_the_scale_of_each():
     np.testing.assert_allclose(copy, 1, atol=1e-9)
     np.testing.assert_allclose(turned, 0, atol=1e-9)
     assert copy.low <= copy.mean <= copy.high and turned.low <= turned.mean <= turned.high
-    assert np.isnan(likeness_interval("pwcca", np.array(np.nan), np.full(16, np.nan))).all()
+    for key in ("procrustes", "pwcca"):
+        assert np.isnan(likeness_interval(key, np.array(np.nan), np.full(16, np.nan))).all()
+        lost = likeness_interval(key, np.array(0.8), np.append(left_out[1:], np.nan))
+        assert lost.mean == 0.8 and np.isnan(lost[1:]).all()
+    for key, end in (("procrustes", 0.0), ("rsa", 1.0)):  # all but one object are copies
+        one = np.append(left_out[1:], end)
+        assert likeness_interval(key, np.array(0.8), one) == group_jackknife(np.array(0.8), one)
+    both = likeness_interval("rsa", np.array([0.8, 1.0]), np.stack([left_out, np.ones(16)]))
+    alone = likeness_interval("rsa", np.array(0.8), left_out)
+    np.testing.assert_allclose(np.stack(both)[:, 0], alone)
 
 
 def _svcca_in_part(x, y, keep):
