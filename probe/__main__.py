@@ -51,8 +51,8 @@ class ProbeConfig:
     seed: int = 0
     """Seeds resampling, permutations, folds, maps and decoders."""
     again: str | None = None
-    """Run folder of a second capture of the same objects, of several runs one of each with commas
-    between: measures the noise floor."""
+    """Run folder of a second capture of the same objects, of several runs one of each in their
+    order, with commas between: measures the noise floor."""
     dask: str | None = None
     """Address of a dask scheduler, as tcp://host:8786, to spread the layers of the sweep over."""
 
@@ -185,11 +185,14 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
     from probe.plots import save_depth_html, save_depth_png
     from probe.report import print_table, progress_bar
     from probe.sweep import sweep, with_kept
+    from store import open_run
 
     k = numbers(config.k, "--k")
-    again = _second(config.again, config.run) if config.again else None
-    floor = again is not None
-    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed, again=floor)
+    if config.again and Path(config.again).resolve() == Path(config.run).resolve():
+        raise ValueError(f"--again {config.again} is the run itself: it wants a second capture")
+    again = open_run(config.again) if config.again else None
+    there = again is not None
+    probes, said = with_kept(run, probes, layers, k=k, seed=config.seed, again=there)
     if said:
         print(said)
     with progress_bar() as show:
@@ -213,15 +216,6 @@ def _sweep(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> No
         print(save(results, run.path / name))
 
 
-def _second(again: str, run: str):
-    """The run that is a second capture of another."""
-    from store import open_run
-
-    if Path(again).resolve() == Path(run).resolve():
-        raise ValueError(f"--again {again} is the run itself: it wants a second capture")
-    return open_run(again)
-
-
 def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) -> None:
     from probe.page import write_report
     from probe.seeds_runs import check
@@ -232,14 +226,19 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
     paths = [config.run, *config.more]
     runs = [run, *(open_run(path) for path in config.more)]
     check(runs)
-    again = config.again.split(",") if config.again else []
+    again = [path.strip() for path in config.again.split(",")] if config.again else []
     if again and len(again) != len(runs):
         raise ValueError(
             f"--again {config.again}: {len(runs)} runs want a second capture each, with commas "
             f"between, this names {len(again)}"
         )
+    places = [Path(path).resolve() for path in (*paths, *again)]
+    if len(set(places)) < len(places):
+        raise ValueError(
+            f"--again {config.again}: a second capture of each run, each once, and none of the runs"
+        )
     if swept := [name for name in probes if name not in (*BESIDE, *WITH_MODEL)]:
-        seconds = [_second(*pair) for pair in zip(again, paths, strict=True)] if again else None
+        seconds = [open_run(path) for path in again] if again else None
         _sweeps_over_seeds(config, runs, swept, layers, seconds)
     beside = list(dict.fromkeys(name for name in probes if name not in swept))
     failed = 0

@@ -380,11 +380,17 @@ def hubness(results: xr.Dataset) -> str:
 def noise(results: xr.Dataset) -> str:
     if "noise_cka_mean" not in results:
         return f"Noise floor: {results.attrs['noise_floor']}."
-    cka, knn = results.noise_cka_mean, 100 * results.noise_agreement_mean
+    if results.noise_cka_mean.isnull().all():
+        return f"Noise floor ({results.attrs['noise_floor']}): no model has one in every run."
+    cka, knn = (
+        f"{_span(scale * results[f'{key}_mean'], digits)}{unit} (intervals within "
+        f"{scale * float(results[f'{key}_low'].min()):.{digits}f} and "
+        f"{scale * float(results[f'{key}_high'].max()):.{digits}f})"
+        for key, scale, digits, unit in (("noise_cka", 1, 3, ""), ("noise_agreement", 100, 1, " %"))
+    )
     return (
         f"Noise floor ({results.attrs['noise_floor']}): the same objects captured again have a CKA "
-        f"of {_span(cka, 3)} with themselves, and their neighbours name the same class for "
-        f"{_span(knn, 1)} %."
+        f"of {cka} with themselves, and their neighbours name the same class for {knn}."
     )
 
 

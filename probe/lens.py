@@ -24,8 +24,8 @@ top_word, top_share    | lens, layer, place   | words most often on top; share o
 word                   | lens, layer, object, | row of `vocabulary` that is on top
                        | token                |
 kl_mean                | lens, layer          | nats from the model's own next-token distribution
-                       |                      | on held-out text, over its conversations (`text`);
-                       |                      | lower is better
+                       |                      | on held-out text, over its conversations (`text`),
+                       |                      | of fewer than 6 without ends; lower is better
 kl                     | lens, layer, text    | of each conversation, a mean over its tokens
 caption_match_mean     | layer                | share of point tokens whose nearest caption token
                        |                      | is of their class; higher is better
@@ -52,7 +52,7 @@ from probe.intervals import Interval, bootstrap
 LENSES = ("logit", "tuned")
 NUMBERS_AT_ONCE = 2**24  # logits held in memory at a time
 HELD_OUT = 5  # one conversation in so many is kept from the fit of the tuned lens
-FEWEST = HELD_OUT + 1  # conversations, of which two are held out: one has no interval
+FEW = 6  # texts: resamples of fewer hold the truth in less than 9 of 10
 STEPS = 200
 BATCH = 128
 RATE = 2e-3
@@ -182,7 +182,7 @@ def tuned_lens(
 
     Yields the translator and the KL in nats of each conversation of `held_out`, a mean over its
     tokens, (2, conversations): of the logit lens and of the tuned one. Raises ValueError for fewer
-    than six conversations.
+    than five conversations.
     """
     kept_out = held_out(text, seed)
     held = torch.from_numpy(np.isin(text.of, kept_out))
@@ -212,8 +212,10 @@ def tuned_lens(
 def held_out(text: Text, seed: int = 0) -> np.ndarray:
     """Conversations that `tuned_lens` keeps from its fit, one in five, ascending."""
     conversations = np.unique(text.of)
-    if len(conversations) < FEWEST:
-        raise ValueError(f"{len(conversations)} conversations: a tuned lens needs {FEWEST} or more")
+    if len(conversations) < HELD_OUT:
+        raise ValueError(
+            f"{len(conversations)} conversations: a tuned lens needs {HELD_OUT} or more"
+        )
     return np.sort(np.random.default_rng([seed, 9]).permutation(conversations)[::HELD_OUT])
 
 
@@ -359,7 +361,12 @@ def lens(
     results["word"] = ((*each, "object", "token"), stacked["word"])
     results["top_word"] = ((*each, "place"), np.asarray(vocabulary)[stacked["top_word"]])
     results["top_share"] = ((*each, "place"), stacked["top_share"])
-    _add_means(results, "kl", each, stacked["kl"], seed, over="text")
+    if stacked["kl"].shape[-1] < FEW:
+        nothing = np.full(stacked["kl"].shape[:-1], np.nan)
+        missed = Interval(stacked["kl"].mean(axis=-1), nothing, nothing)
+    else:
+        missed = bootstrap(stacked["kl"], seed=seed)
+    _add(results, "kl", (*each, "text"), stacked["kl"], missed)
     for name, units in UNITS.items():
         for variable in (name, f"{name}_mean", f"{name}_low", f"{name}_high"):
             if variable in results:
@@ -417,15 +424,15 @@ def _of_one(
 
 
 def _add_means(
-    results: xr.Dataset,
-    name: str,
-    dims: tuple[str, ...],
-    values: np.ndarray,
-    seed: int,
-    over: str = "object",
+    results: xr.Dataset, name: str, dims: tuple[str, ...], values: np.ndarray, seed: int
 ) -> None:
     """Values of each object, and their means with intervals. values : (*dims, objects)."""
-    results[name] = ((*dims, over), values.astype(np.float32))
-    found = bootstrap(values, seed=seed)
+    _add(results, name, (*dims, "object"), values, bootstrap(values, seed=seed))
+
+
+def _add(
+    results: xr.Dataset, name: str, dims: tuple[str, ...], values: np.ndarray, found: Interval
+) -> None:
+    results[name] = (dims, values.astype(np.float32))
     for part, numbers in zip(found._fields, found, strict=True):
-        results[f"{name}_{part}"] = (dims, numbers)
+        results[f"{name}_{part}"] = (dims[:-1], numbers)

@@ -74,22 +74,13 @@ def between(
 ) -> Noise:
     """What both captures have in common of the query objects.
 
-    Raises ValueError as `matching` does, and where the second run is not yet captured as far as the
-    query objects.
+    Raises ValueError as `matching` does.
     """
-    both = [name for name in variants if name in again.variants]
-    rows = matching(run, again, variants, layers, data.samples)[data.query]
-    for name in both:
-        if (done := again.done(name)) <= rows.max():
-            raise ValueError(
-                f"{again.path} is not completely captured: {name} has {done} of "
-                f"{again.samples().sizes['sample']} objects, not all the query objects of "
-                f"{run.path}"
-            )
+    rows = matching(run, again, variants, layers, data)
     likeness = np.full((3, len(variants), len(layers)), np.nan)
     own, agreeing = np.full((2, *likeness.shape[1:], len(rows)), np.nan)
     for v, at in np.ndindex(likeness.shape[1:]):
-        if variants[v] not in both:
+        if variants[v] not in again.variants:
             continue
         tokens = [Tokens(one.final(variants[v]).sel(layer=layers[at])) for one in (run, again)]
         here, there = (one.pooled for one in tokens)
@@ -103,7 +94,8 @@ def between(
             for states in (once, twice)
         ]
         agreeing[v, at] = named[0] == named[1]
-    said = f"second capture {again.path.name}, of {', '.join(both)}"
+    both = ", ".join(name for name in variants if name in again.variants)
+    said = f"second capture {again.path.name}, of {both}"
     return Noise(likeness, own, agreeing, said)
 
 
@@ -112,28 +104,35 @@ def matching(
     again: Run,
     variants: Sequence[str],
     layers: Sequence[int] | np.ndarray,
-    samples: int,
+    data: Objects,
 ) -> np.ndarray:
-    """Where the second capture has each of the run's first objects, (samples,).
+    """Where the second capture has each of the query objects, (queries,).
 
     Raises ValueError where no model was captured again, or the second run has other objects, by id
-    or by what is known of them, or lacks a layer.
+    or by what is known of them, lacks a layer or is not yet captured as far as the query objects.
     """
-    if not set(variants) & set(again.variants):
+    if not (both := [name for name in variants if name in again.variants]):
         raise ValueError(
             f"{again.path} has none of the models of {run.path}: {', '.join(again.variants)} "
             f"instead of {', '.join(variants)}"
         )
     if missing := [int(layer) for layer in layers if layer not in again.layers]:
         raise ValueError(f"{again.path} has no layer {missing[0]}, {run.path} has")
-    ids = run.samples()["sample"].values[:samples]
+    ids = run.samples()["sample"].values[: data.samples]
     theirs = again.samples()["sample"].values
     place = {name: at for at, name in enumerate(theirs)}
     if lacking := [name for name in ids if name not in place]:
         raise ValueError(f"{again.path} lacks {len(lacking)} objects of {run.path}: {lacking[0]}")
     every = np.array([place[name] for name in ids])
     _check_same(run, again, every)
-    return every
+    rows = every[data.query]
+    for name in both:
+        if (done := again.done(name)) <= rows.max():
+            raise ValueError(
+                f"{again.path} is not completely captured: {name} has {done} of {len(theirs)} "
+                f"objects, not all the query objects of {run.path}"
+            )
+    return rows
 
 
 def _check_same(run: Run, again: Run, rows: np.ndarray) -> None:

@@ -76,7 +76,8 @@ METHODS = {  # by a variable that shows that it was measured
     "2008), common neighbours (Huh et al. 2024), SVCCA (Raghu et al. 2017), PWCCA (Morcos et al. "
     "2018). Intervals: delete-a-group jackknife, of Procrustes' logarithm and Fisher's z of RSA, "
     "SVCCA, with objects left out in part, and PWCCA; for common neighbours, and in part for SVCCA "
-    "and PWCCA of many objects, halves of them (McCarthy 1969). Control: the target's objects in "
+    "and PWCCA of many objects, halves of them (McCarthy 1969); differences: as they stand. "
+    "Control: the target's objects in "
     "random order.",
 }
 BESIDE = {  # by the probe that was kept
@@ -111,7 +112,7 @@ LIMITS = (
     "Simulated, 95 % intervals of intrinsic dimension hold in 94 to 96 % of runs of 600 objects, "
     "those of common neighbours in 95 to 96 %, in up to all where a class has few objects; less "
     "exact are those of SVCCA where the number of directions changes with the objects or tails are "
-    "heavy (93 to 97 %), and of PWCCA of fewer than 6 objects to a dimension.",
+    "heavy (94 to 97 %), and of PWCCA of fewer than 4 objects to a dimension, which are too wide.",
 )
 OF_MAPS = (
     "Maps are for looking: their neighbours are those of the states only as far as "

@@ -126,7 +126,7 @@ def _kl(results: xr.Dataset) -> Curves:
         for part in ("mean", "low", "high")
     )
     return Curves(
-        "Lens against the model's next token (dotted: logit lens)",
+        "Lens against the model's next token, over texts (dotted: logit)",
         "KL in nats on text   (lower is better)",
         results.variant.values.astype(str).tolist(),
         results.layer.values,

@@ -62,7 +62,7 @@ KEPT = {
         "advantage": Kept("advantage of the class word over others, nats", tested=True),
         "log_rank": Kept("log of the rank of the class word", ABOVE),
         "entropy": Kept("entropy of the lens, nats", ABOVE),
-        "kl": Kept("nats of the lens from the model's own next token", ABOVE),
+        "kl": Kept("KL of the lens from the model's own next token, nats", ABOVE),
         "caption_match": Kept("share of point tokens next to a caption of their class", SHARE),
     },
     "causal": {
@@ -128,7 +128,10 @@ def over_kept(runs: Sequence[Run], name: str, shared: bool) -> xr.Dataset:
 
 
 def _put(results: xr.Dataset, key: str, kept: Kept, each: list[xr.DataArray]) -> None:
-    """One measure: its mean over seeds, and every model's difference from the baseline."""
+    """One measure: its mean over seeds, and every model's difference from the baseline.
+
+    Texts may be others where objects are shared: each run draws those that are held out.
+    """
     *dims, over = map(str, each[0].dims)
     shared = bool(results.attrs["shared"]) and all(one[over].equals(each[0][over]) for one in each)
     for dim in dims:
@@ -226,7 +229,7 @@ def _check(runs: Sequence[Run], name: str, found: list[xr.Dataset]) -> None:
             there = part in one or f"{key}_low" in one
             if there and (part not in one or one[part].dims[-1] not in OBJECTS):
                 raise ValueError(
-                    f"{run.name} keeps {name} without its objects, of an older version: "
+                    f"{run.name} keeps {name} without its objects or texts, of an older version: "
                     f"{_command(name, run)} measures it anew"
                 )
             if (part in one) != (_part(found[0], key) in found[0]):

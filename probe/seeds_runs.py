@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from probe import noise, sweep
+from probe import sweep
 from probe.assemble import assemble
 from probe.cells import LEVEL
+from probe.noise import Noise, between, with_floor
 from probe.seeds_scores import EVERY, Parts, layers_of, parts_of
 from probe.seeds_sheet import SeedsSheet
 from store import Run
@@ -33,7 +34,7 @@ class Swept(NamedTuple):
     parts: dict[str, Parts]
     pairs: np.ndarray | None
     classes: np.ndarray
-    noise: noise.Noise | None
+    floor: Noise | None
 
 
 def over_runs(
@@ -72,17 +73,18 @@ def over_runs(
     captures, or what `probe.noise.between` refuses.
     """
     check(runs)
-    if again is not None and len(again) != len(runs):
-        raise ValueError(f"{len(again)} second captures of {len(runs)} runs: name one of each")
+    seconds = [None] * len(runs) if again is None else list(again)
+    if len(seconds) != len(runs):
+        raise ValueError(f"{len(seconds)} second captures of {len(runs)} runs: name one of each")
     layers = list(runs[0].layers if layers is None else layers)
     variants = list(runs[0].variants)
-    for one, its in zip(runs, again or (), strict=again is not None):
-        sweep.check_second(one, its, variants, layers)
+    for run, second in zip(runs, seconds, strict=True):
+        if second is not None:
+            sweep.check_second(run, second, probes, layers, variants)
     swept = []
-    seconds = [None] * len(runs) if again is None else again
     for run, name, second in zip(runs, names_of(runs), seconds, strict=True):
-        floor = second is not None
-        more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed, again=floor)
+        there = second is not None
+        more, said = sweep.with_kept(run, probes, layers, k=k, seed=seed, again=there)
         if said and tell:
             tell(f"{name}: {said}")
         found = sweep.cells_of(
@@ -90,6 +92,13 @@ def over_runs(
         )
         swept.append(_swept(run, found, second))
         del found  # of one run at a time
+    return _together(runs, swept, variants, seed)
+
+
+def _together(
+    runs: Sequence[Run], swept: list[Swept], variants: list[str], seed: int
+) -> xr.Dataset:
+    """The Dataset of `over_runs`, of each run's sweep."""
     own, parts, pairs, classes, floors = map(list, zip(*swept, strict=True))
     own, parts, classes = _in_common(own, parts, classes)
     shared = same_objects(runs)
@@ -120,9 +129,9 @@ def over_runs(
         sheet.put(key, [one[key] for one in parts])
     if compared:
         sheet.put_layers(compared)
-    if again is not None:
-        sheet.put_noise(floors)
-        results = results.assign_attrs(noise_floor="; ".join(one.said for one in floors))
+    if known := [one for one in floors if one is not None]:
+        sheet.put_noise(known)
+        results = results.assign_attrs(noise_floor="; ".join(one.said for one in known))
     return results.assign(sheet.found)
 
 
@@ -133,8 +142,8 @@ def _swept(run: Run, found: sweep.Found, again: Run | None) -> Swept:
     if again is None:
         results = sweep.with_noise(results, run, None, found.data, found.ask)
     else:
-        floor = noise.between(run, again, found.variants, found.layers, found.data, found.ask)
-        results = noise.with_floor(results, floor)
+        floor = between(run, again, found.variants, found.layers, found.data, found.ask)
+        results = with_floor(results, floor)
     run.write_probe("sweep", results)
     labels = found.data.labels
     classes = np.searchsorted(np.unique(labels), labels[found.data.query])

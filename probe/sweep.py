@@ -80,7 +80,7 @@ def sweep(
     and properties at once; `probe.assemble` names the rest.
     """
     if again is not None:
-        check_second(run, again, variants, layers)
+        check_second(run, again, probes, layers, variants)
     found = cells_of(
         run,
         probes,
@@ -180,9 +180,6 @@ def cells_of(
     progress: Progress | None = None,
 ) -> Found:
     """What `sweep` is assembled from: scores object by object. Arguments as there."""
-    for name, asked in (("probes", probes), ("layers", layers), ("variants", variants), ("k", k)):
-        if asked is not None and not len(asked):
-            raise ValueError(f"no {name}: name one or more")
     variants, layers = _wanted(run, probes, layers, variants)
     data = read_objects(run, variants)
     if len(data.query) < 2:
@@ -191,6 +188,8 @@ def cells_of(
         if progress:
             progress(0, 1, "descriptors")
         data = data._replace(properties=_properties(run, data, properties))
+    if not k:
+        raise ValueError("no k: name one or more")
     if not 1 <= min(k) <= max(k) <= len(data.gallery):
         raise ValueError(f"k={list(k)}: must be 1 to {len(data.gallery)}, the gallery's objects")
     ask = Settings(tuple(sorted(set(k))), seed)
@@ -297,13 +296,17 @@ def _measure_there(*args: Any, **rest: Any) -> dict[str, Cell]:
 
 
 def check_second(
-    run: Run, again: Run, variants: Sequence[str] | None, layers: Sequence[int] | None
+    run: Run,
+    again: Run,
+    probes: Sequence[str],
+    layers: Sequence[int] | None,
+    variants: Sequence[str] | None,
 ) -> None:
-    """Raises ValueError for what is no second capture of a run, before the run is measured."""
+    """Raises ValueError for what is no second capture of a run, before that is measured."""
     from probe.noise import matching
 
-    variants, layers = _wanted(run, (), layers, variants)
-    matching(run, again, variants, layers, min(run.done(name) for name in variants))
+    names, depths = _wanted(run, probes, layers, variants)
+    matching(run, again, names, depths, read_objects(run, names))
 
 
 def with_noise(
@@ -321,6 +324,9 @@ def with_noise(
 def _wanted(
     run: Run, probes: Sequence[str], layers: Sequence[int] | None, variants: Sequence[str] | None
 ) -> tuple[list[str], list[int]]:
+    for name, asked in (("probes", probes), ("layers", layers), ("variants", variants)):
+        if asked is not None and not len(asked):
+            raise ValueError(f"no {name}: name one or more")
     if wrong := [name for name in probes if name not in ALL_PROBES]:
         raise ValueError(f"no probe {wrong[0]!r}: there are {', '.join(ALL_PROBES)}")
     names = list(run.variants if variants is None else variants)

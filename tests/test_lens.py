@@ -23,6 +23,7 @@ from probe.lens import (
     tuned_lens,
 )
 from probe.patching import answered, find_unembedding, states_at
+from probe.plots_causal import lens_figure
 from tests.test_causal import DEPTH, llama, questions
 
 WORDS = np.array([3, 11, 20, 31])
@@ -92,7 +93,7 @@ def test_a_translator_begins_as_the_identity_and_is_the_same_for_the_same_seed()
     norm, head = unembedding()
     once, twice = (list(tuned_lens(planted_text(), norm, head, steps=5, seed=3)) for _ in range(2))
     assert torch.equal(once[0][0].weight, twice[0][0].weight)
-    with pytest.raises(ValueError, match="4 conversations: a tuned lens needs 6 or more"):
+    with pytest.raises(ValueError, match="4 conversations: a tuned lens needs 5 or more"):
         next(tuned_lens(Text(drawn(1, 8, DIM), drawn(8, DIM), np.arange(8) // 2), norm, head))
 
 
@@ -119,7 +120,7 @@ def test_nearest_captions_are_the_neighbours_of_sklearn_in_centred_states():
     np.testing.assert_array_equal(nearest_captions(hidden, bank).ravel(), expected)
 
 
-def read_planted(strength, layers=2):
+def read_planted(strength, layers=2, text=None):
     """Point tokens that hold their class's word, and captions whose tokens hold it as well."""
     norm, head = unembedding()
     labels = np.repeat(np.arange(4), 8)
@@ -131,7 +132,7 @@ def read_planted(strength, layers=2):
         points,
         labels,
         WORDS,
-        planted_text(layers),
+        text or planted_text(layers),
         Captions(bank, np.repeat(np.arange(12), 6), captions),
         norm,
         head,
@@ -185,6 +186,30 @@ def test_what_the_lens_misses_of_the_next_token_has_an_interval_over_texts():
     exact = stats.t.interval(0.95, 11, plain.kl.mean(), stats.sem(plain.kl))
     np.testing.assert_allclose([plain.kl_low, plain.kl_high], exact, rtol=0.05)
     assert float(plain.kl_mean) == pytest.approx(each[mine].mean(), rel=1e-4)
+
+
+def test_a_text_counts_as_one_however_long_and_few_have_no_interval():
+    norm, head = unembedding()
+    text = planted_text()
+    of = np.random.default_rng(4).permutation(np.repeat(np.arange(12), np.arange(12) * 9 + 1))[:600]
+    uneven = Text(text.states, text.final, of)
+    with torch.no_grad():
+        own, seen = (head(norm(part)).softmax(-1) for part in (text.final, text.states[0]))
+    each = rel_entr(own.numpy(), seen.numpy()).sum(axis=-1)
+    _, kl = next(tuned_lens(uneven, norm, head, steps=1))
+    means = [each[of == one].mean() for one in held_out(uneven)]
+    np.testing.assert_allclose(kl[0], means, rtol=1e-4)
+    few = read_planted(0.0, text=Text(text.states, text.final, np.repeat(np.arange(6), 100)))
+    assert few.sizes["text"] == 2 and np.isfinite(few.kl_mean).all()
+    assert few.kl_low.isnull().all() and few.kl_high.isnull().all()
+
+
+def test_earlier_results_without_an_interval_of_the_lens_are_drawn():
+    found = read_planted(2.0).assign_attrs(run="run")
+    older = found.assign(kl=found.kl_mean).drop_vars(["kl_mean", "kl_low", "kl_high"])
+    drawn, again = (lens_figure(one).to_dict()["data"] for one in (found, older))
+    lines = [[trace["y"] for trace in one if trace["xaxis"] == "x4"] for one in (drawn, again)]
+    assert len(lines[1]) and any(np.array_equal(lines[1][0], each) for each in lines[0])
 
 
 def test_classes_of_one_first_token_are_no_control_of_each_other():

@@ -466,7 +466,8 @@ def test_two_captures_of_the_same_objects_give_the_noise_floor(run, tmp_path):
     np.testing.assert_allclose(itself.noise_agreement_mean, 1)
     said = " ".join(findings(itself))
     assert (
-        "CKA of 1.000 with themselves, and their neighbours name the same class for 100.0 %" in said
+        "CKA of 1.000 (intervals within 1.000 and 1.000) with themselves, and their neighbours "
+        "name the same class for 100.0 % (intervals within 9" in said
     )
     both = ["baseline", "aligned"]
     found = sweep(run, ["knn"], [0], both, again=_Again(run, ["aligned"], [0]))

@@ -230,7 +230,8 @@ def test_noise_floors_of_several_runs_have_an_interval_over_seeds(tmp_path, caps
     np.testing.assert_allclose(ours, np.clip(exact, -1, 1), atol=1e-6)
     for wrong, message in (
         (str(seconds[0]), "3 runs want a second capture each, with commas between, this names 1"),
-        (f"{seconds[0]},{seconds[1]},{more[1]}", "is the run itself"),
+        (f"{seconds[0]},{seconds[1]},{more[1]}", "each once, and none of the runs"),
+        (f"{seconds[0]},{seconds[1]}, {seconds[0]}", "each once, and none of the runs"),
     ):
         with pytest.raises(ValueError, match=message):
             main(ProbeConfig(run=first, more=more, probes="knn", k="5", again=wrong))

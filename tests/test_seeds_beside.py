@@ -250,7 +250,7 @@ def test_the_command_puts_together_what_all_runs_keep_and_names_the_rest(runs, c
     said = " ".join(capsys.readouterr().out.split())
     assert "Causes, 3 seeds (seed0, seed1, seed2), other objects in each." in said
     assert f"without maps: not in {first.path}: python -m probe {first.path} --probes maps" in said
-    older = f"{second.path} keeps lens without its objects, of an older version"
+    older = f"{second.path} keeps lens without its objects or texts, of an older version"
     assert f"without lens: {older}" in said
     text = (first.path / "report.md").read_text()
     section = text.partition("## Over seeds")[2].partition("## Depth")[0]
@@ -295,7 +295,9 @@ def test_texts_of_their_own_are_not_held_for_shared(runs):
     assert own.entropy_high.equals(shared.entropy_high)
     older = each[1].assign(kl=each[1].kl_mean).drop_vars(["kl_mean", "kl_low", "kl_high"])
     runs[1].write_probe("lens", older)
-    with pytest.raises(ValueError, match=f"{runs[1].path} keeps lens without its objects, of an"):
+    with pytest.raises(
+        ValueError, match=f"{runs[1].path} keeps lens without its objects or texts, of an"
+    ):
         over_kept(runs, "lens", shared=False)
 
 

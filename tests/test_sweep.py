@@ -15,6 +15,7 @@ from rich.console import Console
 
 import store
 from probe.__main__ import EVERY, ProbeConfig, main
+from probe.cache import folder_of
 from probe.cli import exit_code
 from probe.geometry import descriptors, geometry_by_layer
 from probe.judged import counted
@@ -433,6 +434,9 @@ def test_an_unfinished_second_capture_is_one_sentence(tmp_path):
     short.done = lambda name: 40
     with pytest.raises(ValueError, match="second is not completely captured: baseline has 40 of"):
         sweep(store.open_run(path), ["knn"], k=[1], again=short)
+    assert not folder_of(store.open_run(path)).exists()  # nothing was measured before it
+    with pytest.raises(ValueError, match="no variants: name one or more"):
+        sweep(store.open_run(path), ["knn"], variants=[], again=store.open_run(second))
 
 
 def test_a_disk_that_takes_nothing_is_one_sentence_and_the_table_is_shown(
