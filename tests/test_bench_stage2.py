@@ -52,6 +52,7 @@ def computed(config, sizes, half, shape, weight=None, **_):
 
 
 @simulated
+@pytest.mark.slow
 def test_a_step_runs_wholly_on_a_gpu_and_takes_what_a_dry_run_says():
     """No tensor is left on the CPU, no two dtypes meet; torch's own tracker adds up the memory."""
     aligned = step(SHALLOW)

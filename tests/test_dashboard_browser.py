@@ -125,7 +125,9 @@ def test_a_server_started_from_any_folder_answers_this_machine_alone(tmp_path):
     assert listening and listening <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("tab", ["light", "dark"], indirect=True)
+@pytest.mark.parametrize(
+    "tab", ["light", pytest.param("dark", marks=pytest.mark.slow)], indirect=True
+)
 def test_every_page_draws_and_nothing_complains(server, tab, request):
     address, log = server
     tab.goto(address)

@@ -126,6 +126,7 @@ def test_stock_peft_loads_the_adapter(finished):
     assert torch.equal(ours[name], theirs)
 
 
+@pytest.mark.slow  # test_loop.py kills training, this the whole job
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     finished, tmp_path, tiny_checkpoint, solids_folder
 ):
