@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from streamlit.testing.v1 import AppTest
 
 import store
@@ -9,6 +10,7 @@ from tests.benchmarks.bench_dashboard import DRAWN, LAYERS, VARIANTS, write_larg
 from tests.test_dashboard import APP, PAGES
 
 
+@pytest.mark.slow
 def test_every_page_shows_the_run_of_the_benchmark(tmp_path, monkeypatch):
     write_large(tmp_path / "runs" / "large", 300)
     run = store.open_run(tmp_path / "runs" / "large")

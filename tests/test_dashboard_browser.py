@@ -226,6 +226,7 @@ def test_the_map_takes_a_lasso_and_glides_to_the_next_layer(server, tab):
     tab.get_by_role("button", name=f"Open {name} layer by layer").wait_for()
 
 
+@pytest.mark.slow
 def test_figures_can_be_saved_as_png_and_as_svg(server, tab):
     address, _ = server
     tab.goto(address)

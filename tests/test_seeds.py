@@ -144,6 +144,7 @@ def test_seeds_with_the_same_objects_are_covered_at_the_level(seeds, of_seed, of
     assert 0.94 <= covered <= 0.962
 
 
+@pytest.mark.slow
 def test_runs_are_put_together_with_their_number_said(runs, capsys):
     first, *rest = runs
     main(ProbeConfig(run=first.path, probes="linear", k="5"))

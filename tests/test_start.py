@@ -138,8 +138,14 @@ def test_the_release_recipe_runs_and_says_so(tiny_checkpoint, solids_folder, tmp
     "more",
     [
         ("--align-loss", "l1", "--align-target", "projector-mid", "--align-layer", "1,3"),
-        ("--align-loss", "contrastive", "--align-schedule", "rise", "--data-fraction", "0.5"),
-        ("--align-loss", "learned", "--align-layer", "2-4", "--align-projector-layers", "1"),
+        pytest.param(
+            ("--align-loss", "contrastive", "--align-schedule", "rise", "--data-fraction", "0.5"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("--align-loss", "learned", "--align-layer", "2-4", "--align-projector-layers", "1"),
+            marks=pytest.mark.slow,
+        ),
         (
             *("--gradient-checkpointing", "--attention", "eager", "--decay", "linear"),
             *("--accumulate", "2", "--batch-size", "2,4,2", "--no-single-turn-template"),
