@@ -61,6 +61,7 @@ def test_every_module_says_what_it_is():
     assert not silent
 
 
+@pytest.mark.slow
 def test_the_reference_is_built_and_its_links_lead_somewhere(tmp_path):
     """By the guide's own command; nothing that a reader opens is fetched from a network."""
     pytest.importorskip("pdoc")

@@ -115,6 +115,7 @@ def without_its_beginning(run):
     (run / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_the_probes_command_has_them_measured_and_ends_as_they_do(made, tmp_path, capfd):
     run = shutil.copytree(made, tmp_path / "run")
     main(ProbeConfig(run=str(run), probes="causal", layers="2,4"))

@@ -415,6 +415,7 @@ def test_a_run_that_was_not_probed_says_so(tmp_path):
         write_report(bare)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_lacks_variables_is_one_sentence(run, whole, tmp_path, monkeypatch, capsys):
     shutil.copytree(run.path, tmp_path / "run")
     older = store.open_run(tmp_path / "run")

@@ -185,6 +185,7 @@ def test_runs_are_put_together_with_their_number_said(runs, capsys):
     assert "python -m probe seed0 seed1 seed2 --probes knn,drift --k 5" in text.read_text()
 
 
+@pytest.mark.slow
 def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(tmp_path, capsys):
     first, other = (make(tmp_path / f"seed{seed}", seed) for seed in range(2))
     second = shutil.copytree(first.path, tmp_path / "second")
@@ -203,6 +204,7 @@ def test_each_run_says_what_is_kept_beside_and_that_its_noise_floor_is_left_out(
     assert first.probes("sweep").identical(alone)
 
 
+@pytest.mark.slow
 def test_noise_floors_of_several_runs_have_an_interval_over_seeds(tmp_path, capsys):
     runs = [make(tmp_path / f"seed{seed}", seed) for seed in range(3)]
     rng, seconds = np.random.default_rng(3), []

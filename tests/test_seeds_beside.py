@@ -238,6 +238,7 @@ def test_a_depth_over_seeds_lies_among_the_captured_layers(runs):
     assert f"by layer 6.7 [{low:.1f}, beyond 8]." in said
 
 
+@pytest.mark.slow
 def test_the_command_puts_together_what_all_runs_keep_and_names_the_rest(runs, capsys):
     first, second, third = runs
     names = (second.path, third.path)

@@ -114,6 +114,7 @@ def plain(tiny_checkpoint, solids_folder, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_cache_changes_no_number(plain, tiny_checkpoint, solids_folder, tmp_path):
     other = tmp_path / "not"
     result = typed(tiny_checkpoint, solids_folder, other, "--no-cache")
