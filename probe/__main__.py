@@ -223,7 +223,6 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
 
     if "objects" in probes:
         raise ValueError("--probes objects is of one run: ask for it run by run")
-    paths = [config.run, *config.more]
     runs = [run, *(open_run(path) for path in config.more)]
     check(runs)
     again = [path.strip() for path in config.again.split(",")] if config.again else []
@@ -232,8 +231,8 @@ def _over_seeds(config: ProbeConfig, run, probes: list[str], layers: list[int]) 
             f"--again {config.again}: {len(runs)} runs want a second capture each, with commas "
             f"between, this names {len(again)}"
         )
-    places = [Path(path).resolve() for path in (*paths, *again)]
-    if len(set(places)) < len(places):
+    places = [Path(path).resolve() for path in (config.run, *config.more, *again)]
+    if again and len(set(places)) < len(places):
         raise ValueError(
             f"--again {config.again}: a second capture of each run, each once, and none of the runs"
         )

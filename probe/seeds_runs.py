@@ -70,7 +70,7 @@ def over_runs(
     is called with a sentence for each run of which more is kept, or less than before. Raises
     ValueError for runs that lack a model, a layer or a class of the first, or of which one is not
     completely captured, is given twice or is a copy of another; and for another number of second
-    captures, or what `probe.noise.between` refuses.
+    captures, or what `probe.noise.matching` refuses.
     """
     check(runs)
     seconds = [None] * len(runs) if again is None else list(again)
